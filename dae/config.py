@@ -1,0 +1,127 @@
+"""`RunConfig`: every knob of a run, with its unit and default. A run is a pure function of it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from dae.errors import UsageError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What decides the result of a run; saved with it as `config.json`."""
+
+    dataset: str = "mnist"
+    """Name of the images to train on; `mnist` comes with the package."""
+    data: str | None = None
+    """An .npz file of your own instead, in Keras's layout: arrays x_train and x_test, uint8, [N, 28, 28]."""
+    train_examples: int | None = None
+    """Train on the first so many images only (default: all that do not validate)."""
+    validation_examples: int = 5000
+    """The last so many training images validate instead of training; 0: train on all, validate on none."""
+    noise: str = "gaussian"
+    """Name of the noise model."""
+    noise_level: float = 0.5
+    """Strength of the noise; for gaussian its standard deviation, where black is 0 and white is 1."""
+    clip_noise: bool = True
+    """Clip noisy images to [0, 1]."""
+    model: str = "conv"
+    """Name of the network."""
+    loss: str = "bce"
+    """Name of the loss."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    batch_size: int = 128
+    """Images per training step."""
+    epochs: int = 50
+    """Passes over the training images."""
+    seed: int = 0
+    """Decides initial weights, order and noise."""
+
+    def __post_init__(self) -> None:
+        for name, (allowed, description) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not allowed(value):
+                raise UsageError(f"{flag(name)}: {value!r} is not {description}")
+
+
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "train_examples": (lambda count: count is None or count >= 1, "a whole number from 1 up"),
+    "validation_examples": (lambda count: count >= 0, "a whole number from 0 up"),
+    "noise_level": (lambda level: 0 <= level < math.inf, "a finite number from 0 up"),
+    "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number above 0"),
+    "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to a million"),
+    "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to a million"),
+    "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
+}
+
+PRESETS = {
+    "default": RunConfig(),
+    # The tutorial to the letter: all 60,000 images train, none validate.
+    "tutorial": RunConfig(validation_examples=0),
+    # A first look in well under a minute.
+    "quick": RunConfig(train_examples=10_000, validation_examples=1_000, epochs=3),
+}
+
+# A finished or stopped run may be resumed with another value of these, and of no other field.
+MAY_CHANGE = ("epochs",)
+
+
+def flag(field_name: str) -> str:
+    """The command-line flag of a field: `noise_level` -> `--noise-level`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def to_json(config: RunConfig) -> str:
+    """`config` as JSON text, one field a line."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> RunConfig:
+    """The configuration in JSON `text`; fields that are left out have their defaults.
+
+    Raises UsageError, naming `source`, for text that is not JSON, an unknown field, or a value of the
+    wrong type or out of range.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: holds a JSON {type(values).__name__}, not an object of fields")
+    types = get_type_hints(RunConfig)
+    for name, value in values.items():
+        if name not in types:
+            raise UsageError(f"{source}: unknown field {name!r}{nearest(name, types)}")
+        allowed = get_args(types[name]) or (types[name],)
+        if type(value) is int and float in allowed and abs(value) < 2**53:
+            values[name] = float(value)
+        elif type(value) not in allowed:
+            names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+            raise UsageError(f"{source}: {name} is {value!r}, which is not of type {names}")
+    try:
+        return RunConfig(**values)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration saved at `path`; raises UsageError where it cannot be read."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+
+
+def check_unchanged(saved: RunConfig, asked: RunConfig, run_dir: Path) -> None:
+    """Raises UsageError, with both values of each field, where a resume asks for another run than was saved."""
+    changes = [
+        f"{flag(field.name)} was {getattr(saved, field.name)!r}, now {getattr(asked, field.name)!r}"
+        for field in dataclasses.fields(RunConfig)
+        if field.name not in MAY_CHANGE and getattr(saved, field.name) != getattr(asked, field.name)
+    ]
+    if changes:
+        raise UsageError(f"--resume: {run_dir} is another run ({'; '.join(changes)})")

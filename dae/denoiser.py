@@ -1,0 +1,68 @@
+"""Using a finished model, by its run or by its file."""
+
+import zipfile
+from pathlib import Path
+
+import absl.logging
+import keras
+import numpy as np
+
+from dae import figures
+from dae.config import RunConfig
+from dae.errors import UsageError, choose
+from dae.losses import LOSSES
+from dae.metrics import evaluator
+from dae.pipeline import evaluation_batches
+from dae.run_directory import REPORT, replacing
+
+MODEL_FILES = ("model.keras", "model.h5")
+SHOWN_IN_FIGURE = 10
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """The model of a finished run's folder, or of a .keras or .h5 file.
+
+    It takes and returns float32 [N, H, W, C] in [0, 1]. Raises UsageError where there is none to be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / REPORT).exists():
+            raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")
+        path = path / MODEL_FILES[0]
+    if path.suffix not in (".keras", ".h5"):
+        raise UsageError(f"{path}: neither a run's folder nor a .keras or .h5 file")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a readable model ({str(error).splitlines()[0]})") from None
+    if len(model.input_shape) != 4 or model.input_shape != model.output_shape:
+        raise UsageError(f"{path}: takes {model.input_shape} and returns {model.output_shape}, no denoiser of images")
+    return model
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Writes `model` to a .keras or .h5 file, which plain Keras opens without this package."""
+    with replacing(path) as temporary:
+        verbosity = absl.logging.get_verbosity()
+        absl.logging.set_verbosity(absl.logging.ERROR)  # no advice against .h5: it is asked for
+        try:
+            model.save(temporary)
+        finally:
+            absl.logging.set_verbosity(verbosity)
+
+
+def test(model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path) -> dict[str, float]:
+    """The figures `test_loss`, `test_psnr` ... of `model` on test images, uint8 [N, H, W, C]; draws the first few.
+
+    Noise and loss are those of `config`; `figure` is the path of the picture, a PNG. Raises UsageError where model
+    and images do not fit each other.
+    """
+    if model.input_shape[1:] != images.shape[1:]:
+        raise UsageError(f"the model takes images of {model.input_shape[1:]}, the data has {images.shape[1:]}")
+    batches = evaluation_batches(images, config, "test")
+    noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
+    figures.save_denoised(figure, noisy.numpy(), model(noisy).numpy(), clean.numpy())
+    evaluate = evaluator(model, choose(LOSSES, config.loss, "--loss"))
+    return {f"test_{name}": value for name, value in evaluate(batches).items()}

@@ -1,0 +1,37 @@
+"""What can go wrong, by whose fault it is; the command line turns each into its exit status."""
+
+import difflib
+import signal
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """A mistake of the user's: one line naming the flag or file, the bad value and what is allowed."""
+
+
+class RunError(Exception):
+    """A failure of the run itself, such as a loss that is no longer finite."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal.Signals(signal_number)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the name most like `name`, or nothing where none is."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def choose(table: Mapping[str, T], name: str, flag: str) -> T:
+    """The entry of `table` called `name`; raises UsageError naming `flag` where there is none."""
+    if name not in table:
+        raise UsageError(f"{flag}: unknown name {name!r}{nearest(name, table)} (known: {', '.join(table)})")
+    return table[name]

@@ -1,0 +1,80 @@
+"""How good denoised images are: per-example functions like losses, and their exact mean over a data set."""
+
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+
+from dae.losses import Loss, bce, mse
+
+
+def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """Peak signal-to-noise ratio of each image, -10 log10(MSE), in dB. Source: `tf.image.psnr`, max value 1."""
+    return tf.image.psnr(clean, denoised, max_val=1.0)
+
+
+def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """Structural similarity of each image, in [-1, 1], 1 for equal ones.
+
+    Source: `tf.image.ssim`, max value 1, 11 x 11 Gaussian window with sigma 1.5 (Wang et al. 2004).
+    """
+    return tf.image.ssim(clean, denoised, max_val=1.0)
+
+
+def bce_excess(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """BCE beyond the least that any denoiser could have: bce(x, y) - bce(x, x), in nats per pixel, from 0 up."""
+    return bce(clean, denoised) - bce(clean, clean)
+
+
+def accuracy(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """Share of pixels where the denoised one, cut at 0.5, equals the clean one exactly; grey ones never do.
+
+    Source: Keras, whose `accuracy` for such a network is this; kept because the tutorial prints it.
+    """
+    return tf.reduce_mean(keras.metrics.binary_accuracy(clean, denoised), axis=[1, 2])
+
+
+METRICS: dict[str, Loss] = {
+    "bce": bce,
+    "bce_excess": bce_excess,
+    "mse": mse,
+    "psnr": psnr,
+    "ssim": ssim,
+    "accuracy": accuracy,
+}
+
+Evaluate = Callable[[tf.data.Dataset], dict[str, float]]
+
+
+def evaluator(model: keras.Model, loss: Loss) -> Evaluate:
+    """A function from (noisy, clean) batches to the means of "loss" and of all METRICS over their images.
+
+    Every image weighs the same, also in a smaller last batch; sums are float64. It is compiled once, so
+    make it once and use it for every epoch.
+    """
+    functions = {"loss": loss, **METRICS}
+
+    @tf.function
+    def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
+        denoised = model(noisy, training=False)
+        return {
+            name: tf.reduce_sum(tf.cast(function(clean, denoised), tf.float64)) for name, function in functions.items()
+        }
+
+    def evaluate(batches: tf.data.Dataset) -> dict[str, float]:
+        totals, images = dict.fromkeys(functions, 0.0), 0
+        for noisy, clean in batches:
+            for name, total in sums(noisy, clean).items():
+                totals[name] += float(total)
+            images += clean.shape[0]
+        return {name: total / images for name, total in totals.items()}
+
+    return evaluate
+
+
+def in_words(values: Mapping[str, float], split: str) -> str:
+    """The figures of one split ("validation", "test") in a line of metrics.jsonl or a report, for a reader."""
+    return (
+        "loss {loss:.4f}, BCE {bce:.4f} ({bce_excess:.4f} over its floor), MSE {mse:.4f}, PSNR {psnr:.2f} dB, "
+        "SSIM {ssim:.3f}"
+    ).format(**{name: values[f"{split}_{name}"] for name in ("loss", *METRICS)})

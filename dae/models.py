@@ -1,0 +1,60 @@
+"""Networks: functions `(config, image_shape) -> keras.Model`, from noisy to denoised images.
+
+To add one, write a function and list it in `MODELS`. It takes and returns [batch, H, W, C], ends in a sigmoid,
+consists of plain Keras layers, and draws its initial weights from `config.seed` alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from dae.config import RunConfig
+from dae.errors import UsageError, choose
+from dae.randomness import key
+
+Shape = tuple[int, int, int]
+
+
+def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
+    """The tutorial's convolutional autoencoder: 28 -> 14 -> 7 -> 4 (`encoder`) -> 8 -> 16 -> 14 -> 28.
+
+    The third convolution of the decoder is 'valid', which takes 16 to 14 and so brings 28 back; other sizes
+    do not come back as they went in.
+    """
+    convolution, pooling = keras.layers.Conv2D, keras.layers.MaxPooling2D
+
+    def settings(name: str, activation: str = "relu", padding: str = "same") -> dict[str, Any]:
+        initializer = keras.initializers.GlorotUniform(seed=key(config.seed, f"initial weights of {name}"))
+        return {"name": name, "activation": activation, "padding": padding, "kernel_initializer": initializer}
+
+    noisy = keras.Input(image_shape, name="noisy")
+    x = convolution(16, 3, **settings("encoder_conv_1"))(noisy)
+    x = pooling(2, padding="same", name="encoder_pool_1")(x)
+    x = convolution(8, 3, **settings("encoder_conv_2"))(x)
+    x = pooling(2, padding="same", name="encoder_pool_2")(x)
+    x = convolution(8, 3, **settings("encoder_conv_3"))(x)
+    code = pooling(2, padding="same", name="encoder")(x)
+
+    x = convolution(8, 3, **settings("decoder_conv_1"))(code)
+    x = keras.layers.UpSampling2D(2, name="decoder_up_1")(x)
+    x = convolution(8, 3, **settings("decoder_conv_2"))(x)
+    x = keras.layers.UpSampling2D(2, name="decoder_up_2")(x)
+    x = convolution(16, 3, **settings("decoder_conv_3", padding="valid"))(x)
+    x = keras.layers.UpSampling2D(2, name="decoder_up_3")(x)
+    denoised = convolution(image_shape[-1], 3, **settings("denoised", activation="sigmoid"))(x)
+    return keras.Model(noisy, denoised, name="conv")
+
+
+MODELS: dict[str, Callable[[RunConfig, Shape], keras.Model]] = {"conv": conv}
+
+
+def build(config: RunConfig, image_shape: Shape) -> keras.Model:
+    """The network that `config` names, with its initial weights; raises UsageError if it does not fit the images."""
+    model = choose(MODELS, config.model, "--model")(config, image_shape)
+    if model.output_shape[1:] != image_shape:
+        raise UsageError(
+            f"--model {config.model}: images of {image_shape} would come back as {model.output_shape[1:]}; "
+            "it takes 28 x 28"
+        )
+    return model

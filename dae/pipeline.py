@@ -1,0 +1,63 @@
+"""`tf.data`: from step number to (noisy, clean) batch, with the noise made on the fly.
+
+Batch number s depends on nothing but (seed, s): there is no iterator state to save, a pipeline may start at any
+step, and prefetching or parallel calls cannot change what comes out.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from dae.config import RunConfig
+from dae.errors import choose
+from dae.noise import NOISES
+from dae.randomness import stateless_seed
+
+# Evaluation draws the noise of so many images at once. Part of what evaluation noise means: two runs with one
+# seed see the same noise whatever their batch sizes.
+EVALUATION_BATCH = 500
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Batches in one pass over `examples` images; the last one may be smaller."""
+    return -(-examples // batch_size)
+
+
+def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0) -> tf.data.Dataset:
+    """All (noisy, clean) batches of a run from step `first_step` (counted from 0) to its last.
+
+    `images` is uint8 [N, H, W, C]; batches are float32 [batch, H, W, C] in [0, 1] (the noisy ones outside it too
+    where the noise is not clipped). Every epoch has an order and noise of its own.
+    """
+    examples, batch_size = len(images), config.batch_size
+    steps = steps_per_epoch(examples, batch_size)
+    pixels = tf.constant(images)
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epoch, position = step // steps, step % steps
+        places = tf.range(position * batch_size, tf.minimum((position + 1) * batch_size, examples))
+        order = stateless_seed(config.seed, "order", epoch)
+        shuffled = tf.random.experimental.index_shuffle(places, order, tf.constant(examples - 1, tf.int64))
+        return _add_noise(tf.gather(pixels, shuffled), config, stateless_seed(config.seed, "noise", step))
+
+    return _batches(tf.data.Dataset.range(first_step, steps * config.epochs), batch)
+
+
+def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> tf.data.Dataset:
+    """(noisy, clean) batches of all `images` in their order; the same noise every time for one `purpose`."""
+    pixels = tf.constant(images)
+
+    def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        part = pixels[number * EVALUATION_BATCH : (number + 1) * EVALUATION_BATCH]
+        return _add_noise(part, config, stateless_seed(config.seed, f"{purpose} noise", number))
+
+    return _batches(tf.data.Dataset.range(steps_per_epoch(len(images), EVALUATION_BATCH)), batch)
+
+
+def _batches(numbers: tf.data.Dataset, batch) -> tf.data.Dataset:
+    return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _add_noise(pixels: tf.Tensor, config: RunConfig, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    clean = tf.cast(pixels, tf.float32) / 255.0
+    noisy = choose(NOISES, config.noise, "--noise")(clean, config.noise_level, seed)
+    return tf.clip_by_value(noisy, 0.0, 1.0) if config.clip_noise else noisy, clean

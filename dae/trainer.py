@@ -1,0 +1,245 @@
+"""The training loop. `train_step` only computes; the functions around it decide, write and print."""
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tqdm import tqdm
+
+from dae import config as configs
+from dae import datasets, denoiser, metrics, models, run_directory
+from dae.checkpoints import Checkpoints
+from dae.config import RunConfig
+from dae.datasets import Splits
+from dae.errors import RunError, Stopped, UsageError, choose
+from dae.losses import LOSSES, Loss
+from dae.noise import NOISES
+from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dae.summaries import Summaries
+
+SHOWN_IN_TENSORBOARD = 8
+
+TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def make_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Loss, state: Any) -> TrainStep:
+    """The step `(noisy, clean) -> mean loss of the batch` that trains `model` and counts in `Checkpoints.state`.
+
+    Raises InvalidArgumentError, before any weight changes, where the loss or its gradient is not finite.
+    """
+
+    @tf.function
+    def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            losses = loss(clean, model(noisy, training=True))
+            mean_loss = tf.reduce_mean(losses)
+        gradients = tape.gradient(mean_loss, model.trainable_variables)
+        tf.debugging.assert_all_finite(mean_loss, "the loss")
+        tf.debugging.assert_all_finite(tf.linalg.global_norm(gradients), "the gradient")
+        optimizer.apply(gradients, model.trainable_variables)
+        state.step.assign_add(1)
+        state.loss_sum.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64)))
+        state.images.assign_add(tf.size(losses, tf.int64))
+        return mean_loss
+
+    return train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the parts of the loop share."""
+
+    config: RunConfig
+    folder: Path
+    splits: Splits
+    model: keras.Model
+    evaluate: metrics.Evaluate
+    checkpoints: Checkpoints
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.splits.train), self.config.batch_size)
+
+
+def train(config: RunConfig, run_dir: str | Path, *, resume: bool = False) -> dict[str, float]:
+    """Trains as `config` says, writing to the folder `run_dir`; returns what its report.json says.
+
+    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is.
+    Raises UsageError for mistakes, before anything is written; RunError where the run itself fails; Stopped
+    after SIGINT or SIGTERM, once the state is saved.
+    """
+    folder = Path(run_dir)
+    splits = datasets.load(config)
+    model = models.build(config, splits.image_shape)
+    loss = choose(LOSSES, config.loss, "--loss")
+    choose(NOISES, config.noise, "--noise")
+    optimizer = keras.optimizers.Adam(config.learning_rate)
+    checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
+    run = _Run(config, folder, splits, model, metrics.evaluator(model, loss), checkpoints)
+
+    if resume and (folder / run_directory.CONFIG).exists():
+        configs.check_unchanged(configs.read(folder / run_directory.CONFIG), config, folder)
+        checkpoints.restore_newest()
+        step, last_step = int(checkpoints.state.step), config.epochs * run.steps_per_epoch
+        if step > last_step:
+            raise UsageError(f"--epochs: {config.epochs} is less than {folder} has trained already")
+        if step == last_step and (folder / run_directory.REPORT).exists():
+            print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
+            return run_directory.read_report(folder)
+        run_directory.reopen(folder, config)
+        print(f"going on with {folder} after step {step} of {last_step}")
+    else:
+        if not resume:
+            run_directory.check_free(folder)
+        run_directory.start(folder, config)
+        print(f"writing to {folder}")
+    model.summary()
+    _train_epochs(run, make_train_step(model, optimizer, loss, checkpoints.state))
+    return _finish(run)
+
+
+def _train_epochs(run: _Run, train_step: TrainStep) -> None:
+    """Trains from the step that the state is at to the last one; every epoch ends with its results on disk.
+
+    An epoch's checkpoint comes last: a resume drops what was written after the checkpoint it goes on from, and
+    writes it again.
+    """
+    config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
+    epochs_done, steps_into_epoch = divmod(int(state.step), steps)
+    batches = iter(training_batches(run.splits.train, config, int(state.step)))
+    validation = evaluation_batches(run.splits.validation, config, "validation")
+    noisy_shown, clean_shown = _examples(run)
+    run_directory.keep_epochs(run.folder, epochs_done)
+    bar = tqdm(
+        total=config.epochs * len(run.splits.train),
+        initial=epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size,
+        unit=" images",
+        unit_scale=True,
+        disable=None,  # that is, shown on a terminal only
+    )
+    with Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar, _signals() as received:
+        line_written = time.monotonic()
+        for epoch in range(epochs_done + 1, config.epochs + 1):
+            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
+            started, images_before = time.monotonic(), int(state.images)
+            with _naming_what_is_not_finite(run):
+                for noisy, clean in itertools.islice(batches, epoch * steps - int(state.step)):
+                    mean_loss = train_step(noisy, clean)
+                    # tqdm redraws itself a few times a second, and only then is the loss fetched.
+                    if bar.update(clean.shape[0]):
+                        bar.set_postfix_str(f"loss {float(mean_loss):.4f}", refresh=False)
+                    if received:
+                        break
+            images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
+            if state.step < epoch * steps:
+                state.seconds.assign_add(time.monotonic() - line_written)
+                run.checkpoints.save()
+                break
+
+            line: dict[str, float] = {"epoch": epoch, "step": int(state.step)}
+            line["train_loss"] = float(state.loss_sum) / float(state.images)
+            if config.validation_examples:
+                line |= {f"validation_{name}": value for name, value in run.evaluate(validation).items()}
+            line["learning_rate"] = config.learning_rate
+            line["images_per_second"] = images_per_second
+            summaries.write_epoch(line, noisy_shown, run.model(noisy_shown), clean_shown)
+            # From line to line, so that each epoch counts one checkpoint: the one before it.
+            now = time.monotonic()
+            line["seconds"] = float(state.seconds) + now - line_written
+            line_written = now
+            run_directory.append_metrics(run.folder, line)
+            tqdm.write(_in_words(line, config.epochs))
+
+            for of_this_epoch in (state.loss_sum, state.images, state.seconds):
+                of_this_epoch.assign(tf.zeros_like(of_this_epoch))
+            if line.get("validation_loss", float("inf")) < float(state.best_loss):
+                state.best_loss.assign(line["validation_loss"])
+                state.best_epoch.assign(epoch)
+                run.checkpoints.save_best()
+            run.checkpoints.save()
+            if received:
+                break
+        if received:
+            raise Stopped(
+                received[0],
+                f"stopped after step {int(state.step)}, which is saved; go on with --resume --run-dir {run.folder}",
+            )
+
+
+def _finish(run: _Run) -> dict[str, float]:
+    """Writes the model, the picture and last, as the sign that the run is finished, the report; returns that.
+
+    The model is that of the epoch with the least validation loss; where none validates, of the last epoch.
+    """
+    if run.config.validation_examples:
+        run.checkpoints.restore_best()
+    for name in denoiser.MODEL_FILES:
+        denoiser.save_model(run.model, run.folder / name)
+    report = {
+        "epoch": int(run.checkpoints.state.step) // run.steps_per_epoch,
+        "parameters": run.model.count_params(),
+        **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png"),
+    }
+    run_directory.write_report(run.folder, report)
+    print(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report, 'test')}")
+    print(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
+    return report
+
+
+def _examples(run: _Run) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first few (noisy, clean) validation images, or training images where none validates."""
+    images = run.splits.validation if run.config.validation_examples else run.splits.train
+    noisy, clean = next(iter(evaluation_batches(images, run.config, "validation")))
+    return noisy[:SHOWN_IN_TENSORBOARD], clean[:SHOWN_IN_TENSORBOARD]
+
+
+def _in_words(line: dict[str, float], epochs: int) -> str:
+    """One line of metrics.jsonl for a reader."""
+    words = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
+    if "validation_loss" in line:
+        words += f", validation {metrics.in_words(line, 'validation')}"
+    return words + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
+
+
+@contextlib.contextmanager
+def _naming_what_is_not_finite(run: _Run) -> Iterator[None]:
+    """Turns the train step's refusal of a number that is not finite into a RunError that says where."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        culprit = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
+        if culprit is None:
+            raise
+        raise RunError(
+            f"the {culprit} of step {int(run.checkpoints.state.step) + 1} is not finite; "
+            f"the checkpoints before it are good (try a lower --learning-rate than {run.config.learning_rate})"
+        ) from None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that the loop can stop at a good moment; a second SIGINT stops at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield received
+        return
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
