@@ -40,9 +40,15 @@ class Checkpoints:
         """Saves the state as the newest."""
         self._newest.save(checkpoint_number=self.state.step)
 
-    def save_best(self) -> None:
-        """Saves the state as the best."""
-        self._best.save(checkpoint_number=self.state.step)
+    def end_epoch(self, epoch: int, validation_loss: float | None) -> None:
+        """Saves the state at the end of `epoch`, as the newest, and as the best if `validation_loss` says so."""
+        for of_one_epoch in (self.state.loss_sum, self.state.images, self.state.seconds):
+            of_one_epoch.assign(tf.zeros_like(of_one_epoch))
+        if validation_loss is not None and validation_loss < float(self.state.best_loss):
+            self.state.best_loss.assign(validation_loss)
+            self.state.best_epoch.assign(epoch)
+            self._best.save(checkpoint_number=self.state.step)
+        self.save()
 
     def restore_newest(self) -> bool:
         """Restores the newest good checkpoint and names each broken one that it passes over; False if none was saved.

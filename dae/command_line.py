@@ -111,6 +111,8 @@ def run(main: Callable[[], object]) -> NoReturn:
 
     2: a mistake of the user's; 1: a failure of the run; 130 and 143: stopped by SIGINT and SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line per epoch is to be seen at once in a log file too
     try:
         main()
         status = 0

@@ -66,9 +66,6 @@ PRESETS = {
     "quick": RunConfig(train_examples=10_000, validation_examples=1_000, epochs=3),
 }
 
-# A finished or stopped run may be resumed with another value of these, and of no other field.
-MAY_CHANGE = ("epochs",)
-
 
 def flag(field_name: str) -> str:
     """The command-line flag of a field: `noise_level` -> `--noise-level`."""
@@ -116,12 +113,16 @@ def read(path: Path) -> RunConfig:
         raise UsageError(f"{path}: cannot be read ({error})") from None
 
 
-def check_unchanged(saved: RunConfig, asked: RunConfig, run_dir: Path) -> None:
-    """Raises UsageError, with both values of each field, where a resume asks for another run than was saved."""
+def check_resumable(saved: RunConfig, asked: RunConfig, run_dir: Path) -> None:
+    """Raises UsageError, with both values of each field, where a resume asks for another run than was saved.
+
+    More epochs than before are the one change that a run can go on with.
+    """
     changes = [
         f"{flag(field.name)} was {getattr(saved, field.name)!r}, now {getattr(asked, field.name)!r}"
         for field in dataclasses.fields(RunConfig)
-        if field.name not in MAY_CHANGE and getattr(saved, field.name) != getattr(asked, field.name)
+        if getattr(saved, field.name) != getattr(asked, field.name)
+        and not (field.name == "epochs" and asked.epochs > saved.epochs)
     ]
     if changes:
-        raise UsageError(f"--resume: {run_dir} is another run ({'; '.join(changes)})")
+        raise UsageError(f"--resume: {run_dir} is another run ({'; '.join(changes)}); only --epochs may grow")

@@ -19,7 +19,7 @@ from dae import datasets, denoiser, metrics, models, run_directory
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
-from dae.errors import RunError, Stopped, UsageError, choose
+from dae.errors import RunError, Stopped, choose
 from dae.losses import LOSSES, Loss
 from dae.noise import NOISES
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
@@ -86,16 +86,14 @@ def train(config: RunConfig, run_dir: str | Path, *, resume: bool = False) -> di
     run = _Run(config, folder, splits, model, metrics.evaluator(model, loss), checkpoints)
 
     if resume and (folder / run_directory.CONFIG).exists():
-        configs.check_unchanged(configs.read(folder / run_directory.CONFIG), config, folder)
-        checkpoints.restore_newest()
-        step, last_step = int(checkpoints.state.step), config.epochs * run.steps_per_epoch
-        if step > last_step:
-            raise UsageError(f"--epochs: {config.epochs} is less than {folder} has trained already")
-        if step == last_step and (folder / run_directory.REPORT).exists():
+        saved = configs.read(folder / run_directory.CONFIG)
+        configs.check_resumable(saved, config, folder)
+        if saved == config and (folder / run_directory.REPORT).exists():
             print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
             return run_directory.read_report(folder)
+        checkpoints.restore_newest()
         run_directory.reopen(folder, config)
-        print(f"going on with {folder} after step {step} of {last_step}")
+        print(f"going on with {folder} after step {int(checkpoints.state.step)}")
     else:
         if not resume:
             run_directory.check_free(folder)
@@ -158,13 +156,7 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
             run_directory.append_metrics(run.folder, line)
             tqdm.write(_in_words(line, config.epochs))
 
-            for of_this_epoch in (state.loss_sum, state.images, state.seconds):
-                of_this_epoch.assign(tf.zeros_like(of_this_epoch))
-            if line.get("validation_loss", float("inf")) < float(state.best_loss):
-                state.best_loss.assign(line["validation_loss"])
-                state.best_epoch.assign(epoch)
-                run.checkpoints.save_best()
-            run.checkpoints.save()
+            run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
             if received:
                 break
         if received:

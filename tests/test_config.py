@@ -1,0 +1,96 @@
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dae import config as configs
+from dae.config import RunConfig
+from dae.errors import UsageError
+
+CONFIGS = st.builds(
+    RunConfig,
+    dataset=st.text(),
+    data=st.none() | st.text(),
+    train_examples=st.none() | st.integers(1, 10**9),
+    validation_examples=st.integers(0, 10**9),
+    noise_level=st.floats(0, 1e6),
+    clip_noise=st.booleans(),
+    loss=st.text(),
+    learning_rate=st.floats(1e-12, 1e3),
+    batch_size=st.integers(1, 10**6),
+    epochs=st.integers(1, 10**6),
+    seed=st.integers(0, 2**63 - 1),
+)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(CONFIGS)
+def test_json_gives_back_the_same_configuration(config):
+    assert configs.from_json(configs.to_json(config), "here") == config
+
+
+@given(JSON_VALUES | st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(RunConfig)]), JSON_VALUES))
+def test_any_json_is_a_valid_configuration_or_refused_with_its_source(value):
+    try:
+        config = configs.from_json(json.dumps(value), "here.json")
+    except UsageError as error:
+        assert str(error).startswith("here.json: ")
+        assert "\n" not in str(error)
+    else:
+        assert configs.from_json(configs.to_json(config), "again") == config
+
+
+@given(st.text())
+def test_any_text_is_a_valid_configuration_or_refused(text):
+    try:
+        configs.from_json(text, "here.json")
+    except UsageError as error:
+        assert str(error).startswith("here.json: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "--epochs: 0 is not a whole number from 1"),
+        ({"noise_level": -0.1}, "--noise-level: -0.1 is not"),
+        ({"learning_rate": math.nan}, "--learning-rate: nan is not"),
+        ({"batch_size": 0}, "--batch-size: 0 is not"),
+        ({"seed": -1}, "--seed: -1 is not"),
+        ({"validation_examples": -5}, "--validation-examples: -5 is not"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_flag_and_value(values, message):
+    with pytest.raises(UsageError, match=message):
+        RunConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ('{"epoch": 3}', "unknown field 'epoch'; did you mean 'epochs'?"),
+        ('{"epochs": "3"}', "epochs is '3', which is not of type int"),
+        ('{"epochs": true}', "epochs is True"),
+        ('{"noise_level": 1e999}', "--noise-level: inf"),
+    ],
+)
+def test_a_broken_config_file_is_refused_with_the_reason(text, message):
+    with pytest.raises(UsageError, match=f"x.json: .*{message}".replace("?", r"\?")):
+        configs.from_json(text, "x.json")
+
+
+def test_a_resume_may_ask_for_more_epochs_and_nothing_else(tmp_path):
+    saved = RunConfig(epochs=3)
+    configs.check_resumable(saved, RunConfig(epochs=4), tmp_path)
+    with pytest.raises(UsageError, match="--epochs was 3, now 2"):
+        configs.check_resumable(saved, RunConfig(epochs=2), tmp_path)
+    with pytest.raises(UsageError, match=r"--noise-level was 0.5, now 0.3; --seed was 0, now 7"):
+        configs.check_resumable(saved, RunConfig(epochs=3, noise_level=0.3, seed=7), tmp_path)

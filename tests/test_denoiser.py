@@ -1,0 +1,80 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import run_script
+
+from dae.denoiser import load_model
+from dae.errors import UsageError
+
+# The tutorial's ending: load, predict on noisy test images, stack noisy beside denoised, show in grey.
+PLAIN_KERAS = """
+import sys
+import keras, matplotlib, numpy as np
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+model = keras.models.load_model(sys.argv[1])
+noisy = np.load("noisy.npy")
+denoised = model.predict(noisy, verbose=0)
+assert denoised.shape == noisy.shape
+plt.imshow(np.hstack([noisy[:10].reshape(-1, 28), denoised[:10].reshape(-1, 28)]), cmap="gray")
+plt.savefig("shown.png")
+np.save("denoised.npy", denoised)
+assert "dae" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_plain_keras_opens_the_model_without_this_package(name, tiny_run, tmp_path, mnist):
+    noise = np.random.default_rng(0).normal(0, 0.5, (200, 28, 28, 1))
+    noisy = np.clip(mnist.test[:200] / 255 + noise, 0, 1).astype(np.float32)
+    np.save(tmp_path / "noisy.npy", noisy)
+    shutil.copy(tiny_run / name, tmp_path)
+    subprocess.run([sys.executable, "-c", PLAIN_KERAS, name], cwd=tmp_path, check=True)
+    assert (tmp_path / "shown.png").stat().st_size > 1000
+    expected = load_model(tiny_run).predict(noisy, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "denoised.npy"), expected, atol=1e-6)
+
+
+def test_evaluate_reports_the_same_figures_for_the_run_and_its_files(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.copy(run / "model.h5", tmp_path / "alone.h5")
+    report = json.loads((run / "report.json").read_text())
+    for model in (run, run / "model.keras", tmp_path / "alone.h5"):
+        done = run_script("evaluate.py", model, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert f"BCE {report['test_bce']:.4f}" in done.stdout
+        assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in done.stdout
+    assert (run / "evaluation.png").read_bytes() == (run / "denoised.png").read_bytes()
+    assert (tmp_path / "evaluation.png").exists()
+    other = run_script("evaluate.py", run, "--noise-level", "0.2", "--figure", tmp_path / "less.png", cwd=tmp_path)
+    assert f"PSNR {report['test_psnr']:.2f} dB" not in other.stdout
+    assert (tmp_path / "less.png").exists()
+
+
+def test_what_is_no_model_is_refused(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "report.json").unlink()
+    (tmp_path / "text.h5").write_text("no model")
+    (tmp_path / "text.keras").write_text("no model")
+    (tmp_path / "model.pb").write_text("no model")
+    keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
+    for name, message in {
+        "unfinished": "not a finished run",
+        "none.h5": "no such file",
+        "text.h5": "not a readable model",
+        "text.keras": "not a readable model",
+        "model.pb": "neither a run's folder nor a .keras or .h5 file",
+        "dense.keras": "no denoiser of images",
+    }.items():
+        with pytest.raises(UsageError, match=message) as caught:
+            load_model(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    done = run_script("evaluate.py", tmp_path / "text.h5")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

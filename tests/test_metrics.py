@@ -1,0 +1,85 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dae.losses import LOSSES
+from dae.metrics import METRICS, bce, evaluator
+
+IMAGES = arrays(np.float32, (2, 12, 12, 1), elements=st.floats(0, 1, width=32))
+
+
+@pytest.fixture(scope="module")
+def digits(mnist) -> tuple[np.ndarray, np.ndarray]:
+    clean = (mnist.test[:50] / 255).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.1, clean.shape)
+    # As a sigmoid's output, short of 0 and 1, where the logarithm is not the formula's but Keras's.
+    denoised = np.clip(clean + noise, 0.001, 0.999).astype(np.float32)
+    return clean, denoised
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(clean=IMAGES, denoised=IMAGES)
+@settings(max_examples=30, deadline=None)
+def test_losses_are_finite_per_example_with_finite_gradients(name, clean, denoised):
+    denoised = tf.constant(denoised)
+    with tf.GradientTape() as tape:
+        tape.watch(denoised)
+        losses = LOSSES[name](tf.constant(clean), denoised)
+    assert losses.shape == (2,)
+    assert losses.dtype == tf.float32
+    assert np.isfinite(losses).all()
+    assert (losses.numpy() >= 0).all()
+    assert np.isfinite(tape.gradient(losses, denoised)).all()
+
+
+def test_losses_and_metrics_are_what_their_formulas_say(digits):
+    clean, denoised = (array.astype(np.float64).reshape(50, -1) for array in digits)
+    squared = ((clean - denoised) ** 2).mean(axis=1)
+    expected = {
+        "bce": -(clean * np.log(denoised) + (1 - clean) * np.log(1 - denoised)).mean(axis=1),
+        "mse": squared,
+        "mae": np.abs(clean - denoised).mean(axis=1),
+        "psnr": -10 * np.log10(squared),
+        "accuracy": (clean == (denoised > 0.5)).mean(axis=1),
+    }
+    for name, values in expected.items():
+        function = (LOSSES | METRICS)[name]
+        np.testing.assert_allclose(function(*map(tf.constant, digits)), values, rtol=1e-4, err_msg=name)
+
+
+def test_psnr_and_ssim_of_known_images(digits):
+    clean = tf.constant(digits[0])
+    np.testing.assert_allclose(METRICS["ssim"](clean, clean), 1, atol=1e-6)
+    grey = tf.fill(clean.shape, 0.5)
+    np.testing.assert_allclose(METRICS["psnr"](grey, grey + 0.1), 20, rtol=1e-4)
+
+
+def test_the_floor_of_bce_on_the_test_images_is_the_published_one(mnist):
+    clean = tf.constant((mnist.test / 255).astype(np.float32))
+    assert float(tf.reduce_mean(bce(clean, clean))) == pytest.approx(0.0581, abs=5e-5)
+    np.testing.assert_allclose(METRICS["bce_excess"](clean[:50], clean[:50]), 0, atol=1e-6)
+
+
+def test_accuracy_is_that_of_keras(digits):
+    clean, denoised = digits
+    inputs = keras.Input((28, 28, 1))
+    model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    model.compile(loss="binary_crossentropy", metrics=["accuracy"])
+    accuracy = model.evaluate(denoised, clean, verbose=0, return_dict=True)["accuracy"]
+    assert float(tf.reduce_mean(METRICS["accuracy"](clean, denoised))) == pytest.approx(accuracy, rel=1e-5)
+
+
+def test_every_image_weighs_the_same_also_in_a_smaller_last_batch(digits):
+    clean, denoised = digits
+    inputs = keras.Input((28, 28, 1))
+    unchanged = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    means = evaluator(unchanged, LOSSES["mse"])(tf.data.Dataset.from_tensor_slices((denoised, clean)).batch(32))
+    assert set(means) == {"loss", *METRICS}
+    assert means["loss"] == means["mse"]
+    for name, function in METRICS.items():
+        each = np.asarray(function(tf.constant(clean), tf.constant(denoised)), np.float64)
+        assert means[name] == pytest.approx(each.mean(), rel=1e-6), name

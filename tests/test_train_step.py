@@ -1,0 +1,64 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dae import models
+from dae.checkpoints import Checkpoints
+from dae.config import RunConfig
+from dae.losses import LOSSES
+from dae.pipeline import training_batches
+from dae.trainer import make_train_step
+
+STEPS = 50
+
+
+class RunningLosses(keras.callbacks.Callback):
+    """Keras's own mean loss of the epoch so far, after every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self.values.append(logs["loss"])
+
+
+def test_fifty_steps_equal_those_of_keras_compile_and_fit(mnist, tmp_path):
+    config = RunConfig(batch_size=128)
+    batches = list(training_batches(mnist.train, config).take(STEPS))
+    ours, theirs = models.build(config, (28, 28, 1)), models.build(config, (28, 28, 1))
+    theirs.set_weights(ours.get_weights())
+
+    optimizer = keras.optimizers.Adam(1e-3)
+    state = Checkpoints(tmp_path, ours, optimizer).state
+    train_step = make_train_step(ours, optimizer, LOSSES["bce"], state)
+    losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
+    assert int(state.step) == STEPS
+    assert int(state.images) == STEPS * 128
+    assert float(state.loss_sum) / float(state.images) == pytest.approx(np.mean(losses), rel=1e-6)
+
+    theirs.compile("adam", "binary_crossentropy")
+    running = RunningLosses()
+    noisy, clean = (np.concatenate(part) for part in zip(*batches, strict=True))
+    theirs.fit(noisy, clean, batch_size=128, epochs=1, shuffle=False, verbose=0, callbacks=[running])
+
+    np.testing.assert_allclose(np.cumsum(losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
+    assert losses[-1] < 0.6 * losses[0]  # they do learn
+    for mine, keras_own in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, keras_own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_refused_before_any_weight_changes(bad, tmp_path):
+    model = models.build(RunConfig(), (28, 28, 1))
+    optimizer = keras.optimizers.Adam(1e-3)
+    state = Checkpoints(tmp_path, model, optimizer).state
+    train_step = make_train_step(model, optimizer, LOSSES["mse"], state)
+    before = model.get_weights()
+    images = tf.fill((4, 28, 28, 1), 0.5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the loss : Tensor had"):
+        train_step(images, images * bad)
+    assert int(state.step) == 0
+    for weights, same in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weights, same)

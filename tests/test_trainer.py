@@ -1,0 +1,173 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from conftest import EXPERIMENTS, TINY
+
+from dae import trainer
+from dae.errors import RunError, UsageError
+
+DURATIONS = ("seconds", "images_per_second")
+
+
+def metrics_of(folder) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in DURATIONS} for line in lines]
+
+
+def weights_of(folder) -> list[np.ndarray]:
+    return keras.models.load_model(folder / "model.keras").get_weights()
+
+
+def assert_same_results(folder, other) -> None:
+    assert metrics_of(folder) == metrics_of(other)
+    assert (folder / "report.json").read_text() == (other / "report.json").read_text()
+    assert (folder / "denoised.png").read_bytes() == (other / "denoised.png").read_bytes()
+    for weights, same in zip(weights_of(folder), weights_of(other), strict=True):
+        np.testing.assert_array_equal(weights, same)
+
+
+def test_a_run_leaves_every_file_of_the_contract(tiny_run):
+    assert {path.name for path in tiny_run.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "denoised.png",
+        "environment.json",
+        "metrics.jsonl",
+        "model.h5",
+        "model.keras",
+        "report.json",
+        "tensorboard",
+    }
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 10), (2, 20), (3, 30)]
+    figures = ("loss", "bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")
+    for line in lines:
+        assert set(line) == {"epoch", "step", "train_loss", "learning_rate", *DURATIONS} | {
+            f"validation_{name}" for name in figures
+        }
+        assert line["seconds"] > 600 / line["images_per_second"]
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert set(report) == {"epoch", "parameters"} | {f"test_{name}" for name in figures}
+    environment = json.loads((tiny_run / "environment.json").read_text())
+    assert environment["versions"]["tensorflow"].startswith("2.")
+    assert environment["cpu_cores"] >= 1
+
+
+def test_the_losses_fall(tiny_run):
+    lines = metrics_of(tiny_run)
+    for name in ("train_loss", "validation_loss"):
+        values = [line[name] for line in lines]
+        assert values == sorted(values, reverse=True)
+    assert lines[-1]["validation_loss"] < 0.5
+
+
+def test_the_same_configuration_gives_the_same_bits(tiny_run, tmp_path):
+    trainer.train(TINY, tmp_path / "again")
+    assert_same_results(tmp_path / "again", tiny_run)
+
+
+def test_more_epochs_of_a_finished_run_equal_one_uninterrupted_run(tiny_run, tmp_path):
+    trainer.train(replace(TINY, epochs=1), tmp_path / "run")
+    trainer.train(replace(TINY, epochs=2), tmp_path / "run", resume=True)
+    trainer.train(TINY, tmp_path / "run", resume=True)
+    assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_a_finished_run_is_left_alone(tiny_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    report = trainer.train(TINY, tiny_run, resume=True)
+    assert report == json.loads((tiny_run / "report.json").read_text())
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_a_broken_newest_checkpoint_is_named_and_the_one_before_it_used(tiny_run, tmp_path, capsys):
+    trainer.train(replace(TINY, epochs=2), tmp_path / "run")
+    (data,) = (tmp_path / "run" / "checkpoints" / "newest").glob("ckpt-20.data-*")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    trainer.train(TINY, tmp_path / "run", resume=True)
+    said = capsys.readouterr()
+    assert "ckpt-20 is broken and passed over" in said.err
+    assert "after step 10" in said.out
+    assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_the_best_epoch_is_the_one_that_is_kept(tmp_path):
+    # So high a learning rate that some epoch makes it worse again.
+    config = replace(TINY, learning_rate=0.1, epochs=5)
+    report = trainer.train(config, tmp_path / "run")
+    losses = [line["validation_loss"] for line in metrics_of(tmp_path / "run")]
+    assert losses != sorted(losses, reverse=True)
+    assert report["epoch"] == 1 + int(np.argmin(losses))
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    report = trainer.train(replace(TINY, validation_examples=0, epochs=2), tmp_path / "run")
+    assert report["epoch"] == 2
+    assert not any(name.startswith("validation") for line in metrics_of(tmp_path / "run") for name in line)
+    assert not (tmp_path / "run" / "tensorboard" / "validation").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    def poisoned(images, config, first_step=0):
+        for step, (noisy, clean) in enumerate(training_batches(images, config, first_step), first_step + 1):
+            yield (noisy * float("nan") if step == 14 else noisy), clean
+
+    training_batches = trainer.training_batches
+    monkeypatch.setattr(trainer, "training_batches", poisoned)
+    with pytest.raises(RunError, match="of step 14 is not finite"):
+        trainer.train(TINY, tmp_path / "run")
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert len(metrics_of(tmp_path / "run")) == 1
+    monkeypatch.undo()
+    trainer.train(TINY, tmp_path / "run", resume=True)
+    assert len(metrics_of(tmp_path / "run")) == 3
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        trainer.train(TINY, tmp_path)
+    with pytest.raises(UsageError, match="cannot be written"):
+        trainer.train(TINY, tmp_path / "mine.txt" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("change", [{"loss": "bcee"}, {"model": "cnov"}, {"noise": "x"}, {"data": "/none.npz"}])
+def test_mistakes_are_found_before_anything_is_written(change, tmp_path):
+    with pytest.raises(UsageError):
+        trainer.train(replace(TINY, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_in_the_middle_of_an_epoch_and_a_resume_ends_the_same(number, status, tmp_path):
+    flags = ["--train-examples", "20000", "--validation-examples", "256", "--epochs", "1", "--batch-size", "64"]
+    command = [sys.executable, str(EXPERIMENTS / "run.py"), *flags, "--run-dir"]
+    process = subprocess.Popen([*command, "stopped"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "stopped").glob("tensorboard/train/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.5)  # the first step is traced by then, and the epoch is far from its end
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "which is saved; go on with --resume --run-dir stopped" in said
+    assert metrics_of(tmp_path / "stopped") == []
+
+    for _ in range(2):  # the same line may be repeated; the second time it has nothing to do
+        done = subprocess.run([*command, "stopped", "--resume"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stdout
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    assert_same_results(tmp_path / "stopped", tmp_path / "whole")
