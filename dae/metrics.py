@@ -31,7 +31,7 @@ def accuracy(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
     Source: Keras, whose `accuracy` for such a network is this; kept because the tutorial prints it.
     """
-    return tf.reduce_mean(keras.metrics.binary_accuracy(clean, denoised), axis=[1, 2])
+    return tf.reduce_mean(keras.metrics.binary_accuracy(clean, denoised), axis=[1, 2, 3])
 
 
 METRICS: dict[str, Loss] = {

@@ -42,12 +42,15 @@ def make_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, l
             losses = loss(clean, model(noisy, training=True))
             mean_loss = tf.reduce_mean(losses)
         gradients = tape.gradient(mean_loss, model.trainable_variables)
-        tf.debugging.assert_all_finite(mean_loss, "the loss")
-        tf.debugging.assert_all_finite(tf.linalg.global_norm(gradients), "the gradient")
-        optimizer.apply(gradients, model.trainable_variables)
-        state.step.assign_add(1)
-        state.loss_sum.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64)))
-        state.images.assign_add(tf.size(losses, tf.int64))
+        finite = [
+            tf.debugging.assert_all_finite(mean_loss, "the loss"),
+            tf.debugging.assert_all_finite(tf.linalg.global_norm(gradients), "the gradient"),
+        ]
+        with tf.control_dependencies(finite):
+            optimizer.apply(gradients, model.trainable_variables)
+            state.step.assign_add(1)
+            state.loss_sum.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64)))
+            state.images.assign_add(tf.size(losses, tf.int64))
         return mean_loss
 
     return train_step
@@ -123,7 +126,7 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
         unit_scale=True,
         disable=None,  # that is, shown on a terminal only
     )
-    with Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar, _signals() as received:
+    with _signals() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
         line_written = time.monotonic()
         for epoch in range(epochs_done + 1, config.epochs + 1):
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
