@@ -72,9 +72,9 @@ def evaluator(model: keras.Model, loss: Loss) -> Evaluate:
     return evaluate
 
 
-def in_words(values: Mapping[str, float], split: str) -> str:
-    """The figures of one split ("validation", "test") in a line of metrics.jsonl or a report, for a reader."""
+def in_words(figures: Mapping[str, float]) -> str:
+    """The test figures of a report, for a reader."""
     return (
-        "loss {loss:.4f}, BCE {bce:.4f} ({bce_excess:.4f} over its floor), MSE {mse:.4f}, PSNR {psnr:.2f} dB, "
-        "SSIM {ssim:.3f}"
-    ).format(**{name: values[f"{split}_{name}"] for name in ("loss", *METRICS)})
+        "loss {test_loss:.4f}, BCE {test_bce:.4f} ({test_bce_excess:.4f} over its floor), MSE {test_mse:.4f}, "
+        "PSNR {test_psnr:.2f} dB, SSIM {test_ssim:.3f}"
+    ).format(**figures)

@@ -184,7 +184,7 @@ def _finish(run: _Run) -> dict[str, float]:
         **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png"),
     }
     run_directory.write_report(run.folder, report)
-    print(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report, 'test')}")
+    print(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
     print(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
     return report
 
@@ -200,7 +200,8 @@ def _in_words(line: dict[str, float], epochs: int) -> str:
     """One line of metrics.jsonl for a reader."""
     words = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
     if "validation_loss" in line:
-        words += f", validation {metrics.in_words(line, 'validation')}"
+        words += f", validation loss {line['validation_loss']:.4f}"
+        words += f", PSNR {line['validation_psnr']:.2f} dB, SSIM {line['validation_ssim']:.3f}"
     return words + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     model = denoiser.load_model(path)
     figure = Path(arguments.figure or folder / "evaluation.png")
     figures = denoiser.test(model, tested, datasets.load(tested).test, figure)
-    print(f"{path} on {tested.noise} noise {tested.noise_level}: {metrics.in_words(figures, 'test')}")
+    print(f"{path} on {tested.noise} noise {tested.noise_level}: {metrics.in_words(figures)}")
     print(f"picture: {figure}")
 
 
