@@ -1,6 +1,8 @@
 """The state of a run on disk: the newest few checkpoints, and the best one by validation loss."""
 
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -33,11 +35,24 @@ class Checkpoints:
             best_loss=tf.Variable(float("inf"), dtype=tf.float64),
             best_epoch=tf.Variable(0, dtype=tf.int64),
         )
-        self._newest = tf.train.CheckpointManager(self.state, folder / "newest", NEWEST_KEPT)
-        self._best = tf.train.CheckpointManager(self.state, folder / "best", 1)
+        self._newest = self._manager(folder / "newest", NEWEST_KEPT)
+        self._best = self._manager(folder / "best", 1)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Counts the seconds of the present epoch from now on."""
+        self._counted_until = time.monotonic()
+
+    def count_seconds(self) -> float:
+        """The seconds spent on the present epoch, by this process and those before it."""
+        now = time.monotonic()
+        self.state.seconds.assign_add(now - self._counted_until)
+        self._counted_until = now
+        return float(self.state.seconds)
 
     def save(self) -> None:
         """Saves the state as the newest."""
+        self.count_seconds()
         self._newest.save(checkpoint_number=self.state.step)
 
     def end_epoch(self, epoch: int, validation_loss: float | None) -> None:
@@ -51,7 +66,7 @@ class Checkpoints:
         self.save()
 
     def restore_newest(self) -> bool:
-        """Restores the newest good checkpoint and names each broken one that it passes over; False if none was saved.
+        """Restores the newest good checkpoint, naming each broken one that it passes over; False if none was saved.
 
         Raises RunError where some were saved, but none is good.
         """
@@ -62,17 +77,40 @@ class Checkpoints:
         if not self._restore(self._best):
             raise RunError(f"{self._best.directory} holds no checkpoint")
 
+    def _manager(self, folder: Path, kept: int) -> tf.train.CheckpointManager:
+        """A manager of all checkpoints that are in `folder`, whatever its own list there says.
+
+        A kill may have come between a checkpoint and the list, or before a half-written one was removed.
+        """
+        for half_written in folder.glob("ckpt-*_temp*"):
+            shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
+        found = _prefixes(folder)
+        if found:
+            tf.compat.v1.train.update_checkpoint_state(
+                str(folder),
+                model_checkpoint_path=str(found[-1]),
+                all_model_checkpoint_paths=[str(prefix) for prefix in found],
+                all_model_checkpoint_timestamps=[time.time()] * len(found),
+                last_preserved_timestamp=0.0,
+            )
+        return tf.train.CheckpointManager(self.state, folder, kept)
+
     def _restore(self, manager: tf.train.CheckpointManager) -> bool:
-        # The folder is read, not the manager's own list: that may name what a kill left behind or took away.
-        prefixes = [path.with_suffix("") for path in Path(manager.directory).glob("ckpt-*.index")]
-        prefixes.sort(key=lambda prefix: int(prefix.name.partition("-")[2]), reverse=True)
-        for prefix in prefixes:
+        # TensorFlow holds every tensor it reads against its checksum, and assert_consumed says that none was missing.
+        prefixes = _prefixes(Path(manager.directory))
+        for prefix in reversed(prefixes):
             try:
                 self.state.restore(str(prefix)).assert_consumed()
                 return True
-            except (tf.errors.OpError, ValueError, AssertionError) as error:
+            except Exception as error:  # TensorFlow's reader raises a different one for each kind of damage
                 reason = str(error).splitlines()[0]
                 print(f"warning: checkpoint {prefix} is broken and passed over ({reason})", file=sys.stderr)
         if prefixes:
             raise RunError(f"none of the checkpoints in {manager.directory} can be read")
         return False
+
+
+def _prefixes(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, as TensorFlow names them, the newest last."""
+    prefixes = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
+    return sorted(prefixes, key=lambda prefix: int(prefix.name.partition("-")[2]))

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -44,18 +44,20 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
     given = parse(RunArguments, argv)
     if given.preset is not None and given.config is not None:
         raise UsageError("--preset and --config: give one of them")
-    if given.resume and given.run_dir is None:
-        raise UsageError("--resume: needs --run-dir, the run to go on with")
-    saved = Path(given.run_dir or "") / "config.json"
+    saved_at = Path(given.run_dir) / "config.json" if given.run_dir and given.resume else None
+    saved = configs.read(saved_at) if saved_at is not None and os.path.exists(saved_at) else None
+    start = saved or given.settings
     if given.preset is not None:
         start = choose(PRESETS, given.preset, "--preset")
     elif given.config is not None:
         start = configs.read(Path(given.config))
-    elif given.resume and saved.exists():
-        start = configs.read(saved)
-    else:
-        return given
-    return parse(RunArguments, argv, RunArguments(settings=start))
+    arguments = parse(RunArguments, argv, RunArguments(settings=start))
+    settings = arguments.settings
+    if settings.data is not None:  # so that a rerun from another folder finds it
+        settings = dataclasses.replace(settings, data=os.path.abspath(settings.data))
+    if saved is not None and given.run_dir is not None:
+        settings = configs.resuming(saved, settings, Path(given.run_dir))
+    return dataclasses.replace(arguments, settings=settings)
 
 
 def parse(arguments_class: type[Arguments], argv: list[str] | None = None, default: Any = None) -> Arguments:
@@ -70,22 +72,34 @@ def parse(arguments_class: type[Arguments], argv: list[str] | None = None, defau
         raise UsageError(_in_one_line(said.getvalue())) from None
 
 
-def load_tensorflow() -> None:
-    """Imports TensorFlow and lets it look for devices, without the dozen lines that it prints meanwhile.
+def load_tensorflow(config: RunConfig) -> None:
+    """Starts TensorFlow as `config` asks for, without the dozen lines that it prints meanwhile.
 
     It writes them past every setting of its own, straight to the file descriptor of stderr; they are shown where
-    the user has set TF_CPP_MIN_LOG_LEVEL to 0, and where the import fails.
+    the user has set TF_CPP_MIN_LOG_LEVEL to 0, and where the start fails.
     """
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
-        return
+    if config.onednn is not None:
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(config.onednn))
+    with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _hidden_stderr():
+        from dae import machine
+
+        machine.settle(config)
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
+
+
+@contextlib.contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Keeps back what is written to the file descriptor of stderr, and shows it if the block fails."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as hidden:
         os.dup2(hidden.fileno(), 2)
         try:
-            import tensorflow as tf
-
-            tf.config.list_logical_devices()
+            yield
+        except UsageError:
+            raise
         except BaseException:
             hidden.seek(0)
             os.write(shown, hidden.read())
@@ -97,8 +111,10 @@ def load_tensorflow() -> None:
 
 def _in_one_line(box: str) -> str:
     """tyro's error, a box of several lines with rules between its parts, as one line."""
-    inside = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:-1]]
-    first, *others = (part.split("\n") for part in re.split(r"\n─+\n", "\n".join(inside)))
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    # The first part is the title: above a rule where the terminal has ASCII only, else within the upper edge.
+    parts = re.split(r"\n?[─-]{3,}\n?", "\n".join(lines[1:]).strip())
+    first, *others = (part.split("\n") for part in parts if part)
     line = " ".join(first)
     for part in others:
         if part[0] in ("Perhaps you meant:", "Argument helptext:") and len(part) > 1:
@@ -118,7 +134,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         status = 0
     except UsageError as error:
         status = _say(error, 2)
-    except RunError as error:
+    except (RunError, OSError) as error:
         status = _say(error, 1)
     except Stopped as stop:
         status = _say(stop, 128 + stop.signal_number)

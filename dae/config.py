@@ -5,7 +5,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
+
+import tyro
 
 from dae.errors import UsageError, nearest
 
@@ -38,8 +40,16 @@ class RunConfig:
     """Images per training step."""
     epochs: int = 50
     """Passes over the training images."""
+    checkpoint_every: int | None = None
+    """Save also after every so many steps within an epoch (default: at the end of each epoch, and when stopped)."""
     seed: int = 0
     """Decides initial weights, order and noise."""
+    intra_op_threads: int | None = None
+    """Threads inside one operation; another number gives other last bits (default: one per core, then recorded)."""
+    onednn: bool | None = None
+    """Use oneDNN's kernels; fast, with other last bits (default: as TF_ENABLE_ONEDNN_OPTS, else yes; recorded)."""
+    data_digest: Annotated[str | None, tyro.conf.Suppress] = None
+    """SHA-256 of the images; recorded when the run starts, checked whenever it is resumed or rerun."""
 
     def __post_init__(self) -> None:
         for name, (allowed, description) in _ALLOWED.items():
@@ -48,14 +58,20 @@ class RunConfig:
                 raise UsageError(f"{flag(name)}: {value!r} is not {description}")
 
 
+def _none_or_positive(count: int | None) -> bool:
+    return count is None or count >= 1
+
+
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "train_examples": (lambda count: count is None or count >= 1, "a whole number from 1 up"),
+    "train_examples": (_none_or_positive, "a whole number from 1 up"),
     "validation_examples": (lambda count: count >= 0, "a whole number from 0 up"),
     "noise_level": (lambda level: 0 <= level < math.inf, "a finite number from 0 up"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number above 0"),
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to a million"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to a million"),
+    "checkpoint_every": (_none_or_positive, "a whole number from 1 up"),
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
+    "intra_op_threads": (lambda count: count is None or 1 <= count <= 1024, "a whole number from 1 to 1024"),
 }
 
 PRESETS = {
@@ -66,6 +82,12 @@ PRESETS = {
     "quick": RunConfig(train_examples=10_000, validation_examples=1_000, epochs=3),
 }
 
+# What None leaves to the machine or the data is filled in when a run starts, and then part of it.
+RECORDED = ("intra_op_threads", "onednn", "data_digest")
+
+# Written to every config.json; to be raised when a file written now could be misread by what reads it today.
+FORMAT = 1
+
 
 def flag(field_name: str) -> str:
     """The command-line flag of a field: `noise_level` -> `--noise-level`."""
@@ -74,7 +96,7 @@ def flag(field_name: str) -> str:
 
 def to_json(config: RunConfig) -> str:
     """`config` as JSON text, one field a line."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n"
 
 
 def from_json(text: str, source: str) -> RunConfig:
@@ -89,6 +111,9 @@ def from_json(text: str, source: str) -> RunConfig:
         raise UsageError(f"{source}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UsageError(f"{source}: holds a JSON {type(values).__name__}, not an object of fields")
+    format_read = values.pop("format", FORMAT)
+    if format_read != FORMAT:
+        raise UsageError(f"{source}: has format {format_read!r}, of a newer version of dae; this one reads {FORMAT}")
     types = get_type_hints(RunConfig)
     for name, value in values.items():
         if name not in types:
@@ -113,16 +138,21 @@ def read(path: Path) -> RunConfig:
         raise UsageError(f"{path}: cannot be read ({error})") from None
 
 
-def check_resumable(saved: RunConfig, asked: RunConfig, run_dir: Path) -> None:
-    """Raises UsageError, with both values of each field, where a resume asks for another run than was saved.
+def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
+    """The configuration to go on with, where `asked` wants to resume the run in `run_dir`, made with `saved`.
 
-    More epochs than before are the one change that a run can go on with.
+    Raises UsageError, with both values of each field, where it asks for another run. Three things may differ: more
+    epochs, another `checkpoint_every`, and None where the run has RECORDED a value.
     """
+    recorded = {name: getattr(saved, name) for name in RECORDED if getattr(asked, name) is None}
+    asked = dataclasses.replace(asked, **recorded)
     changes = [
         f"{flag(field.name)} was {getattr(saved, field.name)!r}, now {getattr(asked, field.name)!r}"
         for field in dataclasses.fields(RunConfig)
         if getattr(saved, field.name) != getattr(asked, field.name)
+        and field.name != "checkpoint_every"
         and not (field.name == "epochs" and asked.epochs > saved.epochs)
     ]
     if changes:
         raise UsageError(f"--resume: {run_dir} is another run ({'; '.join(changes)}); only --epochs may grow")
+    return asked

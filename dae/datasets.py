@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -27,6 +29,14 @@ class Splits:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all the images and their shapes."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.validation, self.test):
+            digest.update(str(images.shape).encode() + np.ascontiguousarray(images).data)
+        return digest.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,37 +74,70 @@ def load(config: RunConfig) -> Splits:
             f"--train-examples: {config.train_examples} is more than the {available} that "
             f"--validation-examples {config.validation_examples} leaves"
         )
-    return Splits(train[: config.train_examples or available], train[available:], test)
+    splits = Splits(train[: config.train_examples or available], train[available:], test)
+    if config.data_digest not in (None, splits.digest):
+        raise UsageError(
+            f"{'--data ' + config.data if config.data else '--dataset ' + config.dataset}: its images are not those "
+            f"that the run was made with (SHA-256 {splits.digest}, not {config.data_digest})"
+        )
+    return splits
 
 
 def _read_npz_images(path: Path, name: str, flag: str) -> np.ndarray:
     """The array `name` of an .npz file as uint8 [N, H, W, C]; raises UsageError for anything else.
 
-    The array's header is held against the archive's own record of its size before anything is allocated,
-    and pickled objects are refused, so that a hostile file costs neither memory nor trust.
+    The array's header is held against the archive's own record of its size, and that against the size of the file,
+    before anything is allocated, and pickled objects are refused: a hostile file costs neither memory nor trust.
     """
     member = f"{name}.npy"
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran_order, dtype = read_header(file)
+            magic = np.lib.format.read_magic(file)
+            if magic not in _HEADER_READERS:
+                raise UsageError(f"{flag}: {path}: {name} has the .npy format {magic}, not 1.0 or 2.0")
+            shape, fortran_order, dtype = _HEADER_READERS[magic](file)
             if dtype != np.uint8:
                 raise UsageError(f"{flag}: {path}: {name} is {dtype}, not uint8 (0 black to 255 white)")
-            if len(shape) not in (3, 4) or 0 in shape:
-                raise UsageError(f"{flag}: {path}: {name} has shape {shape}, not [N, H, W] or [N, H, W, C]")
+            if len(shape) not in (3, 4) or shape[0] < 1 or min(shape[1:3]) < 11 or shape[3:] not in ((), (1,), (3,)):
+                raise UsageError(
+                    f"{flag}: {path}: {name} has shape {shape}, not [N, H, W] or [N, H, W, C] with N from 1, "
+                    "H and W from 11 (SSIM needs that) and C 1 or 3"
+                )
             size = int(np.prod(shape, dtype=object))
             if file.tell() + size != archive.getinfo(member).file_size:
                 raise UsageError(f"{flag}: {path}: {name} says shape {shape}, but holds another number of bytes")
+            if size > _MAX_EXPANSION * path.stat().st_size:
+                raise UsageError(f"{flag}: {path}: {name} is packed more than {_MAX_EXPANSION}-fold, as images are not")
             pixels = np.frombuffer(file.read(), np.uint8)
+        images = pixels.reshape(shape, order="F" if fortran_order else "C")
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"{flag}: {path}: no such file") from None
     except KeyError:
         raise UsageError(f"{flag}: {path}: has no array {name!r} (needed: x_train, x_test)") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UsageError(f"{flag}: {path}: not a readable .npz file ({error})") from None
-    images = pixels.reshape(shape, order="F" if fortran_order else "C")
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{flag}: {path}: not a readable .npz file ({reason})") from None
     return images if images.ndim == 4 else images[..., np.newaxis]
+
+
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# MNIST, which is mostly black, packs 5-fold; the most that the format can is 1,030-fold.
+_MAX_EXPANSION = 200
+# What zipfile and NumPy are known to raise for broken bytes.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)

@@ -1,9 +1,8 @@
 """Using a finished model, by its run or by its file."""
 
-import zipfile
+import logging
 from pathlib import Path
 
-import absl.logging
 import keras
 import numpy as np
 
@@ -13,7 +12,7 @@ from dae.errors import UsageError, choose
 from dae.losses import LOSSES
 from dae.metrics import evaluator
 from dae.pipeline import evaluation_batches
-from dae.run_directory import REPORT, replacing
+from dae.run_directory import check_finished, replacing
 
 MODEL_FILES = ("model.keras", "model.h5")
 SHOWN_IN_FIGURE = 10
@@ -22,21 +21,28 @@ SHOWN_IN_FIGURE = 10
 def load_model(path: str | Path) -> keras.Model:
     """The model of a finished run's folder, or of a .keras or .h5 file.
 
-    It takes and returns float32 [N, H, W, C] in [0, 1]. Raises UsageError where there is none to be read.
+    It takes and returns float32 [N, H, W, C] in [0, 1]. Raises UsageError where there is none to be read. The file
+    need not be trusted: Keras runs no code of it (safe mode), and what it says of its own size is held against it.
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / REPORT).exists():
-            raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")
+        check_finished(path)
         path = path / MODEL_FILES[0]
     if path.suffix not in (".keras", ".h5"):
         raise UsageError(f"{path}: neither a run's folder nor a .keras or .h5 file")
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
+        # A first time with the shapes of the weights alone: a few bytes may declare a layer of terabytes.
+        with keras.StatelessScope(initialize_variables=False):
+            weights = keras.models.load_model(path, compile=False).count_params()
+        if weights > path.stat().st_size:
+            raise UsageError(f"{path}: declares {weights:,} weights, more than it has bytes")
         model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not a readable model ({str(error).splitlines()[0]})") from None
+    except UsageError:
+        raise
+    except Exception as error:  # a broken or hostile file: Keras, h5py and zipfile raise what they like
+        raise UsageError(f"{path}: not a readable model ({str(error).strip().splitlines()[0]})") from None
     if len(model.input_shape) != 4 or model.input_shape != model.output_shape:
         raise UsageError(f"{path}: takes {model.input_shape} and returns {model.output_shape}, no denoiser of images")
     return model
@@ -44,13 +50,14 @@ def load_model(path: str | Path) -> keras.Model:
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Writes `model` to a .keras or .h5 file, which plain Keras opens without this package."""
-    with replacing(path) as temporary:
-        verbosity = absl.logging.get_verbosity()
-        absl.logging.set_verbosity(absl.logging.ERROR)  # no advice against .h5: it is asked for
-        try:
+    advice = logging.getLogger("absl")
+    level = advice.level
+    advice.setLevel(logging.ERROR)  # no advice against .h5: it is asked for
+    try:
+        with replacing(path) as temporary:
             model.save(temporary)
-        finally:
-            absl.logging.set_verbosity(verbosity)
+    finally:
+        advice.setLevel(level)
 
 
 def test(model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path) -> dict[str, float]:
@@ -60,7 +67,7 @@ def test(model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path
     and images do not fit each other.
     """
     if model.input_shape[1:] != images.shape[1:]:
-        raise UsageError(f"the model takes images of {model.input_shape[1:]}, the data has {images.shape[1:]}")
+        raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
     batches = evaluation_batches(images, config, "test")
     noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
     figures.save_denoised(figure, noisy.numpy(), model(noisy).numpy(), clean.numpy())

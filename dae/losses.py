@@ -9,6 +9,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from dae.errors import UsageError
+
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -31,3 +33,15 @@ def mae(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
 
 LOSSES: dict[str, Loss] = {"bce": bce, "mse": mse, "mae": mae}
+
+
+def check(loss: Loss, name: str, image_shape: tuple[int, int, int]) -> None:
+    """Raises UsageError, naming the loss, unless it returns one finite float32 number per example."""
+    clean, denoised = tf.fill((2, *image_shape), 0.25), tf.fill((2, *image_shape), 0.5)
+    losses = loss(clean, denoised)
+    if losses.shape != (2,) or losses.dtype != tf.float32:
+        raise UsageError(
+            f"{name}: returns {losses.dtype.name} {list(losses.shape)} for a batch of 2 images, not float32 [2]"
+        )
+    if not bool(tf.reduce_all(tf.math.is_finite(losses))):
+        raise UsageError(f"{name}: is {losses.numpy().tolist()} for images in [0, 1], which is not finite")

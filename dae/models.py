@@ -19,8 +19,8 @@ Shape = tuple[int, int, int]
 def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
     """The tutorial's convolutional autoencoder: 28 -> 14 -> 7 -> 4 (`encoder`) -> 8 -> 16 -> 14 -> 28.
 
-    The third convolution of the decoder is 'valid', which takes 16 to 14 and so brings 28 back; other sizes
-    do not come back as they went in.
+    The third convolution of the decoder is 'valid', which takes 16 to 14 and so brings 28 back, as it does other
+    sides that are 4 more than a multiple of 8; no others come back as they went in.
     """
     convolution, pooling = keras.layers.Conv2D, keras.layers.MaxPooling2D
 
@@ -55,6 +55,6 @@ def build(config: RunConfig, image_shape: Shape) -> keras.Model:
     if model.output_shape[1:] != image_shape:
         raise UsageError(
             f"--model {config.model}: images of {image_shape} would come back as {model.output_shape[1:]}; "
-            "it takes 28 x 28"
+            "give it sides of 12, 20, 28, 36, ..."
         )
     return model

@@ -4,6 +4,8 @@ Batch number s depends on nothing but (seed, s): there is no iterator state to s
 step, and prefetching or parallel calls cannot change what comes out.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +13,8 @@ from dae.config import RunConfig
 from dae.errors import choose
 from dae.noise import NOISES
 from dae.randomness import stateless_seed
+
+Batch = tuple[tf.Tensor, tf.Tensor]
 
 # Evaluation draws the noise of so many images at once. Part of what evaluation noise means: two runs with one
 # seed see the same noise whatever their batch sizes.
@@ -31,13 +35,14 @@ def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0)
     examples, batch_size = len(images), config.batch_size
     steps = steps_per_epoch(examples, batch_size)
     pixels = tf.constant(images)
+    noised = _noised(config)
 
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(step: tf.Tensor) -> Batch:
         epoch, position = step // steps, step % steps
         places = tf.range(position * batch_size, tf.minimum((position + 1) * batch_size, examples))
         order = stateless_seed(config.seed, "order", epoch)
         shuffled = tf.random.experimental.index_shuffle(places, order, tf.constant(examples - 1, tf.int64))
-        return _add_noise(tf.gather(pixels, shuffled), config, stateless_seed(config.seed, "noise", step))
+        return noised(tf.gather(pixels, shuffled), stateless_seed(config.seed, "noise", step))
 
     return _batches(tf.data.Dataset.range(first_step, steps * config.epochs), batch)
 
@@ -45,19 +50,26 @@ def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0)
 def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> tf.data.Dataset:
     """(noisy, clean) batches of all `images` in their order; the same noise every time for one `purpose`."""
     pixels = tf.constant(images)
+    noised = _noised(config)
 
-    def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(number: tf.Tensor) -> Batch:
         part = pixels[number * EVALUATION_BATCH : (number + 1) * EVALUATION_BATCH]
-        return _add_noise(part, config, stateless_seed(config.seed, f"{purpose} noise", number))
+        return noised(part, stateless_seed(config.seed, f"{purpose} noise", number))
 
     return _batches(tf.data.Dataset.range(steps_per_epoch(len(images), EVALUATION_BATCH)), batch)
 
 
-def _batches(numbers: tf.data.Dataset, batch) -> tf.data.Dataset:
+def _batches(numbers: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:
     return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _add_noise(pixels: tf.Tensor, config: RunConfig, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    clean = tf.cast(pixels, tf.float32) / 255.0
-    noisy = choose(NOISES, config.noise, "--noise")(clean, config.noise_level, seed)
-    return tf.clip_by_value(noisy, 0.0, 1.0) if config.clip_noise else noisy, clean
+def _noised(config: RunConfig) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    """The function `(pixels, seed) -> (noisy, clean)` of a run's noise; raises UsageError for an unknown one."""
+    noise = choose(NOISES, config.noise, "--noise")
+
+    def noised(pixels: tf.Tensor, seed: tf.Tensor) -> Batch:
+        clean = tf.cast(pixels, tf.float32) / 255.0
+        noisy = noise(clean, config.noise_level, seed)
+        return tf.clip_by_value(noisy, 0.0, 1.0) if config.clip_noise else noisy, clean
+
+    return noised

@@ -1,49 +1,83 @@
-"""The folder that a run writes: its name, its small files, and what made it.
+"""The folder that a run writes: its name, who may write to it, and its small files.
 
-Small files are written whole or not at all: to a temporary name, flushed to disk, then renamed.
+Small files are written whole or not at all: to a temporary name, flushed to disk, then renamed. Only metrics.jsonl
+is appended to, and cut back to what is whole by a resume.
 """
 
 import contextlib
+import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import tensorflow as tf
 
 from dae import config as configs
+from dae import machine
 from dae.config import RunConfig
 from dae.errors import UsageError
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.json", "environment.json", "metrics.jsonl", "report.json"
 
 
-def new_name(config: RunConfig) -> Path:
-    """A readable path under `runs/` of the current folder that nothing has yet."""
-    name = f"{config.dataset if config.data is None else Path(config.data).stem}-{config.model}-{config.loss}"
+def new(config: RunConfig) -> Path:
+    """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
+    data = config.dataset if config.data is None else Path(config.data).stem
+    name = re.sub(r"[^\w.+-]+", "-", f"{data}-{config.model}-{config.loss}")
     path, number = Path("runs") / name, 1
-    while path.exists():
-        number += 1
-        path = path.with_name(f"{name}-{number}")
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = path.with_name(f"{name}-{number}")
+        except OSError as error:
+            raise UsageError(f"--run-dir: {path.resolve()} cannot be written ({error.strerror})") from None
 
 
-def check_free(path: Path) -> None:
-    """Raises UsageError where there is something at `path` already, be it a run or not; an empty folder is free."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UsageError(f"--run-dir: {path} exists already; name another, or add --resume to go on with it")
+def has_run(path: Path) -> bool:
+    """Whether `path` holds a run; raises UsageError where it holds something else.
+
+    An empty folder is nothing, and so is what a kill leaves that comes before config.json is written.
+    """
+    if str(path) == "." or re.search(r"[][*?\\\n]", str(path)):
+        # TensorFlow takes a path for a pattern, and would read or delete the files of other runs by it.
+        raise UsageError(f"--run-dir: {str(path)!r} is not a name for a run; it may not have any of []*?\\")
+    try:
+        names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    except OSError as error:
+        raise UsageError(f"--run-dir: {path} is no folder for a run ({error.strerror})") from None
+    if CONFIG not in names and not all(name == ENVIRONMENT or name.startswith(".partial") for name in names):
+        raise UsageError(f"--run-dir: {path} holds something else than a run; name another")
+    return CONFIG in names
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Makes the folder if need be and holds it alone; the system frees it when this process ends, however it ends.
+
+    Raises UsageError where another process holds it or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--run-dir: another process is working on {path}") from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def start(path: Path, config: RunConfig) -> None:
-    """Makes the folder, with environment.json and config.json; raises UsageError where that cannot be."""
+    """Writes environment.json and config.json; raises UsageError where that cannot be."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        write(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+        write(path / ENVIRONMENT, json.dumps(machine.environment(), indent=2) + "\n")
         write(path / CONFIG, configs.to_json(config))
     except OSError as error:
         raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
@@ -70,14 +104,28 @@ def keep_epochs(path: Path, count: int) -> None:
     write(file, "".join(lines[:count]))
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of the run's metrics.jsonl."""
+    return [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
 def write_report(path: Path, report: dict[str, float]) -> None:
     """Writes the run's report.json, the sign that it is finished."""
     write(path / REPORT, json.dumps(report, indent=2) + "\n")
 
 
+def check_finished(path: Path) -> None:
+    """Raises UsageError unless `path` is the folder of a finished run."""
+    if not (path / REPORT).exists():
+        raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")
+
+
 def read_report(path: Path) -> dict[str, float]:
-    """The report.json of a finished run."""
-    return json.loads((path / REPORT).read_text(encoding="utf-8"))
+    """The report.json of a finished run; raises UsageError where it is damaged."""
+    try:
+        return json.loads((path / REPORT).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UsageError(f"{path / REPORT}: damaged; delete it and repeat with --resume to write it again") from None
 
 
 @contextlib.contextmanager
@@ -99,36 +147,9 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def environment() -> dict[str, Any]:
-    """What beside the configuration made a result: versions, source, command line and machine."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("dae", "tensorflow", "keras", "numpy")},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no", read=str.splitlines),
-        "command": [sys.executable, *sys.argv],
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
-        "onednn": os.environ["TF_ENABLE_ONEDNN_OPTS"],
-    }
-
-
-def _git(*arguments: str, read: Callable[[str], Any] = str.strip) -> Any:
-    """What git says of the checkout that holds the running script; None where there is no git or no checkout."""
-    folder = Path(sys.argv[0]).resolve().parent
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return read(done.stdout) if done.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    """The processor's name as Linux tells it; elsewhere what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
+    """Raises UsageError, before any work is done, where a file of the user's choice could not be written."""
+    if path.suffix not in suffixes or path.is_dir():
+        raise UsageError(f"{flag}: {path} is not the name of a {' or '.join(suffixes)} file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{flag}: {path.parent.resolve()} is not a folder that can be written")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
 
 from dae.config import RunConfig
 from dae.run_directory import replacing
@@ -87,7 +86,7 @@ def drop_after(folder: Path, last_step: int) -> None:
     for file in files:
         try:
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-                if Event.FromString(record).step <= last_step:
+                if tf.compat.v1.Event.FromString(record).step <= last_step:
                     kept[record] = None
         except tf.errors.DataLossError:
             pass

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import signal
 import threading
 import time
@@ -15,12 +14,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from dae import config as configs
-from dae import datasets, denoiser, metrics, models, run_directory
+from dae import datasets, denoiser, machine, metrics, models, run_directory
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
-from dae.errors import RunError, Stopped, choose
-from dae.losses import LOSSES, Loss
+from dae.errors import RunError, Stopped, UsageError, choose
+from dae.losses import LOSSES, Loss, check
 from dae.noise import NOISES
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dae.summaries import Summaries
@@ -72,39 +71,59 @@ class _Run:
         return steps_per_epoch(len(self.splits.train), self.config.batch_size)
 
 
-def train(config: RunConfig, run_dir: str | Path, *, resume: bool = False) -> dict[str, float]:
-    """Trains as `config` says, writing to the folder `run_dir`; returns what its report.json says.
+def train(config: RunConfig, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, float]:
+    """Trains as `config` says, writing to the folder `run_dir`, by default a new one under runs/.
 
-    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is.
-    Raises UsageError for mistakes, before anything is written; RunError where the run itself fails; Stopped
-    after SIGINT or SIGTERM, once the state is saved.
+    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is. Returns what
+    the run's report.json says. Raises UsageError for mistakes, before anything is written; RunError where the run
+    itself fails; Stopped after SIGINT or SIGTERM, once the state is saved.
     """
-    folder = Path(run_dir)
-    splits = datasets.load(config)
-    model = models.build(config, splits.image_shape)
-    loss = choose(LOSSES, config.loss, "--loss")
-    choose(NOISES, config.noise, "--noise")
-    optimizer = keras.optimizers.Adam(config.learning_rate)
-    checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
-    run = _Run(config, folder, splits, model, metrics.evaluator(model, loss), checkpoints)
-
-    if resume and (folder / run_directory.CONFIG).exists():
+    folder = None if run_dir is None else Path(run_dir)
+    goes_on = False
+    if folder is not None:
+        goes_on = run_directory.has_run(folder)
+        if goes_on and not resume:
+            raise UsageError(f"--run-dir: {folder} has a run already; name another, or add --resume to go on with it")
+    elif resume:
+        raise UsageError("--resume: needs --run-dir, the run to go on with")
+    if folder is not None and goes_on:
         saved = configs.read(folder / run_directory.CONFIG)
-        configs.check_resumable(saved, config, folder)
-        if saved == config and (folder / run_directory.REPORT).exists():
+        config = configs.resuming(saved, config, folder)
+        if config.epochs == saved.epochs and (folder / run_directory.REPORT).exists():
             print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
             return run_directory.read_report(folder)
-        checkpoints.restore_newest()
-        run_directory.reopen(folder, config)
-        print(f"going on with {folder} after step {int(checkpoints.state.step)}")
-    else:
-        if not resume:
-            run_directory.check_free(folder)
-        run_directory.start(folder, config)
-        print(f"writing to {folder}")
-    model.summary()
-    _train_epochs(run, make_train_step(model, optimizer, loss, checkpoints.state))
-    return _finish(run)
+
+    config = machine.settle(config)
+    splits = datasets.load(config)
+    config = dataclasses.replace(config, data_digest=splits.digest)
+    model = models.build(config, splits.image_shape)
+    loss = choose(LOSSES, config.loss, "--loss")
+    check(loss, f"--loss {config.loss}", splits.image_shape)
+    choose(NOISES, config.noise, "--noise")
+    optimizer = keras.optimizers.Adam(config.learning_rate)
+
+    folder = folder or run_directory.new(config)
+    with run_directory.claimed(folder):
+        if run_directory.has_run(folder) != goes_on:
+            raise UsageError(f"--run-dir: another process has been working on {folder}")
+        checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
+        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss), checkpoints)
+        if goes_on:
+            checkpoints.restore_newest()
+            run_directory.reopen(folder, config)
+            print(f"going on with {folder} after step {int(checkpoints.state.step)}")
+        else:
+            run_directory.start(folder, config)
+            print(f"writing to {folder}")
+        model.summary()
+        try:
+            _train_epochs(run, make_train_step(model, optimizer, loss, checkpoints.state))
+            return _finish(run)
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{reason}; what was saved before is good: go on with --resume --run-dir {folder}"
+            ) from error
 
 
 def _train_epochs(run: _Run, train_step: TrainStep) -> None:
@@ -115,6 +134,7 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
     """
     config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
     epochs_done, steps_into_epoch = divmod(int(state.step), steps)
+    checkpoint_every = config.checkpoint_every or steps
     batches = iter(training_batches(run.splits.train, config, int(state.step)))
     validation = evaluation_batches(run.splits.validation, config, "validation")
     noisy_shown, clean_shown = _examples(run)
@@ -127,23 +147,22 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
         disable=None,  # that is, shown on a terminal only
     )
     with _signals() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
-        line_written = time.monotonic()
+        run.checkpoints.start_clock()
         for epoch in range(epochs_done + 1, config.epochs + 1):
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
-            started, images_before = time.monotonic(), int(state.images)
+            started, images_before, first_step = time.monotonic(), int(state.images), int(state.step)
             with _naming_what_is_not_finite(run):
-                for noisy, clean in itertools.islice(batches, epoch * steps - int(state.step)):
+                for step, (noisy, clean) in zip(range(first_step + 1, epoch * steps + 1), batches, strict=False):
                     mean_loss = train_step(noisy, clean)
                     # tqdm redraws itself a few times a second, and only then is the loss fetched.
                     if bar.update(clean.shape[0]):
                         bar.set_postfix_str(f"loss {float(mean_loss):.4f}", refresh=False)
-                    if received:
-                        break
+                    if received and step < epoch * steps:
+                        run.checkpoints.save()
+                        raise _stopped(run, received[0])
+                    if step % checkpoint_every == 0 and step < epoch * steps:
+                        run.checkpoints.save()
             images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
-            if state.step < epoch * steps:
-                state.seconds.assign_add(time.monotonic() - line_written)
-                run.checkpoints.save()
-                break
 
             line: dict[str, float] = {"epoch": epoch, "step": int(state.step)}
             line["train_loss"] = float(state.loss_sum) / float(state.images)
@@ -153,20 +172,13 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
             line["images_per_second"] = images_per_second
             summaries.write_epoch(line, noisy_shown, run.model(noisy_shown), clean_shown)
             # From line to line, so that each epoch counts one checkpoint: the one before it.
-            now = time.monotonic()
-            line["seconds"] = float(state.seconds) + now - line_written
-            line_written = now
+            line["seconds"] = run.checkpoints.count_seconds()
             run_directory.append_metrics(run.folder, line)
             tqdm.write(_in_words(line, config.epochs))
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
             if received:
-                break
-        if received:
-            raise Stopped(
-                received[0],
-                f"stopped after step {int(state.step)}, which is saved; go on with --resume --run-dir {run.folder}",
-            )
+                raise _stopped(run, received[0])
 
 
 def _finish(run: _Run) -> dict[str, float]:
@@ -205,6 +217,12 @@ def _in_words(line: dict[str, float], epochs: int) -> str:
     return words + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
 
 
+def _stopped(run: _Run, signal_number: int) -> Stopped:
+    """What to raise after a signal, with the state saved."""
+    step = int(run.checkpoints.state.step)
+    return Stopped(signal_number, f"stopped after step {step}, saved; go on with --resume --run-dir {run.folder}")
+
+
 @contextlib.contextmanager
 def _naming_what_is_not_finite(run: _Run) -> Iterator[None]:
     """Turns the train step's refusal of a number that is not finite into a RunError that says where."""
@@ -216,7 +234,8 @@ def _naming_what_is_not_finite(run: _Run) -> Iterator[None]:
             raise
         raise RunError(
             f"the {culprit} of step {int(run.checkpoints.state.step) + 1} is not finite; "
-            f"the checkpoints before it are good (try a lower --learning-rate than {run.config.learning_rate})"
+            f"what was saved before it in {run.folder} is good; another run may need a lower --learning-rate than "
+            f"{run.config.learning_rate}"
         ) from None
 
 

@@ -23,6 +23,8 @@ class EvaluateArguments:
     """Name of the noise model (default: as the run; gaussian for a file)."""
     noise_level: float | None = None
     """Strength of the noise (default: as the run; 0.5 for a file)."""
+    clip_noise: bool | None = None
+    """Clip noisy images to [0, 1] (default: as the run; True for a file)."""
     seed: int | None = None
     """Decides the noise (default: as the run; 0 for a file)."""
 
@@ -30,18 +32,23 @@ class EvaluateArguments:
 def main() -> None:
     arguments = command_line.parse(EvaluateArguments)
     path = Path(arguments.model)
-    folder = path if path.is_dir() else path.parent
-    trained = config.read(path / "config.json") if (path / "config.json").exists() else RunConfig()
-    given = {name: getattr(arguments, name) for name in ("data", "noise", "noise_level", "seed")}
-    tested = dataclasses.replace(trained, **{name: value for name, value in given.items() if value is not None})
+    trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
+    changes = {name: getattr(arguments, name) for name in ("noise", "noise_level", "clip_noise", "seed")}
+    tested = dataclasses.replace(trained, **{name: value for name, value in changes.items() if value is not None})
+    if arguments.data is not None:
+        tested = dataclasses.replace(
+            tested, data=arguments.data, data_digest=None, train_examples=None, validation_examples=0
+        )
 
-    command_line.load_tensorflow()
-    from dae import denoiser, metrics
+    command_line.load_tensorflow(tested)
+    from dae import denoiser, metrics, run_directory
 
+    figure = Path(arguments.figure or (path if path.is_dir() else path.parent) / "evaluation.png")
+    run_directory.check_output(figure, (".png",), "--figure")
     model = denoiser.load_model(path)
-    figure = Path(arguments.figure or folder / "evaluation.png")
     figures = denoiser.test(model, tested, datasets.load(tested).test, figure)
-    print(f"{path} on {tested.noise} noise {tested.noise_level}: {metrics.in_words(figures)}")
+    clipped = "clipped" if tested.clip_noise else "not clipped"
+    print(f"{path} on {tested.noise} noise {tested.noise_level}, {clipped}: {metrics.in_words(figures)}")
     print(f"picture: {figure}")
 
 

@@ -5,11 +5,10 @@ from dae import command_line
 
 def main() -> None:
     arguments = command_line.parse_run()
-    command_line.load_tensorflow()
-    from dae import run_directory, trainer
+    command_line.load_tensorflow(arguments.settings)
+    from dae import trainer
 
-    run_dir = arguments.run_dir or run_directory.new_name(arguments.settings)
-    trainer.train(arguments.settings, run_dir, resume=arguments.resume)
+    trainer.train(arguments.settings, arguments.run_dir, resume=arguments.resume)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ class TutorialArguments:
 
 def main() -> None:
     arguments = command_line.parse(TutorialArguments)
-    command_line.load_tensorflow()
+    config = PRESETS["tutorial"]
+    command_line.load_tensorflow(config)
     import keras
 
-    from dae import denoiser, models
+    from dae import denoiser, models, run_directory
 
-    config = PRESETS["tutorial"]
+    output = Path(arguments.output)
+    run_directory.check_output(output, (".h5", ".keras"), "--output")
     keras.utils.set_random_seed(config.seed)
     splits = datasets.load(config)
     model = models.build(config, splits.image_shape)
@@ -45,7 +47,7 @@ def main() -> None:
         validation_data=(noisy_test, clean_test),
         verbose=2,
     )
-    denoiser.save_model(model, Path(arguments.output))
+    denoiser.save_model(model, output)
 
 
 if __name__ == "__main__":

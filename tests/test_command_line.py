@@ -1,9 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
-from conftest import run_script
+from conftest import EXPERIMENTS, run_script
 
 from dae import command_line
 from dae.config import PRESETS, RunConfig
@@ -49,7 +50,6 @@ def test_a_resume_starts_from_the_runs_own_configuration(tmp_path):
         ("--preset tutrial", "--preset: unknown name 'tutrial'; did you mean 'tutorial'? (known: "),
         ("--preset quick --config x.json", "--preset and --config: give one of them"),
         ("--config none.json", "none.json: cannot be read"),
-        ("--resume", "--resume: needs --run-dir"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(line, message):
@@ -59,12 +59,22 @@ def test_a_mistake_gets_one_clear_line(line, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_line_is_as_clear_where_the_terminal_has_only_ascii(tmp_path):
+    done = subprocess.run(
+        [sys.executable, EXPERIMENTS / "run.py", "--losss", "x"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "run.py: Unrecognized options: --losss, x (did you mean --loss STR)\n"
+
+
 def test_the_help_tells_every_flag(capsys):
     with pytest.raises(SystemExit) as leaving:
         parse("--help")
     assert not leaving.value.code
     said = capsys.readouterr().out
-    for name in RunConfig.__dataclass_fields__:
+    for name in RunConfig.__dataclass_fields__.keys() - {"data_digest"}:
         assert "--" + name.replace("_", "-") in said
     for preset in PRESETS:
         assert preset in said
@@ -77,7 +87,7 @@ def test_parsing_does_not_load_tensorflow():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--losss", "x"], ["--epochs", "0"], ["--loss", "bcee"], ["--data", "none.npz"], ["--run-dir", "/proc/1/none"]],
+    [["--losss", "x"], ["--resume"], ["--loss", "bcee"], ["--run-dir", "/proc/1/none"], ["--run-dir", "x" * 300]],
 )
 def test_a_mistake_exits_with_2_and_writes_one_line_and_no_file(arguments, tmp_path):
     done = run_script("run.py", *arguments, cwd=tmp_path)

@@ -22,6 +22,10 @@ CONFIGS = st.builds(
     learning_rate=st.floats(1e-12, 1e3),
     batch_size=st.integers(1, 10**6),
     epochs=st.integers(1, 10**6),
+    checkpoint_every=st.none() | st.integers(1, 10**9),
+    intra_op_threads=st.none() | st.integers(1, 1024),
+    onednn=st.none() | st.booleans(),
+    data_digest=st.none() | st.text(),
     seed=st.integers(0, 2**63 - 1),
 )
 JSON_VALUES = st.recursive(
@@ -79,6 +83,7 @@ def test_values_out_of_range_are_refused_by_flag_and_value(values, message):
         ('{"epoch": 3}', "unknown field 'epoch'; did you mean 'epochs'?"),
         ('{"epochs": "3"}', "epochs is '3', which is not of type int"),
         ('{"epochs": true}', "epochs is True"),
+        ('{"format": 2}', "has format 2, of a newer version"),
         ('{"noise_level": 1e999}', "--noise-level: inf"),
     ],
 )
@@ -87,10 +92,13 @@ def test_a_broken_config_file_is_refused_with_the_reason(text, message):
         configs.from_json(text, "x.json")
 
 
-def test_a_resume_may_ask_for_more_epochs_and_nothing_else(tmp_path):
-    saved = RunConfig(epochs=3)
-    configs.check_resumable(saved, RunConfig(epochs=4), tmp_path)
+def test_a_resume_may_ask_for_more_epochs_and_other_checkpoints_and_nothing_else(tmp_path):
+    saved = RunConfig(epochs=3, intra_op_threads=2, onednn=True, data_digest="x")
+    asked = RunConfig(epochs=4, checkpoint_every=10)
+    assert configs.resuming(saved, asked, tmp_path) == dataclasses.replace(saved, epochs=4, checkpoint_every=10)
     with pytest.raises(UsageError, match="--epochs was 3, now 2"):
-        configs.check_resumable(saved, RunConfig(epochs=2), tmp_path)
+        configs.resuming(saved, RunConfig(epochs=2), tmp_path)
     with pytest.raises(UsageError, match=r"--noise-level was 0.5, now 0.3; --seed was 0, now 7"):
-        configs.check_resumable(saved, RunConfig(epochs=3, noise_level=0.3, seed=7), tmp_path)
+        configs.resuming(saved, RunConfig(epochs=3, noise_level=0.3, seed=7), tmp_path)
+    with pytest.raises(UsageError, match=r"--intra-op-threads was 2, now 4"):
+        configs.resuming(saved, RunConfig(epochs=3, intra_op_threads=4), tmp_path)

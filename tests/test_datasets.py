@@ -1,9 +1,13 @@
+import dataclasses
 import io
+import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dae import datasets
 from dae.config import RunConfig
@@ -57,6 +61,17 @@ def test_a_file_of_ones_own_is_read(tmp_path):
     np.testing.assert_array_equal(splits.test[..., 0], images[30:])
 
 
+def test_other_images_than_a_run_was_made_with_are_refused(tmp_path):
+    config = RunConfig(data=str(tmp_path / "own.npz"), validation_examples=1)
+    dark, bright = np.zeros((9, 28, 28), np.uint8), np.ones((9, 28, 28), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=dark, x_test=dark)
+    made_with = dataclasses.replace(config, data_digest=datasets.load(config).digest)
+    datasets.load(made_with)
+    np.savez(tmp_path / "own.npz", x_train=dark, x_test=bright)
+    with pytest.raises(UsageError, match=r"--data .*own.npz: its images are not those that the run was made with"):
+        datasets.load(made_with)
+
+
 def npz(**members: bytes) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -80,6 +95,9 @@ def header(shape: tuple[int, ...]) -> bytes:
 GOOD = npy(np.zeros((9, 28, 28), np.uint8))
 
 
+FUZZED = npz(x_train=npy(np.arange(9 * 28 * 28, dtype=np.uint8).reshape(9, 28, 28)), x_test=GOOD)
+
+
 class Hostile:
     def __reduce__(self):
         return (pytest.fail, ("a pickle of the data file was executed",))
@@ -96,6 +114,12 @@ class Hostile:
         (npz(x_train=npy(np.zeros((9, 28, 28))), x_test=GOOD), "x_train is float64, not uint8"),
         (npz(x_train=npy(np.zeros((9, 784), np.uint8)), x_test=GOOD), r"x_train has shape \(9, 784\)"),
         (npz(x_train=npy(np.zeros((0, 28, 28), np.uint8)), x_test=GOOD), r"x_train has shape \(0, 28, 28\)"),
+        (npz(x_train=npy(np.zeros((9, 28, 28, 2), np.uint8)), x_test=GOOD), "C 1 or 3"),
+        (npz(x_train=npy(np.zeros((9, 10, 28), np.uint8)), x_test=GOOD), "SSIM needs that"),
+        (npz(x_train=header((-9, -28, 28)) + b"12", x_test=GOOD), "N from 1"),
+        (npz(x_train=npy(np.zeros((9000, 28, 28), np.uint8)), x_test=GOOD), "packed more than 200-fold"),
+        (npz(x_train=b"\x93NUMPY\x03\x00" + GOOD[8:], x_test=GOOD), r"format \(3, 0\), not 1.0 or 2.0"),
+        (npz(x_train=GOOD.replace(b"{'descr'", b"{{'descr"), x_test=GOOD), "not a readable .npz file"),
         (npz(x_train=npy(np.zeros((9, 28, 20), np.uint8)), x_test=GOOD), "x_train has images of"),
         (npz(x_train=header((2**40, 28, 28)) + b"12", x_test=GOOD), "holds another number of bytes"),
         (npz(x_train=header((2**70, 28, 28)) + b"12", x_test=GOOD), "holds another number of bytes"),
@@ -110,6 +134,23 @@ def test_a_broken_or_hostile_file_is_refused_in_one_line(tmp_path, content, mess
         datasets.load(RunConfig(data=str(path), validation_examples=1))
     assert str(caught.value).startswith(f"--data: {path}: ")
     assert "\n" not in str(caught.value)
+
+
+@given(st.data())
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None)
+def test_any_damage_to_a_file_is_refused_in_one_line_or_leaves_images(tmp_path_factory, data):
+    content = bytearray(FUZZED)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)) | st.just(len(content)))
+    path = tmp_path_factory.getbasetemp() / "fuzzed.npz"
+    path.write_bytes(content[:cut])
+    try:
+        splits = datasets.load(RunConfig(data=str(path), validation_examples=1))
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert splits.train.dtype == np.uint8
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

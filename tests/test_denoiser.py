@@ -1,12 +1,17 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
 from conftest import run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dae.denoiser import load_model
 from dae.errors import UsageError
@@ -56,6 +61,55 @@ def test_evaluate_reports_the_same_figures_for_the_run_and_its_files(tiny_run, t
     other = run_script("evaluate.py", run, "--noise-level", "0.2", "--figure", tmp_path / "less.png", cwd=tmp_path)
     assert f"PSNR {report['test_psnr']:.2f} dB" not in other.stdout
     assert (tmp_path / "less.png").exists()
+
+
+def hostile_layer() -> keras.Model:
+    inputs = keras.Input((28, 28, 1))
+    return keras.Model(inputs, keras.layers.Lambda(lambda images: images * 1.0)(inputs))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_in_a_model_file_is_not_run(suffix, tmp_path):
+    hostile_layer().save(tmp_path / f"lambda{suffix}")
+    with pytest.raises(UsageError, match=r"not a readable model .*[Ll]ambda"):
+        load_model(tmp_path / f"lambda{suffix}")
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_layer_of_terabytes_is_refused_before_it_is_made(name, tiny_run, tmp_path):
+    path = tmp_path / name
+    shutil.copy(tiny_run / name, path)
+
+    def grown(architecture: str) -> str:
+        return architecture.replace('"filters": 16', '"filters": 100000000000').replace(
+            "28, 28, 16]", "28, 28, 100000000000]"
+        )
+
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = grown(file.attrs["model_config"])
+    else:
+        with zipfile.ZipFile(tiny_run / name) as model, zipfile.ZipFile(path, "w") as changed:
+            for member in model.namelist():
+                content = model.read(member)
+                changed.writestr(member, grown(content.decode()) if member == "config.json" else content)
+    with pytest.raises(UsageError, match=r"not a readable model|more than it has bytes"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@given(data=st.data())
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20")), deadline=None)
+def test_any_damage_to_a_model_file_is_refused_in_one_line_or_harmless(name, tiny_run, tmp_path_factory, data):
+    content = bytearray((tiny_run / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"fuzzed-{name}"
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    try:
+        load_model(path)
+    except UsageError as error:
+        assert "\n" not in str(error)
 
 
 def test_what_is_no_model_is_refused(tiny_run, tmp_path):

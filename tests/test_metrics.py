@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dae.losses import LOSSES
+from dae.errors import UsageError
+from dae.losses import LOSSES, check
 from dae.metrics import METRICS, bce, evaluator
 
 IMAGES = arrays(np.float32, (2, 12, 12, 1), elements=st.floats(0, 1, width=32))
@@ -83,3 +84,17 @@ def test_every_image_weighs_the_same_also_in_a_smaller_last_batch(digits):
     for name, function in METRICS.items():
         each = np.asarray(function(tf.constant(clean), tf.constant(denoised)), np.float64)
         assert means[name] == pytest.approx(each.mean(), rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda clean, denoised: tf.reduce_mean(clean - denoised), r"returns float32 \[\] for a batch of 2"),
+        (lambda clean, denoised: tf.square(clean - denoised), r"returns float32 \[2, 28, 28, 1\]"),
+        (lambda clean, denoised: tf.zeros(2, tf.float64), r"returns float64 \[2\]"),
+        (lambda clean, denoised: tf.math.log(tf.zeros(2)), r"is \[-inf, -inf\]"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_per_example_is_refused(loss, message):
+    with pytest.raises(UsageError, match="--loss mine: " + message):
+        check(loss, "--loss mine", (28, 28, 1))

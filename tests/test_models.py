@@ -48,8 +48,13 @@ def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (27, 28, 1), (64, 64, 3)])
 def test_images_that_would_not_come_back_as_they_went_in_are_refused(shape):
-    with pytest.raises(UsageError, match=r"--model conv: images of .* would come back as .*28 x 28"):
+    with pytest.raises(UsageError, match=r"--model conv: images of .* would come back as .* sides of 12, 20, 28"):
         models.build(RunConfig(), shape)
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 1), (36, 28, 3)])
+def test_images_with_sides_of_4_more_than_a_multiple_of_8_fit(shape):
+    assert models.build(RunConfig(), shape).output_shape == (None, *shape)
 
 
 def test_an_unknown_model_is_refused():

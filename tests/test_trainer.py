@@ -11,28 +11,19 @@ import numpy as np
 import pytest
 from conftest import EXPERIMENTS, TINY
 
-from dae import trainer
+from dae import comparison, trainer
 from dae.config import RunConfig
 from dae.errors import RunError, UsageError
-
-DURATIONS = ("seconds", "images_per_second")
-
-
-def metrics_of(folder) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in DURATIONS} for line in lines]
-
-
-def weights_of(folder) -> list[np.ndarray]:
-    return keras.models.load_model(folder / "model.keras").get_weights()
+from dae.run_directory import read_metrics
 
 
 def assert_same_results(folder, other) -> None:
-    assert metrics_of(folder) == metrics_of(other)
-    assert (folder / "report.json").read_text() == (other / "report.json").read_text()
-    assert (folder / "denoised.png").read_bytes() == (other / "denoised.png").read_bytes()
-    for weights, same in zip(weights_of(folder), weights_of(other), strict=True):
-        np.testing.assert_array_equal(weights, same)
+    assert comparison.first_difference(folder, other) is None
+    for name in ("model.keras", "model.h5"):
+        for weights, same in zip(
+            *(keras.models.load_model(run / name).get_weights() for run in (folder, other)), strict=True
+        ):
+            np.testing.assert_array_equal(weights, same)
 
 
 def test_a_run_leaves_every_file_of_the_contract(tiny_run):
@@ -47,11 +38,11 @@ def test_a_run_leaves_every_file_of_the_contract(tiny_run):
         "report.json",
         "tensorboard",
     }
-    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(tiny_run)
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 10), (2, 20), (3, 30)]
     figures = ("loss", "bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")
     for line in lines:
-        assert set(line) == {"epoch", "step", "train_loss", "learning_rate", *DURATIONS} | {
+        assert set(line) == {"epoch", "step", "train_loss", "learning_rate", *comparison.DURATIONS} | {
             f"validation_{name}" for name in figures
         }
         assert line["seconds"] > 600 / line["images_per_second"]
@@ -63,7 +54,7 @@ def test_a_run_leaves_every_file_of_the_contract(tiny_run):
 
 
 def test_the_losses_fall(tiny_run):
-    lines = metrics_of(tiny_run)
+    lines = read_metrics(tiny_run)
     for name in ("train_loss", "validation_loss"):
         values = [line[name] for line in lines]
         assert values == sorted(values, reverse=True)
@@ -90,24 +81,11 @@ def test_a_finished_run_is_left_alone(tiny_run, capsys):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_a_broken_newest_checkpoint_is_named_and_the_one_before_it_used(tiny_run, tmp_path, capsys):
-    trainer.train(replace(TINY, epochs=2), tmp_path / "run")
-    (data,) = (tmp_path / "run" / "checkpoints" / "newest").glob("ckpt-20.data-*")
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(content)
-    trainer.train(TINY, tmp_path / "run", resume=True)
-    said = capsys.readouterr()
-    assert "ckpt-20 is broken and passed over" in said.err
-    assert "after step 10" in said.out
-    assert_same_results(tmp_path / "run", tiny_run)
-
-
 def test_the_best_epoch_is_the_one_that_is_kept(tmp_path):
     # So high a learning rate that some epoch makes it worse again.
     config = replace(TINY, learning_rate=0.1, epochs=5)
     report = trainer.train(config, tmp_path / "run")
-    losses = [line["validation_loss"] for line in metrics_of(tmp_path / "run")]
+    losses = [line["validation_loss"] for line in read_metrics(tmp_path / "run")]
     assert losses != sorted(losses, reverse=True)
     assert report["epoch"] == 1 + int(np.argmin(losses))
 
@@ -115,7 +93,7 @@ def test_the_best_epoch_is_the_one_that_is_kept(tmp_path):
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
     report = trainer.train(replace(TINY, validation_examples=0, epochs=2), tmp_path / "run")
     assert report["epoch"] == 2
-    assert not any(name.startswith("validation") for line in metrics_of(tmp_path / "run") for name in line)
+    assert not any(name.startswith("validation") for line in read_metrics(tmp_path / "run") for name in line)
     assert not (tmp_path / "run" / "tensorboard" / "validation").exists()
 
 
@@ -129,19 +107,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(RunError, match="of step 14 is not finite"):
         trainer.train(TINY, tmp_path / "run")
     assert not (tmp_path / "run" / "report.json").exists()
-    assert len(metrics_of(tmp_path / "run")) == 1
+    assert len(read_metrics(tmp_path / "run")) == 1
     monkeypatch.undo()
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert len(metrics_of(tmp_path / "run")) == 3
+    assert len(read_metrics(tmp_path / "run")) == 3
 
 
-def test_an_existing_folder_is_not_touched(tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_not_touched(tmp_path, resume):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
-        trainer.train(TINY, tmp_path)
-    with pytest.raises(UsageError, match="cannot be written"):
-        trainer.train(TINY, tmp_path / "mine.txt" / "run")
+    with pytest.raises(UsageError, match="holds something else than a run"):
+        trainer.train(TINY, tmp_path, resume=resume)
+    with pytest.raises(UsageError, match="is no folder for a run"):
+        trainer.train(TINY, tmp_path / "mine.txt", resume=resume)
+    with pytest.raises(UsageError, match=r"--run-dir: .*mine.txt"):
+        trainer.train(TINY, tmp_path / "mine.txt" / "run", resume=resume)
+    with pytest.raises(UsageError, match="not a name for a run"):
+        trainer.train(TINY, tmp_path / "lr[1]", resume=resume)
+    with pytest.raises(UsageError, match="not a name for a run"):
+        trainer.train(TINY, "", resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_is_not_begun_twice(tiny_run):
+    with pytest.raises(UsageError, match="has a run already; name another, or add --resume"):
+        trainer.train(TINY, tiny_run)
 
 
 @pytest.mark.parametrize("change", [{"loss": "bcee"}, {"model": "cnov"}, {"noise": "x"}, {"data": "/none.npz"}])
@@ -173,7 +163,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_a_resume_ends_the_same(num
     os.kill(process.pid, number)  # it is tracing the first step now
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "which is saved; go on with --resume --run-dir stopped" in said
-    assert metrics_of(tmp_path / "stopped") == []
+    assert "saved; go on with --resume --run-dir stopped" in said
+    assert read_metrics(tmp_path / "stopped") == []
     trainer.train(LONG, tmp_path / "stopped", resume=True)
     assert_same_results(tmp_path / "stopped", long_run)

@@ -1,0 +1,38 @@
+"""Proves that a finished run can be had again, bit for bit: python experiments/verify.py runs/NAME."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import tyro
+
+from dae import command_line, config
+from dae.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyArguments:
+    """Rerun a finished run from its config.json into a scratch folder, and say whether the bits agree."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of a finished run."""
+
+
+def main() -> None:
+    run = Path(command_line.parse(VerifyArguments).run)
+    rerun = config.read(run / "config.json")
+    command_line.load_tensorflow(rerun)
+    from dae import comparison, run_directory, trainer
+
+    run_directory.check_finished(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / "again"
+        trainer.train(rerun, again)
+        difference = comparison.first_difference(run, again)
+    if difference is not None:
+        raise RunError(f"{run} and its rerun part at {difference}")
+    print(f"{run} and its rerun agree in every bit")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
