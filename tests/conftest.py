@@ -1,10 +1,12 @@
 """What several tests need: small real runs, on real digits."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dae import datasets, trainer
 from dae.config import RunConfig
@@ -13,6 +15,9 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 # Small enough for seconds, with a smaller last batch: 600 images are 9 batches of 64 and one of 24.
 TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epochs=3)
+
+# How many broken or hostile inputs each fuzz test tries.
+fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")), deadline=None)
 
 
 @pytest.fixture(scope="session")

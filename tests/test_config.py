@@ -3,6 +3,7 @@ import json
 import math
 
 import pytest
+from conftest import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ def test_json_gives_back_the_same_configuration(config):
     assert configs.from_json(configs.to_json(config), "here") == config
 
 
+@fuzz
 @given(JSON_VALUES | st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(RunConfig)]), JSON_VALUES))
 def test_any_json_is_a_valid_configuration_or_refused_with_its_source(value):
     try:
@@ -51,6 +53,7 @@ def test_any_json_is_a_valid_configuration_or_refused_with_its_source(value):
         assert configs.from_json(configs.to_json(config), "again") == config
 
 
+@fuzz
 @given(st.text())
 def test_any_text_is_a_valid_configuration_or_refused(text):
     try:

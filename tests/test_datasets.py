@@ -1,12 +1,12 @@
 import dataclasses
 import io
-import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dae import datasets
@@ -136,8 +136,8 @@ def test_a_broken_or_hostile_file_is_refused_in_one_line(tmp_path, content, mess
     assert "\n" not in str(caught.value)
 
 
+@fuzz
 @given(st.data())
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None)
 def test_any_damage_to_a_file_is_refused_in_one_line_or_leaves_images(tmp_path_factory, data):
     content = bytearray(FUZZED)
     for _ in range(data.draw(st.integers(1, 4))):

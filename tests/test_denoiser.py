@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import run_script
-from hypothesis import given, settings
+from conftest import fuzz, run_script
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dae.denoiser import load_model
@@ -98,8 +97,8 @@ def test_a_layer_of_terabytes_is_refused_before_it_is_made(name, tiny_run, tmp_p
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@fuzz
 @given(data=st.data())
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20")), deadline=None)
 def test_any_damage_to_a_model_file_is_refused_in_one_line_or_harmless(name, tiny_run, tmp_path_factory, data):
     content = bytearray((tiny_run / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
