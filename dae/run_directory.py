@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,17 @@ def start(path: Path, config: RunConfig) -> None:
 
 
 def reopen(path: Path, config: RunConfig) -> None:
-    """Makes the run in `path` an unfinished one with `config`, which may ask for more epochs than before."""
+    """Makes the run in `path` an unfinished one with `config`, which may ask for more epochs than before.
+
+    Warns where other versions or another processor than it was begun with may give it other last bits.
+    """
+    begun, now = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8")), machine.environment()
+    for name in ("versions", "cpu"):
+        if begun[name] != now[name]:
+            print(
+                f"warning: {path} was begun with {name} {begun[name]}, now {now[name]}: the bits may differ",
+                file=sys.stderr,
+            )
     (path / REPORT).unlink(missing_ok=True)
     write(path / CONFIG, configs.to_json(config))
 

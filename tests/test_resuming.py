@@ -124,6 +124,15 @@ def test_a_changed_configuration_and_other_data_are_refused(two_epochs):
         trainer.train(replace(TINY, data_digest="other"), two_epochs, resume=True)
 
 
+def test_going_on_with_other_versions_than_a_run_was_begun_with_is_warned_of(two_epochs, tmp_path, capsys):
+    shutil.copytree(two_epochs, tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    environment["versions"]["tensorflow"] = "2.20.0"
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    trainer.train(TINY, tmp_path / "run", resume=True)
+    assert "'tensorflow': '2.20.0'" in capsys.readouterr().err
+
+
 def test_a_second_process_on_one_run_is_refused(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
