@@ -32,6 +32,8 @@ class RunArguments:
     """Start from a named configuration: default, tutorial (all 60,000 images train) or quick."""
     config: str | None = None
     """Start from a config.json, such as that of another run."""
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write a trace of a few training steps to the run's tensorboard folder."""
     settings: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = PRESETS["default"]
 
 

@@ -34,8 +34,14 @@ class RunConfig:
     """Name of the network."""
     loss: str = "bce"
     """Name of the loss."""
+    width: int = 1
+    """Times the channels of the network."""
     learning_rate: float = 1e-3
-    """Adam's learning rate."""
+    """Adam's learning rate, its highest where a schedule changes it."""
+    schedule: str = "constant"
+    """How the learning rate goes over the run: constant, or cosine, down to 0 at the end."""
+    warmup_steps: int = 0
+    """With cosine: steps of rising learning rate at the start."""
     batch_size: int = 128
     """Images per training step."""
     epochs: int = 50
@@ -44,8 +50,10 @@ class RunConfig:
     """Save also after every so many steps within an epoch (default: at the end of each epoch, and when stopped)."""
     seed: int = 0
     """Decides initial weights, order and noise."""
+    micro_batches: int | None = None
+    """Parts of each batch, computed side by side; decides last bits (default: one per core, then recorded)."""
     intra_op_threads: int | None = None
-    """Threads inside one operation; another number gives other last bits (default: one per core, then recorded)."""
+    """Threads inside one operation; decides last bits (default: the cores that each part has, then recorded)."""
     onednn: bool | None = None
     """Use oneDNN's kernels; fast, with other last bits (default: as TF_ENABLE_ONEDNN_OPTS, else yes; recorded)."""
     data_digest: Annotated[str | None, tyro.conf.Suppress] = None
@@ -56,6 +64,8 @@ class RunConfig:
             value = getattr(self, name)
             if not allowed(value):
                 raise UsageError(f"{flag(name)}: {value!r} is not {description}")
+        if self.warmup_steps and self.schedule == "constant":
+            raise UsageError(f"--warmup-steps: is {self.warmup_steps}, which needs --schedule cosine")
 
 
 def _none_or_positive(count: int | None) -> bool:
@@ -68,6 +78,9 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "noise_level": (lambda level: 0 <= level < math.inf, "a finite number from 0 up"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number above 0"),
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to a million"),
+    "width": (lambda times: 1 <= times <= 1024, "a whole number from 1 to 1024"),
+    "warmup_steps": (lambda count: 0 <= count <= 10**9, "a whole number from 0 to a billion"),
+    "micro_batches": (lambda count: count is None or 1 <= count <= 1024, "a whole number from 1 to 1024"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to a million"),
     "checkpoint_every": (_none_or_positive, "a whole number from 1 up"),
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
@@ -83,7 +96,7 @@ PRESETS = {
 }
 
 # What None leaves to the machine or the data is filled in when a run starts, and then part of it.
-RECORDED = ("intra_op_threads", "onednn", "data_digest")
+RECORDED = ("micro_batches", "intra_op_threads", "onednn", "data_digest")
 
 # Written to every config.json; to be raised when a file written now could be misread by what reads it today.
 FORMAT = 1
@@ -142,7 +155,7 @@ def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
     """The configuration to go on with, where `asked` wants to resume the run in `run_dir`, made with `saved`.
 
     Raises UsageError, with both values of each field, where it asks for another run. Three things may differ: more
-    epochs, another `checkpoint_every`, and None where the run has RECORDED a value.
+    epochs of a constant learning rate, another `checkpoint_every`, and None where the run has RECORDED a value.
     """
     recorded = {name: getattr(saved, name) for name in RECORDED if getattr(asked, name) is None}
     asked = dataclasses.replace(asked, **recorded)
@@ -151,8 +164,10 @@ def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
         for field in dataclasses.fields(RunConfig)
         if getattr(saved, field.name) != getattr(asked, field.name)
         and field.name != "checkpoint_every"
-        and not (field.name == "epochs" and asked.epochs > saved.epochs)
+        and not (field.name == "epochs" and asked.epochs > saved.epochs and saved.schedule == "constant")
     ]
     if changes:
-        raise UsageError(f"--resume: {run_dir} is another run ({'; '.join(changes)}); only --epochs may grow")
+        raise UsageError(
+            f"--resume: {run_dir} is another run ({'; '.join(changes)}); only --epochs may grow, and that only with --schedule constant"
+        )
     return asked

@@ -71,5 +71,5 @@ def test(model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path
     batches = evaluation_batches(images, config, "test")
     noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
     figures.save_denoised(figure, noisy.numpy(), model(noisy).numpy(), clean.numpy())
-    evaluate = evaluator(model, choose(LOSSES, config.loss, "--loss"))
+    evaluate = evaluator(model, choose(LOSSES, config.loss, "--loss"), config.micro_batches or 1)
     return {f"test_{name}": value for name, value in evaluate(batches).items()}

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,16 @@ from tensorflow.python.util import _pywrap_util_port
 from dae.config import RunConfig
 from dae.errors import UsageError
 
+# Of a batch cut into smaller parts than this, more time goes into starting operations than cores can save.
+SMALLEST_PART = 16
+
 
 def settle(config: RunConfig) -> RunConfig:
-    """`config` with its threads and oneDNN filled in where they were left to the machine, and in force.
+    """`config` with its micro-batches, threads and oneDNN filled in where they were left to the machine, and in force.
 
-    The same bits then come out on a machine with another number of cores. Raises UsageError where TensorFlow has
-    started with other settings already; both can be set before only.
+    The same bits then come out on a machine with another number of cores. Threads and oneDNN can be set before
+    TensorFlow starts only: warns where it has started with slower ones than dae would have chosen, and raises
+    UsageError where `config` names others.
     """
     # Python's only word for what is in force: TensorFlow decides by processor unless the environment says so.
     onednn = bool(_pywrap_util_port.IsMklEnabled())
@@ -30,16 +35,27 @@ def settle(config: RunConfig) -> RunConfig:
             f"--onednn: is {config.onednn}, but TensorFlow was started with {onednn}; "
             f"set TF_ENABLE_ONEDNN_OPTS={int(bool(config.onednn))}"
         )
-    in_force = tf.config.threading.get_intra_op_parallelism_threads() or cores()
-    threads = config.intra_op_threads or in_force
-    if threads != in_force:
+    if not onednn and config.onednn is None and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+        _warn("without oneDNN")
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    parts = config.micro_batches or max(1, min(1 if gpu else cores(), config.batch_size // SMALLEST_PART))
+    wanted = config.intra_op_threads or max(1, cores() // parts)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
+    if wanted != threads:
         try:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_intra_op_parallelism_threads(wanted)
+            threads = wanted
         except RuntimeError:
-            raise UsageError(
-                f"--intra-op-threads: is {threads}, but TensorFlow was started with {in_force} in this process"
-            ) from None
-    return dataclasses.replace(config, onednn=onednn, intra_op_threads=threads)
+            if config.intra_op_threads is not None:
+                raise UsageError(
+                    f"--intra-op-threads: is {wanted}, but TensorFlow was started with {threads} in this process"
+                ) from None
+            _warn(f"with intra_op_threads={threads} instead of {wanted}")
+    return dataclasses.replace(config, onednn=onednn, micro_batches=parts, intra_op_threads=threads)
+
+
+def _warn(how: str) -> None:
+    warnings.warn(f"TensorFlow was started {how}, which is slower; import dae before it", stacklevel=4)
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from dae.losses import Loss, bce, mse
+from dae.pipeline import micro_batches
 
 
 def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -46,20 +47,22 @@ METRICS: dict[str, Loss] = {
 Evaluate = Callable[[tf.data.Dataset], dict[str, float]]
 
 
-def evaluator(model: keras.Model, loss: Loss) -> Evaluate:
+def evaluator(model: keras.Model, loss: Loss, parts: int = 1) -> Evaluate:
     """A function from (noisy, clean) batches to the means of "loss" and of all METRICS over their images.
 
     Every image weighs the same, also in a smaller last batch; sums are float64. It is compiled once, so
-    make it once and use it for every epoch.
+    make it once and use it for every epoch. Each batch is computed as `parts` micro-batches side by side.
     """
     functions = {"loss": loss, **METRICS}
 
     @tf.function
     def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
-        denoised = model(noisy, training=False)
-        return {
-            name: tf.reduce_sum(tf.cast(function(clean, denoised), tf.float64)) for name, function in functions.items()
-        }
+        of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in functions}
+        for some_noisy, some_clean in micro_batches(parts, noisy, clean):
+            denoised = model(some_noisy, training=False)
+            for name, function in functions.items():
+                of_parts[name].append(tf.reduce_sum(tf.cast(function(some_clean, denoised), tf.float64)))
+        return {name: tf.add_n(sums_of_parts) for name, sums_of_parts in of_parts.items()}
 
     def evaluate(batches: tf.data.Dataset) -> dict[str, float]:
         totals, images = dict.fromkeys(functions, 0.0), 0

@@ -19,6 +19,8 @@ Shape = tuple[int, int, int]
 def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
     """The tutorial's convolutional autoencoder: 28 -> 14 -> 7 -> 4 (`encoder`) -> 8 -> 16 -> 14 -> 28.
 
+    It has 16, 8, 8, 8, 8, 16 channels, times `config.width`.
+
     The third convolution of the decoder is 'valid', which takes 16 to 14 and so brings 28 back, as it does other
     sides that are 4 more than a multiple of 8; no others come back as they went in.
     """
@@ -29,18 +31,18 @@ def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
         return {"name": name, "activation": activation, "padding": padding, "kernel_initializer": initializer}
 
     noisy = keras.Input(image_shape, name="noisy")
-    x = convolution(16, 3, **settings("encoder_conv_1"))(noisy)
+    x = convolution(16 * config.width, 3, **settings("encoder_conv_1"))(noisy)
     x = pooling(2, padding="same", name="encoder_pool_1")(x)
-    x = convolution(8, 3, **settings("encoder_conv_2"))(x)
+    x = convolution(8 * config.width, 3, **settings("encoder_conv_2"))(x)
     x = pooling(2, padding="same", name="encoder_pool_2")(x)
-    x = convolution(8, 3, **settings("encoder_conv_3"))(x)
+    x = convolution(8 * config.width, 3, **settings("encoder_conv_3"))(x)
     code = pooling(2, padding="same", name="encoder")(x)
 
-    x = convolution(8, 3, **settings("decoder_conv_1"))(code)
+    x = convolution(8 * config.width, 3, **settings("decoder_conv_1"))(code)
     x = keras.layers.UpSampling2D(2, name="decoder_up_1")(x)
-    x = convolution(8, 3, **settings("decoder_conv_2"))(x)
+    x = convolution(8 * config.width, 3, **settings("decoder_conv_2"))(x)
     x = keras.layers.UpSampling2D(2, name="decoder_up_2")(x)
-    x = convolution(16, 3, **settings("decoder_conv_3", padding="valid"))(x)
+    x = convolution(16 * config.width, 3, **settings("decoder_conv_3", padding="valid"))(x)
     x = keras.layers.UpSampling2D(2, name="decoder_up_3")(x)
     denoised = convolution(image_shape[-1], 3, **settings("denoised", activation="sigmoid"))(x)
     return keras.Model(noisy, denoised, name="conv")

@@ -4,6 +4,7 @@ Batch number s depends on nothing but (seed, s): there is no iterator state to s
 step, and prefetching or parallel calls cannot change what comes out.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -57,6 +58,17 @@ def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> t
         return noised(part, stateless_seed(config.seed, f"{purpose} noise", number))
 
     return _batches(tf.data.Dataset.range(steps_per_epoch(len(images), EVALUATION_BATCH)), batch)
+
+
+def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+    """Tensors of one batch, cut into so many parts of nearly the same number of images; some may be empty.
+
+    A graph that treats each part on its own runs them side by side, one per core. That makes a step of `conv` a
+    third faster on two cores than threads inside each operation do: most operations are too small to share.
+    """
+    images = tf.shape(tensors[0])[0]
+    edges = [images * part // parts for part in range(parts + 1)]
+    return [tuple(tensor[start:end] for tensor in tensors) for start, end in itertools.pairwise(edges)]
 
 
 def _batches(numbers: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:

@@ -1,58 +1,30 @@
-"""The training loop. `train_step` only computes; the functions around it decide, write and print."""
+"""The training loop: the train step only computes; the functions here decide, write and print."""
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
 from tqdm import tqdm
 
 from dae import config as configs
-from dae import datasets, denoiser, machine, metrics, models, run_directory
+from dae import datasets, denoiser, machine, metrics, models, optimizers, profiling, run_directory, signals
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError, choose
-from dae.losses import LOSSES, Loss, check
+from dae.losses import LOSSES, check
 from dae.noise import NOISES
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dae.summaries import Summaries
+from dae.train_step import TrainStep, make_train_step
 
 SHOWN_IN_TENSORBOARD = 8
 
-TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-def make_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Loss, state: Any) -> TrainStep:
-    """The step `(noisy, clean) -> mean loss of the batch` that trains `model` and counts in `Checkpoints.state`.
-
-    Raises InvalidArgumentError, before any weight changes, where the loss or its gradient is not finite.
-    """
-
-    @tf.function
-    def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            losses = loss(clean, model(noisy, training=True))
-            mean_loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(mean_loss, model.trainable_variables)
-        finite = [
-            tf.debugging.assert_all_finite(mean_loss, "the loss"),
-            tf.debugging.assert_all_finite(tf.linalg.global_norm(gradients), "the gradient"),
-        ]
-        with tf.control_dependencies(finite):
-            optimizer.apply(gradients, model.trainable_variables)
-            state.step.assign_add(1)
-            state.loss_sum.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64)))
-            state.images.assign_add(tf.size(losses, tf.int64))
-        return mean_loss
-
-    return train_step
+AfterEpoch = Callable[[dict[str, float]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +43,19 @@ class _Run:
         return steps_per_epoch(len(self.splits.train), self.config.batch_size)
 
 
-def train(config: RunConfig, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, float]:
+def train(
+    config: RunConfig,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    profile: bool = False,
+    after_epoch: AfterEpoch | None = None,
+) -> dict[str, float]:
     """Trains as `config` says, writing to the folder `run_dir`, by default a new one under runs/.
 
-    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is. Returns what
-    the run's report.json says. Raises UsageError for mistakes, before anything is written; RunError where the run
+    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is. With `profile`,
+    writes a trace of a few steps to the run's TensorBoard folder. `after_epoch` is called with each line of
+    metrics.jsonl, when all of the epoch is on disk. Returns what the run's report.json says. Raises UsageError for mistakes, before anything is written; RunError where the run
     itself fails; Stopped after SIGINT or SIGTERM, once the state is saved.
     """
     folder = None if run_dir is None else Path(run_dir)
@@ -100,14 +80,16 @@ def train(config: RunConfig, run_dir: str | Path | None = None, *, resume: bool 
     loss = choose(LOSSES, config.loss, "--loss")
     check(loss, f"--loss {config.loss}", splits.image_shape)
     choose(NOISES, config.noise, "--noise")
-    optimizer = keras.optimizers.Adam(config.learning_rate)
+    optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
+
+    parts = config.micro_batches or 1
 
     folder = folder or run_directory.new(config)
     with run_directory.claimed(folder):
         if run_directory.has_run(folder) != goes_on:
             raise UsageError(f"--run-dir: another process has been working on {folder}")
         checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
-        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss), checkpoints)
+        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss, parts), checkpoints)
         if goes_on:
             checkpoints.restore_newest()
             run_directory.reopen(folder, config)
@@ -117,7 +99,8 @@ def train(config: RunConfig, run_dir: str | Path | None = None, *, resume: bool 
             print(f"writing to {folder}")
         model.summary()
         try:
-            _train_epochs(run, make_train_step(model, optimizer, loss, checkpoints.state))
+            train_step = make_train_step(model, optimizer, loss, checkpoints.state, parts)
+            _train_epochs(run, train_step, profile, after_epoch)
             return _finish(run)
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
@@ -126,7 +109,7 @@ def train(config: RunConfig, run_dir: str | Path | None = None, *, resume: bool 
             ) from error
 
 
-def _train_epochs(run: _Run, train_step: TrainStep) -> None:
+def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: AfterEpoch | None) -> None:
     """Trains from the step that the state is at to the last one; every epoch ends with its results on disk.
 
     An epoch's checkpoint comes last: a resume drops what was written after the checkpoint it goes on from, and
@@ -135,7 +118,8 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
     config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
     epochs_done, steps_into_epoch = divmod(int(state.step), steps)
     checkpoint_every = config.checkpoint_every or steps
-    batches = iter(training_batches(run.splits.train, config, int(state.step)))
+    batches: Iterable = training_batches(run.splits.train, config, int(state.step))
+    batches = iter(profiling.traced(batches, run.folder / "tensorboard") if profile else batches)
     validation = evaluation_batches(run.splits.validation, config, "validation")
     noisy_shown, clean_shown = _examples(run)
     run_directory.keep_epochs(run.folder, epochs_done)
@@ -146,7 +130,7 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
         unit_scale=True,
         disable=None,  # that is, shown on a terminal only
     )
-    with _signals() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
+    with signals.collected() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
         run.checkpoints.start_clock()
         for epoch in range(epochs_done + 1, config.epochs + 1):
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
@@ -168,7 +152,7 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
             line["train_loss"] = float(state.loss_sum) / float(state.images)
             if config.validation_examples:
                 line |= {f"validation_{name}": value for name, value in run.evaluate(validation).items()}
-            line["learning_rate"] = config.learning_rate
+            line["learning_rate"] = float(state.optimizer.learning_rate)
             line["images_per_second"] = images_per_second
             summaries.write_epoch(line, noisy_shown, run.model(noisy_shown), clean_shown)
             # From line to line, so that each epoch counts one checkpoint: the one before it.
@@ -177,6 +161,8 @@ def _train_epochs(run: _Run, train_step: TrainStep) -> None:
             tqdm.write(_in_words(line, config.epochs))
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
+            if after_epoch is not None:
+                after_epoch(line)
             if received:
                 raise _stopped(run, received[0])
 
@@ -237,24 +223,3 @@ def _naming_what_is_not_finite(run: _Run) -> Iterator[None]:
             f"what was saved before it in {run.folder} is good; another run may need a lower --learning-rate than "
             f"{run.config.learning_rate}"
         ) from None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the loop can stop at a good moment; a second SIGINT stops at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-        yield received
-        return
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -8,7 +8,7 @@ def main() -> None:
     command_line.load_tensorflow(arguments.settings)
     from dae import trainer
 
-    trainer.train(arguments.settings, arguments.run_dir, resume=arguments.resume)
+    trainer.train(arguments.settings, arguments.run_dir, resume=arguments.resume, profile=arguments.profile)
 
 
 if __name__ == "__main__":

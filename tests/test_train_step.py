@@ -8,7 +8,7 @@ from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.losses import LOSSES
 from dae.pipeline import training_batches
-from dae.trainer import make_train_step
+from dae.train_step import make_train_step
 
 STEPS = 50
 
@@ -32,7 +32,7 @@ def test_fifty_steps_equal_those_of_keras_compile_and_fit(mnist, tmp_path):
 
     optimizer = keras.optimizers.Adam(1e-3)
     state = Checkpoints(tmp_path, ours, optimizer).state
-    train_step = make_train_step(ours, optimizer, LOSSES["bce"], state)
+    train_step = make_train_step(ours, optimizer, LOSSES["bce"], state, parts=2)
     losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
     assert int(state.step) == STEPS
     assert int(state.images) == STEPS * 128
@@ -62,3 +62,22 @@ def test_a_loss_that_is_not_finite_is_refused_before_any_weight_changes(bad, tmp
     assert int(state.step) == 0
     for weights, same in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weights, same)
+
+
+@pytest.mark.parametrize(("images", "parts"), [(64, 1), (64, 2), (7, 3), (1, 2)])
+def test_the_step_moves_the_weights_by_the_gradient_of_the_plain_keras_model(images, parts, mnist, tmp_path):
+    """With SGD, since Adam hides a wrong scale; a learning rate of 1 makes the movement the gradient."""
+    noisy, clean = next(iter(training_batches(mnist.train, RunConfig(batch_size=images))))
+    model = models.build(RunConfig(), (28, 28, 1))
+    before = model.get_weights()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(LOSSES["mse"](clean, model(noisy)))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    optimizer = keras.optimizers.SGD(1.0)
+    state = Checkpoints(tmp_path, model, optimizer).state
+    assert float(make_train_step(model, optimizer, LOSSES["mse"], state, parts)(noisy, clean)) == pytest.approx(
+        float(loss), rel=1e-6
+    )
+    for old, new, gradient in zip(before, model.get_weights(), gradients, strict=True):
+        # The movement is a difference of float32 weights of up to 1, so it has their rounding.
+        np.testing.assert_allclose(old - new, gradient, atol=1e-4 * np.abs(gradient).max() + 1e-7)

@@ -1,0 +1,74 @@
+"""Layers in a form that computes faster on a CPU: the same functions of the same weights."""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Layers that do the same in training as in use, so that calling one after the other is calling the model.
+_PLAIN = (keras.layers.InputLayer, keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D)
+
+
+def fused(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The training form of `model`, noisy -> denoised, with every upsampling fused into the convolution after it.
+
+    Weights are those of `model`, and outputs agree to 1e-6. A model that is not a chain of plain layers, or that
+    trains on a GPU, is called as it is.
+    """
+    layers = model.layers
+    if tf.config.list_physical_devices("GPU") or not _is_plain_chain(model):
+        return functools.partial(model, training=True)
+    steps: list[Callable[[tf.Tensor], tf.Tensor]] = []
+    for before, layer in itertools.pairwise(layers):
+        if _fuses(before, layer):
+            steps[-1] = functools.partial(_upsampled_convolution, layer)
+        else:
+            steps.append(layer)
+    return lambda noisy: functools.reduce(lambda x, step: step(x), steps, noisy)
+
+
+def _is_plain_chain(model: keras.Model) -> bool:
+    layers = model.layers
+    return (
+        all(type(layer) in _PLAIN for layer in layers)
+        and isinstance(layers[0], keras.layers.InputLayer)
+        and all(after.input is before.output for before, after in itertools.pairwise(layers))
+        and model.outputs == [layers[-1].output]
+    )
+
+
+def _fuses(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
+    """Whether `before` doubles the sides by repeating pixels and `layer` is an ordinary 3 x 3 convolution of that."""
+    return (
+        isinstance(before, keras.layers.UpSampling2D)
+        and (before.size, before.interpolation) == ((2, 2), "nearest")
+        and isinstance(layer, keras.layers.Conv2D)
+        and (layer.kernel_size, layer.strides, layer.dilation_rate, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        and layer.padding in ("same", "valid")
+        and before.data_format == layer.data_format == "channels_last"
+    )
+
+
+def _upsampled_convolution(layer: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
+    """`layer` applied to `x` [batch, H, W, C] with both sides doubled.
+
+    The doubled image repeats pixels, so a pixel of the result sees only 2 x 2 different ones: its 3 x 3 weights add
+    up to 2 x 2, in another way for each of the four positions in a doubled pixel. One convolution of the small image
+    computes all four as channels, and the large image, with its gradient, is never made. Saves a third of the time
+    of a training step of `conv`, mostly in the last layer (EXPERIMENTS in experiments/RESULTS.md).
+    """
+    kernel = tf.convert_to_tensor(layer.kernel)
+    pad = 1 if layer.padding == "same" else 0
+    # Rows 2k and 2k + 1 of the result see rows of the doubled image, tap by tap, that repeat these of the small one.
+    parity, tap = np.indices((2, 3))
+    rows = np.zeros((2, 2 + pad, 3), np.float32)
+    rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
+    small_kernel = tf.einsum("auh,bvw,hwio->uviabo", rows, rows, kernel)
+    small_kernel = tf.reshape(small_kernel, [2 + pad, 2 + pad, kernel.shape[2], 4 * kernel.shape[3]])
+    four = tf.nn.conv2d(x, small_kernel, strides=1, padding=layer.padding.upper())
+    if layer.use_bias:
+        four = tf.nn.bias_add(four, tf.tile(tf.convert_to_tensor(layer.bias), [4]))
+    return layer.activation(tf.nn.depth_to_space(four, 2))
