@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 # Layers that do the same in training as in use, so that calling one after the other is calling the model.
-_PLAIN = (keras.layers.InputLayer, keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D)
+_PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D)
 
 
 def fused(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -18,11 +18,10 @@ def fused(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     Weights are those of `model`, and outputs agree to 1e-6. A model that is not a chain of plain layers, or that
     trains on a GPU, is called as it is.
     """
-    layers = model.layers
     if tf.config.list_physical_devices("GPU") or not _is_plain_chain(model):
         return functools.partial(model, training=True)
     steps: list[Callable[[tf.Tensor], tf.Tensor]] = []
-    for before, layer in itertools.pairwise(layers):
+    for before, layer in itertools.pairwise([None, *_without_input(model)]):
         if _fuses(before, layer):
             steps[-1] = functools.partial(_upsampled_convolution, layer)
         else:
@@ -30,17 +29,23 @@ def fused(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda noisy: functools.reduce(lambda x, step: step(x), steps, noisy)
 
 
+def _without_input(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
 def _is_plain_chain(model: keras.Model) -> bool:
-    layers = model.layers
+    layers = _without_input(model)
+    if not layers or not all(type(layer) in _PLAIN for layer in layers):
+        return False
+    tensors = [(layer.input, layer.output) for layer in layers]
     return (
-        all(type(layer) in _PLAIN for layer in layers)
-        and isinstance(layers[0], keras.layers.InputLayer)
-        and all(after.input is before.output for before, after in itertools.pairwise(layers))
-        and model.outputs == [layers[-1].output]
+        [id(tensor) for tensor in model.inputs] == [id(tensors[0][0])]
+        and [id(tensor) for tensor in model.outputs] == [id(tensors[-1][1])]
+        and all(after[0] is before[1] for before, after in itertools.pairwise(tensors))
     )
 
 
-def _fuses(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
+def _fuses(before: keras.layers.Layer | None, layer: keras.layers.Layer) -> bool:
     """Whether `before` doubles the sides by repeating pixels and `layer` is an ordinary 3 x 3 convolution of that."""
     return (
         isinstance(before, keras.layers.UpSampling2D)
@@ -58,7 +63,7 @@ def _upsampled_convolution(layer: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tenso
     The doubled image repeats pixels, so a pixel of the result sees only 2 x 2 different ones: its 3 x 3 weights add
     up to 2 x 2, in another way for each of the four positions in a doubled pixel. One convolution of the small image
     computes all four as channels, and the large image, with its gradient, is never made. Saves a third of the time
-    of a training step of `conv`, mostly in the last layer (EXPERIMENTS in experiments/RESULTS.md).
+    of a training step of `conv`, mostly in the last layer (experiments/RESULTS.md).
     """
     kernel = tf.convert_to_tensor(layer.kernel)
     pad = 1 if layer.padding == "same" else 0

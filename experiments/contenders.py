@@ -1,0 +1,190 @@
+"""What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
+
+python experiments/contenders.py NAME CONFIG.json: after each epoch, says its seconds on stdout and waits for a line on
+stdin. The first epoch warms up.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dae import config as configs
+from dae.config import RunConfig
+
+Lap = Callable[[], None]
+
+
+def stopwatch() -> Lap:
+    """A function that ends one epoch and starts the next."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
+    started = time.perf_counter()
+
+    def lap() -> None:
+        nonlocal started
+        print(time.perf_counter() - started, file=answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        started = time.perf_counter()
+
+    return lap
+
+
+def loop(config: RunConfig, lap: Lap) -> None:
+    """This package, as a user gets it: also summaries, a checkpoint and all metrics in every epoch."""
+    from dae import command_line
+
+    command_line.load_tensorflow(config)
+    from dae import trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.train(config, Path(folder) / "run", after_epoch=lambda line: lap())
+
+
+def fit(config: RunConfig, lap: Lap) -> None:
+    """Keras's `fit` as in the tutorial: noise made once, accuracy, validation after each epoch."""
+    model, noisy, clean, validation = tutorial(config)
+    while True:
+        model.fit(noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0)
+        lap()
+
+
+def tutorial(config: RunConfig) -> tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The tutorial's compiled model, its noisy and clean images, and (noisy, clean) ones to validate with."""
+    import keras
+
+    from dae import datasets, models, pipeline
+
+    keras.utils.set_random_seed(config.seed)
+    splits = datasets.load(config)
+    model = models.build(config, splits.image_shape)
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    clean = splits.train.astype(np.float32) / 255
+    noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1).astype(np.float32)
+    batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
+    noisy_validation, clean_validation = (np.concatenate(part) for part in zip(*batches, strict=True))
+    return model, noisy, clean, (noisy_validation, clean_validation)
+
+
+def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:
+    """PyTorch with images in channels_last, noise made on the fly; no validation."""
+    import torch
+    from torch import nn
+
+    from dae import datasets
+
+    def conv(inputs: int, outputs: int, padding: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU()]
+
+    few, many = 8 * config.width, 16 * config.width
+    pool, up = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)
+    encoder = [*conv(1, many), pool, *conv(many, few), pool, *conv(few, few), pool]
+    decoder = [*conv(few, few), up, *conv(few, few), up, *conv(few, many, 0), up, nn.Conv2d(many, 1, 3, padding=1)]
+    model = nn.Sequential(*encoder, *decoder).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=1e-7)
+    images = torch.from_numpy(np.ascontiguousarray(datasets.load(config).train.transpose(0, 3, 1, 2)))
+
+    def loss_of(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(model(noisy), clean)
+
+    compute = torch.compile(loss_of) if compile_it else loss_of
+    while True:
+        for some in torch.randperm(len(images)).split(config.batch_size):
+            clean = (images[some].float() / 255).contiguous(memory_format=torch.channels_last)
+            noisy = (clean + config.noise_level * torch.randn_like(clean)).clamp(0, 1)
+            optimizer.zero_grad()
+            compute(noisy, clean).backward()
+            optimizer.step()
+        lap()
+
+
+def torch_compile(config: RunConfig, lap: Lap) -> None:
+    """The same through `torch.compile`."""
+    torch_eager(config, lap, compile_it=True)
+
+
+def jax_jit(config: RunConfig, lap: Lap) -> None:
+    """JAX, the whole step with its noise under `jit`; no validation."""
+    import jax
+    import jax.numpy as jnp
+
+    from dae import datasets
+
+    few, many = 8 * config.width, 16 * config.width
+    channels = [(1, many), (many, few), (few, few), (few, few), (few, few), (few, many), (many, 1)]
+    glorot = jax.nn.initializers.glorot_uniform()
+    keys = jax.random.split(jax.random.key(config.seed), len(channels))
+    weights = [(glorot(key, (3, 3, *sizes)), jnp.zeros(sizes[1])) for key, sizes in zip(keys, channels, strict=True)]
+
+    def conv(x: Any, weight: tuple[Any, Any], padding: str = "SAME") -> Any:
+        return (
+            jax.lax.conv_general_dilated(x, weight[0], (1, 1), padding, (1, 1), (1, 1), ("NHWC", "HWIO", "NHWC"))
+            + (weight[1])
+        )
+
+    def loss_of(weights: Any, noisy: Any, clean: Any) -> Any:
+        x = noisy
+        for weight in weights[:3]:
+            x = jax.nn.relu(conv(x, weight))
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+        for weight, padding in zip(weights[3:6], ("SAME", "SAME", "VALID"), strict=True):
+            x = jax.nn.relu(conv(x, weight, padding)).repeat(2, 1).repeat(2, 2)
+        logits = conv(x, weights[6])
+        return jnp.mean(jax.nn.softplus(logits) - clean * logits)
+
+    @jax.jit
+    def step(weights: Any, first: Any, second: Any, count: Any, pixels: Any) -> Any:
+        clean = pixels / 255.0
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), count), clean.shape)
+        noisy = jnp.clip(clean + config.noise_level * noise, 0, 1)
+        gradients = jax.grad(loss_of)(weights, noisy, clean)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradients)
+        rate = config.learning_rate * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        moved = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), weights, first, second)
+        return moved, first, second
+
+    images = datasets.load(config).train
+    first = second = jax.tree.map(jnp.zeros_like, weights)
+    count, random = 0, np.random.default_rng(config.seed)
+    while True:
+        order = random.permutation(len(images))
+        for start in range(0, len(images), config.batch_size):
+            count += 1
+            some = images[order[start : start + config.batch_size]]
+            weights, first, second = step(weights, first, second, jnp.float32(count), some)
+        jax.block_until_ready(weights)
+        lap()
+
+
+def matrix_product(config: RunConfig, lap: Lap) -> None:
+    """Twenty products of 2,048 x 2,048 float32 matrices: what the machine's arithmetic can do."""
+    import tensorflow as tf
+
+    matrix = tf.random.stateless_normal((2048, 2048), seed=(0, 1))
+    while True:
+        for _ in range(20):
+            tf.matmul(matrix, matrix).numpy()
+        lap()
+
+
+CONTENDERS = {
+    function.__name__: function for function in (loop, fit, torch_eager, torch_compile, jax_jit, matrix_product)
+}
+
+
+def main() -> None:
+    name, config_path = sys.argv[1:]
+    with contextlib.suppress(KeyboardInterrupt):
+        CONTENDERS[name](configs.read(Path(config_path)), stopwatch())
+
+
+if __name__ == "__main__":
+    main()
