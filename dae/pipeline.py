@@ -61,12 +61,13 @@ def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> t
 
 
 def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
-    """Tensors of one batch, cut into so many parts of nearly the same number of images; some may be empty.
+    """Tensors of one batch, cut into so many parts of nearly the same number of images, none of them empty.
 
-    A graph that treats each part on its own runs them side by side, one per core. That makes a step of `conv` a
-    third faster on two cores than threads inside each operation do: most operations are too small to share.
+    A graph that treats each part on its own runs them side by side, one per core. On two cores a step of `conv` then
+    takes 0.7 of the time that it takes with two threads inside each operation, most of which are too small to share.
     """
-    images = tf.shape(tensors[0])[0]
+    images = tensors[0].shape[0]
+    parts = min(parts, images)
     edges = [images * part // parts for part in range(parts + 1)]
     return [tuple(tensor[start:end] for tensor in tensors) for start, end in itertools.pairwise(edges)]
 

@@ -25,12 +25,11 @@ def make_train_step(
 
     @tf.function
     def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        images = tf.cast(tf.shape(clean)[0], tf.float32)
         all_losses, all_gradients = [], []
         for some_noisy, some_clean in micro_batches(parts, noisy, clean):
             with tf.GradientTape() as tape:
                 losses = loss(some_clean, denoise(some_noisy))
-                share_of_mean = tf.reduce_sum(losses) / images
+                share_of_mean = tf.reduce_sum(losses) / clean.shape[0]
             all_losses.append(losses)
             all_gradients.append(tape.gradient(share_of_mean, model.trainable_variables))
         losses = tf.concat(all_losses, axis=0)

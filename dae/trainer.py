@@ -55,8 +55,9 @@ def train(
 
     With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is. With `profile`,
     writes a trace of a few steps to the run's TensorBoard folder. `after_epoch` is called with each line of
-    metrics.jsonl, when all of the epoch is on disk. Returns what the run's report.json says. Raises UsageError for mistakes, before anything is written; RunError where the run
-    itself fails; Stopped after SIGINT or SIGTERM, once the state is saved.
+    metrics.jsonl, once all of that epoch is on disk. Returns what the run's report.json says. Raises UsageError for
+    mistakes, before anything is written; RunError where the run itself fails; Stopped after SIGINT or SIGTERM, once
+    the state is saved.
     """
     folder = None if run_dir is None else Path(run_dir)
     goes_on = False

@@ -65,8 +65,6 @@ class Process:
         path = Path(self._scratch.name) / "config.json"
         path.write_text(configs.to_json(config), encoding="utf-8")
         own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
-        if contender == "fit" and not environment:
-            own["DAE_KEEP_ONEDNN"] = "1"
         script = str(Path(__file__).with_name("contenders.py"))
         allowed = sorted(os.sched_getaffinity(0))
         if cores is not None:
@@ -102,6 +100,7 @@ class Process:
         return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
 
     def close(self) -> None:
+        """Ends it."""
         self._process.kill()
         self._process.communicate()
         self._scratch.cleanup()
@@ -142,13 +141,12 @@ def operations_per_image(config: RunConfig) -> int:
 
     Forward, gradient of the weights and gradient of the inputs cost the same; the first layer needs no last one.
     """
-    side, width = 28, config.width
+    width = config.width
     layers = [(28, 1, 16), (14, 16, 8), (7, 8, 8), (4, 8, 8), (8, 8, 8), (14, 8, 16), (28, 16, 1)]
     forward = [
         2 * 9 * rows**2 * (inputs if inputs == 1 else inputs * width) * (outputs if outputs == 1 else outputs * width)
         for rows, inputs, outputs in layers
     ]
-    assert side == layers[0][0]
     return 3 * sum(forward) - forward[0]
 
 
@@ -174,9 +172,11 @@ def compare(arguments: BenchmarkArguments) -> None:
         result |= {"images_per_second": median, "ratio_to_fit": ratio, "share_of_limit": median / limit}
         rows.append(
             f"| {name} | {median:,.0f} | {speeds[0]:,.0f} to {speeds[-1]:,.0f} | "
-            f"{'' if ratio is None else f'{ratio:.2f}'} | {median / limit:.0%} | {result['peak_megabytes'] or 0:,.0f} |"
+            f"{'' if ratio is None else f'{ratio:.2f}'} | {median / limit:.0%} | "
+            f"{result['peak_megabytes'] or 0:,.0f} |"
         )
-    head = "| contender | images/s | from .. to | times fit | of the limit | peak MB |\n| --- | --- | --- | --- | --- | --- |"
+    head = "| contender | images/s | from .. to | times fit | of the limit | peak MB |\n"
+    head += "| --- | --- | --- | --- | --- | --- |"
     table = "\n".join([head, *rows]) + "\n"
     print(f"{table}\nmatrix products: {rate / 1e9:.0f} GFLOP/s, the limit: {limit:,.0f} images/s")
     write(arguments, table, {"matrix_product_flops": rate, "limit_images_per_second": limit, "results": results})

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+if "fit" in sys.argv:  # as in the tutorial: TensorFlow starts before dae could turn oneDNN on
+    import tensorflow  # noqa: F401
+
 from dae import config as configs
 from dae.config import RunConfig
 
