@@ -40,7 +40,8 @@ def settle(config: RunConfig) -> RunConfig:
     gpu = bool(tf.config.list_physical_devices("GPU"))
     parts = config.micro_batches or max(1, min(1 if gpu else cores(), config.batch_size // SMALLEST_PART))
     wanted = config.intra_op_threads or max(1, cores() // parts)
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()  # 0 unless dae or its user has set them
+    threads = chosen or cores()
     if wanted != threads:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(wanted)
@@ -50,7 +51,8 @@ def settle(config: RunConfig) -> RunConfig:
                 raise UsageError(
                     f"--intra-op-threads: is {wanted}, but TensorFlow was started with {threads} in this process"
                 ) from None
-            _warn(f"with intra_op_threads={threads} instead of {wanted}")
+            if not chosen:
+                _warn(f"with intra_op_threads={threads} instead of {wanted}")
     return dataclasses.replace(config, onednn=onednn, micro_batches=parts, intra_op_threads=threads)
 
 

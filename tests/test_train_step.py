@@ -46,7 +46,8 @@ def test_fifty_steps_equal_those_of_keras_compile_and_fit(mnist, tmp_path):
     np.testing.assert_allclose(np.cumsum(losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
     assert losses[-1] < 0.6 * losses[0]  # they do learn
     for mine, keras_own in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(mine, keras_own, rtol=1e-4, atol=1e-5)
+        # Rounding differs, and Adam makes much of it where gradients are tiny; a step alone is tested closer below.
+        np.testing.assert_allclose(mine, keras_own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
