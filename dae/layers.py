@@ -63,7 +63,7 @@ def _upsampled_convolution(layer: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tenso
     The doubled image repeats pixels, so a pixel of the result sees only 2 x 2 different ones: its 3 x 3 weights add
     up to 2 x 2, in another way for each of the four positions in a doubled pixel. One convolution of the small image
     computes all four as channels, and the large image, with its gradient, is never made. Saves a third of the time
-    of a training step of `conv`, mostly in the last layer (experiments/RESULTS.md).
+    of a training step of `conv`, mostly in the last layer.
     """
     kernel = tf.convert_to_tensor(layer.kernel)
     pad = 1 if layer.padding == "same" else 0
