@@ -74,21 +74,23 @@ def parse(arguments_class: type[Arguments], argv: list[str] | None = None, defau
         raise UsageError(_in_one_line(said.getvalue())) from None
 
 
-def load_tensorflow(config: RunConfig) -> None:
+def load_tensorflow(config: RunConfig) -> RunConfig:
     """Starts TensorFlow as `config` asks for, without the dozen lines that it prints meanwhile.
 
-    It writes them past every setting of its own, straight to the file descriptor of stderr; they are shown where
-    the user has set TF_CPP_MIN_LOG_LEVEL to 0, and where the start fails.
+    Returns `config` with what it leaves to the machine filled in. TensorFlow writes its lines past every setting of
+    its own, straight to the file descriptor of stderr; they are shown where the user has set TF_CPP_MIN_LOG_LEVEL
+    to 0, and where the start fails.
     """
     if config.onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(config.onednn))
     with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _hidden_stderr():
         from dae import machine
 
-        machine.settle(config)
+        config = machine.settle(config)
         import tensorflow as tf
 
         tf.config.list_logical_devices()
+    return config
 
 
 @contextlib.contextmanager

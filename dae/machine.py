@@ -17,7 +17,8 @@ from tensorflow.python.util import _pywrap_util_port
 from dae.config import RunConfig
 from dae.errors import UsageError
 
-# Of a batch cut into smaller parts than this, more time goes into starting operations than cores can save.
+# The fewest images of a micro-batch: a guess at where starting operations costs more than further cores save. It
+# matters on machines with more than eight cores only, and none was at hand.
 SMALLEST_PART = 16
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from dae.config import RunConfig
-from dae.errors import choose
+from dae.errors import UsageError, choose
 
 
 def constant(config: RunConfig, steps: int) -> float:
@@ -19,13 +19,13 @@ def cosine(config: RunConfig, steps: int) -> keras.optimizers.schedules.Learning
 
     Source: Keras's CosineDecay; Loshchilov and Hutter, SGDR (2017), without restarts.
     """
-    if config.warmup_steps == 0:
+    warmup = config.warmup_steps
+    if warmup == 0:
         return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    if warmup >= steps:
+        raise UsageError(f"--warmup-steps: is {warmup}, but the whole run has {steps} steps; give it fewer")
     return keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(1, steps - config.warmup_steps),
-        warmup_target=config.learning_rate,
-        warmup_steps=config.warmup_steps,
+        0.0, steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
     )
 
 
@@ -33,5 +33,5 @@ SCHEDULES: dict[str, Callable[[RunConfig, int], Any]] = {"constant": constant, "
 
 
 def build(config: RunConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Adam for a run of so many steps; raises UsageError for an unknown `schedule`."""
+    """Adam for a run of so many steps; raises UsageError for an unknown schedule or too long a warm-up."""
     return keras.optimizers.Adam(choose(SCHEDULES, config.schedule, "--schedule")(config, steps))

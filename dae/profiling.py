@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -21,7 +21,7 @@ def traced(batches: Iterable[Batch], folder: Path) -> Iterator[Batch]:
     Writes plugins/profile/TIME/ in `folder`: *.xplane.pb for TensorBoard's profile plugin and trace.json.gz for
     Perfetto and chrome://tracing.
     """
-    running = False
+    number, running = -1, False
     try:
         for number, batch in enumerate(batches):
             if number == FIRST:
@@ -34,26 +34,31 @@ def traced(batches: Iterable[Batch], folder: Path) -> Iterator[Batch]:
     finally:
         if running:
             _finish(folder)
+        elif number < FIRST:
+            print(f"--profile: no profile, since that begins after {FIRST} steps and there were {number + 1}")
 
 
 def _finish(folder: Path) -> None:
     tf.profiler.experimental.stop()
     written = max((folder / "plugins" / "profile").glob("*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     space = xplane_pb2.XSpace.FromString(written.read_bytes())
-    # Chrome's trace format: complete events ("X"), times in microseconds.
-    events = [
-        {
-            "ph": "X",
-            "pid": plane.name,
-            "tid": line.name or str(line.id),
-            "name": plane.event_metadata[event.metadata_id].name,
-            "ts": line.timestamp_ns / 1e3 + event.offset_ps / 1e6,
-            "dur": event.duration_ps / 1e6,
-        }
-        for plane in space.planes
-        for line in plane.lines
-        for event in line.events
-    ]
+    # Chrome's trace format: names of processes and threads ("M") and complete events ("X"), times in microseconds.
+    events: list[dict[str, Any]] = []
+    for pid, plane in enumerate(space.planes):
+        events.append({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": plane.name}})
+        for line in plane.lines:
+            place = {"pid": pid, "tid": line.id}
+            events.append({"ph": "M", **place, "name": "thread_name", "args": {"name": line.name}})
+            events += (
+                {
+                    "ph": "X",
+                    **place,
+                    "name": plane.event_metadata[event.metadata_id].name,
+                    "ts": line.timestamp_ns / 1e3 + event.offset_ps / 1e6,
+                    "dur": event.duration_ps / 1e6,
+                }
+                for event in line.events
+            )
     trace = written.parent / "trace.json.gz"
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    print(f"profile of {LAST - FIRST} steps: {trace}")
+    print(f"profile: {trace}")

@@ -82,7 +82,6 @@ def train(
     check(loss, f"--loss {config.loss}", splits.image_shape)
     choose(NOISES, config.noise, "--noise")
     optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
-
     parts = config.micro_batches or 1
 
     folder = folder or run_directory.new(config)

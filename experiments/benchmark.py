@@ -3,8 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -66,8 +66,8 @@ class Process:
         path.write_text(configs.to_json(config), encoding="utf-8")
         own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
         script = str(Path(__file__).with_name("contenders.py"))
-        allowed = sorted(os.sched_getaffinity(0))
         if cores is not None:
+            allowed = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, allowed[:cores])  # the child inherits it
         try:
             with self._said.open("w") as said:
@@ -80,7 +80,8 @@ class Process:
                     text=True,
                 )
         finally:
-            os.sched_setaffinity(0, allowed)
+            if cores is not None:
+                os.sched_setaffinity(0, allowed)
         self._name = name
         self._answer()
 
@@ -141,11 +142,15 @@ def operations_per_image(config: RunConfig) -> int:
 
     Forward, gradient of the weights and gradient of the inputs cost the same; the first layer needs no last one.
     """
-    width = config.width
-    layers = [(28, 1, 16), (14, 16, 8), (7, 8, 8), (4, 8, 8), (8, 8, 8), (14, 8, 16), (28, 16, 1)]
+    import keras
+
+    from dae import models
+
+    layers = models.build(config, (28, 28, 1)).layers
     forward = [
-        2 * 9 * rows**2 * (inputs if inputs == 1 else inputs * width) * (outputs if outputs == 1 else outputs * width)
-        for rows, inputs, outputs in layers
+        2 * math.prod(layer.output.shape[1:3]) * math.prod(layer.kernel.shape)
+        for layer in layers
+        if isinstance(layer, keras.layers.Conv2D)
     ]
     return 3 * sum(forward) - forward[0]
 
@@ -182,6 +187,8 @@ def compare(arguments: BenchmarkArguments) -> None:
     write(arguments, table, {"matrix_product_flops": rate, "limit_images_per_second": limit, "results": results})
     draw(Path(arguments.output) / "benchmark.png", {name: r["images_per_second"] for name, r in results.items()})
     if arguments.require is not None:
+        if not {"fit", "dae"} <= set(results):
+            raise RunError("--require: fit or dae could not run")
         ratio = results["dae"]["ratio_to_fit"]
         if ratio < arguments.require:
             raise RunError(f"dae is {ratio:.2f} times as fast as fit; --require asks for {arguments.require}")
@@ -227,15 +234,13 @@ def write_images(path: Path, side: int) -> str:
 
 def write(arguments: BenchmarkArguments, table: str, results: dict) -> None:
     """benchmark.md and benchmark.json, with what the figures depend on."""
+    from dae import machine
+
     folder = Path(arguments.output)
-    packages = ["tensorflow", "keras", *(name for name in ("torch", "jax") if importlib.util.find_spec(name))]
-    about = {
+    about = machine.environment() | {
         "date": date.today().isoformat(),
-        "command": sys.argv,
         "arguments": dataclasses.asdict(arguments),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: version(name) for name in packages},
+        "peers": {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)},
     }
     (folder / "benchmark.json").write_text(json.dumps(about | results, indent=2) + "\n", encoding="utf-8")
     (folder / "benchmark.md").write_text(table, encoding="utf-8")

@@ -52,15 +52,7 @@ def loop(config: RunConfig, lap: Lap) -> None:
 
 
 def fit(config: RunConfig, lap: Lap) -> None:
-    """Keras's `fit` as in the tutorial: noise made once, accuracy, validation after each epoch."""
-    model, noisy, clean, validation = tutorial(config)
-    while True:
-        model.fit(noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0)
-        lap()
-
-
-def tutorial(config: RunConfig) -> tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The tutorial's compiled model, its noisy and clean images, and (noisy, clean) ones to validate with."""
+    """Keras's `fit` as in experiments/tutorial.py, but with the images and the validation of `config`."""
     import keras
 
     from dae import datasets, models, pipeline
@@ -72,8 +64,10 @@ def tutorial(config: RunConfig) -> tuple[Any, np.ndarray, np.ndarray, tuple[np.n
     clean = splits.train.astype(np.float32) / 255
     noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1).astype(np.float32)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
-    noisy_validation, clean_validation = (np.concatenate(part) for part in zip(*batches, strict=True))
-    return model, noisy, clean, (noisy_validation, clean_validation)
+    validation = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    while True:
+        model.fit(noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0)
+        lap()
 
 
 def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:
@@ -127,10 +121,8 @@ def jax_jit(config: RunConfig, lap: Lap) -> None:
     weights = [(glorot(key, (3, 3, *sizes)), jnp.zeros(sizes[1])) for key, sizes in zip(keys, channels, strict=True)]
 
     def conv(x: Any, weight: tuple[Any, Any], padding: str = "SAME") -> Any:
-        return (
-            jax.lax.conv_general_dilated(x, weight[0], (1, 1), padding, (1, 1), (1, 1), ("NHWC", "HWIO", "NHWC"))
-            + (weight[1])
-        )
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, weight[0], (1, 1), padding, dimension_numbers=layout) + weight[1]
 
     def loss_of(weights: Any, noisy: Any, clean: Any) -> Any:
         x = noisy

@@ -40,7 +40,7 @@ def main() -> None:
             tested, data=arguments.data, data_digest=None, train_examples=None, validation_examples=0
         )
 
-    command_line.load_tensorflow(tested)
+    tested = command_line.load_tensorflow(tested)
     from dae import denoiser, metrics, run_directory
 
     figure = Path(arguments.figure or (path if path.is_dir() else path.parent) / "evaluation.png")

@@ -1,0 +1,46 @@
+import math
+from dataclasses import replace
+
+import pytest
+from conftest import TINY
+
+from dae import comparison, optimizers, trainer
+from dae.config import RunConfig
+from dae.errors import UsageError
+from dae.run_directory import read_metrics
+
+COSINE = replace(TINY, schedule="cosine", warmup_steps=10)
+
+
+def test_the_rate_rises_to_its_highest_and_falls_to_nothing_along_a_cosine():
+    config = RunConfig(learning_rate=0.01, schedule="cosine", warmup_steps=10)
+    rate = optimizers.build(config, 110)._learning_rate
+    assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([0, 0.005, 0.01])
+    for step in (20, 60, 100, 110):
+        expected = 0.01 * (1 + math.cos(math.pi * (step - 10) / 100)) / 2
+        assert float(rate(step)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_a_resumed_run_with_a_schedule_equals_an_uninterrupted_one(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        raise Stop
+
+    trainer.train(COSINE, tmp_path / "peace")
+    with pytest.raises(Stop):
+        trainer.train(COSINE, tmp_path / "stopped", after_epoch=stop)
+    trainer.train(COSINE, tmp_path / "stopped", resume=True)
+    assert comparison.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "peace")]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 0], abs=1e-9)
+
+
+def test_more_epochs_of_a_schedule_and_a_warmup_longer_than_the_run_are_refused(tmp_path):
+    trainer.train(COSINE, tmp_path / "run")
+    with pytest.raises(UsageError, match="--epochs was 3, now 4"):
+        trainer.train(replace(COSINE, epochs=4), tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="--warmup-steps: is 30, but the whole run has 30 steps"):
+        trainer.train(replace(COSINE, warmup_steps=30), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
