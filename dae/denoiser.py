@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dae import figures
+from dae import figures, hdf5
 from dae.config import RunConfig
 from dae.errors import UsageError, choose
 from dae.losses import LOSSES
@@ -33,6 +33,8 @@ def load_model(path: str | Path) -> keras.Model:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
+        if path.suffix == ".h5":
+            hdf5.check(path)
         # A first time with the shapes of the weights alone: a few bytes may declare a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
             weights = keras.models.load_model(path, compile=False).count_params()

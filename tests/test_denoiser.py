@@ -12,6 +12,7 @@ from conftest import fuzz, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dae import hdf5
 from dae.denoiser import load_model
 from dae.errors import UsageError
 
@@ -109,6 +110,17 @@ def test_any_damage_to_a_model_file_is_refused_in_one_line_or_harmless(name, tin
         load_model(path)
     except UsageError as error:
         assert "\n" not in str(error)
+
+
+def test_a_file_that_holds_the_hdf5_library_for_ever_is_refused(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "SECONDS_ALLOWED", 5.0)
+    hdf5.check(tiny_run / "model.h5")
+    content = bytearray((tiny_run / "model.h5").read_bytes())
+    # Found by the test above: a wrong size of the free space in the heap that holds the names of the weights.
+    content[content.rindex(b"GCOL") + 1048] = 130
+    (tmp_path / "endless.h5").write_bytes(content)
+    with pytest.raises(UsageError, match=r"not a readable model .reading it takes more than 5 seconds"):
+        load_model(tmp_path / "endless.h5")
 
 
 def test_what_is_no_model_is_refused(tiny_run, tmp_path):
