@@ -91,7 +91,8 @@ PRESETS = {
     "default": RunConfig(),
     # The tutorial to the letter: all 60,000 images train, none validate.
     "tutorial": RunConfig(validation_examples=0),
-    # As good as the default in less than a quarter of its epochs.
+    # Near the default's quality in 12 epochs: validation BCE 0.1178 and 0.1218 with seeds 0 and 1, where the default
+    # has 0.1212 with seed 0.
     "fast": RunConfig(batch_size=64, learning_rate=8e-3, schedule="cosine", warmup_steps=800, epochs=12),
     # A first look in well under a minute.
     "quick": RunConfig(train_examples=10_000, validation_examples=1_000, epochs=3),
