@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from dae.config import RunConfig
-from dae.errors import choose
 from dae.noise import NOISES
 from dae.randomness import stateless_seed
+from dae.user_code import choose
 
 Batch = tuple[tf.Tensor, tf.Tensor]
 
