@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from dae import user_code
+from dae import user_code, weighted_sum
 from dae.errors import UsageError, nearest
 
 
@@ -34,7 +34,7 @@ class RunConfig:
     model: str = "conv"
     """Name of the network."""
     loss: str = "bce"
-    """Name of the loss, or a function in a file of your own: FILE.py:FUNCTION."""
+    """What to minimise: a loss, a function in a file of your own (FILE.py:FUNCTION), or a sum: "bce + 0.1*ssim"."""
     width: int = 1
     """Times the channels of the network."""
     learning_rate: float = 1e-3
@@ -175,7 +175,12 @@ def with_code(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """`config` with the files of the user's own that it names made absolute, and their digests part of it."""
+    """`config` with its loss in one spelling, and the user's files made absolute, with their digests.
+
+    Raises UsageError where the loss is no sum, or a file cannot be read.
+    """
+    if not user_code.is_given(config.loss):
+        config = dataclasses.replace(config, loss=weighted_sum.canonical(config.loss, flag("loss")))
     return with_code(config, lambda name, text: user_code.pinned(text, flag(name)))
 
 

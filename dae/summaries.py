@@ -29,6 +29,14 @@ IMAGES = "images/noisy_denoised_clean"
 CONFIG = "config"
 
 
+def scalars(line: Mapping[str, float]) -> dict[str, Mapping[str, str]]:
+    """SCALARS, and the same for the terms of the loss that a line of metrics.jsonl has."""
+    terms = [name.removeprefix("train_loss_") for name in line if name.startswith("train_loss_")]
+    return SCALARS | {
+        f"loss/{term}": {"train": f"train_loss_{term}", "validation": f"validation_loss_{term}"} for term in terms
+    }
+
+
 class Summaries:
     """The summary writers of a run; a context that closes them."""
 
@@ -54,7 +62,7 @@ class Summaries:
 
     def write_epoch(self, line: Mapping[str, float], noisy, denoised, clean) -> None:
         """Shows one line of metrics.jsonl, and a few images, float32 [few, H, W, C], and flushes all to disk."""
-        for tag, fields in SCALARS.items():
+        for tag, fields in scalars(line).items():
             for name, field in fields.items():
                 if field in line:
                     with self._writers[name].as_default(step=line["epoch"]):
