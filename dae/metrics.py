@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import keras
 import tensorflow as tf
 
+from dae.layers import fused
 from dae.losses import Loss, WeightedSum, bce, mse
 from dae.pipeline import micro_batches
 
@@ -54,12 +55,13 @@ def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> E
     make it once and use it for every epoch. Each batch is computed as `parts` micro-batches side by side.
     """
     names = [*(loss.names if loss else ()), *METRICS]
+    denoise = fused(model, training=False)
 
     @tf.function
     def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
         of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for some_noisy, some_clean in micro_batches(parts, noisy, clean):
-            denoised = model(some_noisy, training=False)
+            denoised = denoise(some_noisy)
             values = loss(some_clean, denoised) if loss else {}
             values |= {name: metric(some_clean, denoised) for name, metric in METRICS.items()}
             for name, value in values.items():

@@ -31,7 +31,7 @@ from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
 from dae.losses import Loss, WeightedSum
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from dae.summaries import Summaries
+from dae.summaries import Summaries, write_test
 from dae.train_step import TrainStep, make_train_step
 
 SHOWN_IN_TENSORBOARD = 8
@@ -222,6 +222,7 @@ def _finish(run: _Run) -> dict[str, float]:
         "parameters": run.model.count_params(),
         **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png", run.loss),
     }
+    write_test(run.folder / "tensorboard", report)
     run_directory.write_report(run.folder, report)
     run.say(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
     run.say(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
