@@ -38,7 +38,7 @@ def _check(term: Term, culprit: str, clean: tf.Tensor, denoised: tf.Tensor) -> N
         tf.concat([zeros, ones, zeros, ones, binary, 1 - binary], axis=0),
         "images whose pixels are all 0 or 1",
     )
-    in_graph = tf.function(term.function)(clean, denoised).numpy()
+    in_graph = tf.function(term.function).get_concrete_function(clean, denoised)(clean, denoised).numpy()
     if not np.allclose(in_graph, values, RELATIVE, ABSOLUTE):
         raise UsageError(
             f"{culprit}: is {_some(in_graph)} in a graph, but {_some(values)} line by line; it is to be a function of "

@@ -45,6 +45,8 @@ METRICS: dict[str, Loss] = {
     "accuracy": accuracy,
 }
 
+HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
+
 Evaluate = Callable[[tf.data.Dataset], dict[str, float]]
 
 
