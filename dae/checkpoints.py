@@ -30,9 +30,10 @@ class Checkpoints:
             # Training steps done.
             step=tf.Variable(0, dtype=tf.int64),
             # Of the present epoch: the sums of its images' losses (the whole, then its terms if several), the number
-            # of these images, and the seconds spent.
+            # of these images, the sum of its steps' gradient norms, and the seconds spent.
             loss_sums=tf.Variable(tf.zeros([losses], tf.float64)),
             images=tf.Variable(0, dtype=tf.int64),
+            gradient_norms=tf.Variable(0.0, dtype=tf.float64),
             seconds=tf.Variable(0.0, dtype=tf.float64),
             # The least validation loss so far, and the epoch (from 1) that had it.
             best_loss=tf.Variable(float("inf"), dtype=tf.float64),
@@ -60,7 +61,8 @@ class Checkpoints:
 
     def end_epoch(self, epoch: int, validation_loss: float | None) -> None:
         """Saves the state at the end of `epoch`, as the newest, and as the best if `validation_loss` says so."""
-        for of_one_epoch in (self.state.loss_sums, self.state.images, self.state.seconds):
+        state = self.state
+        for of_one_epoch in (state.loss_sums, state.images, state.gradient_norms, state.seconds):
             of_one_epoch.assign(tf.zeros_like(of_one_epoch))
         if validation_loss is not None and validation_loss < float(self.state.best_loss):
             self.state.best_loss.assign(validation_loss)

@@ -34,6 +34,10 @@ class RunArguments:
     """Start from a config.json, such as that of another run."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write a trace of a few training steps to the run's tensorboard folder."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print warnings and errors only."""
+    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print also what TensorFlow says while it starts."""
     settings: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = PRESETS["default"]
 
 
@@ -75,13 +79,15 @@ def parse(arguments_class: type[Arguments], argv: list[str] | None = None, defau
         raise UsageError(_in_one_line(said.getvalue())) from None
 
 
-def load_tensorflow(config: RunConfig) -> RunConfig:
+def load_tensorflow(config: RunConfig, verbose: bool = False) -> RunConfig:
     """Starts TensorFlow as `config` asks for, without the dozen lines that it prints meanwhile.
 
     Returns `config` with what it leaves to the machine filled in. TensorFlow writes its lines past every setting of
-    its own, straight to the file descriptor of stderr; they are shown where the user has set TF_CPP_MIN_LOG_LEVEL
-    to 0, and where the start fails.
+    its own, straight to the file descriptor of stderr; they are shown with `verbose`, where the user has set
+    TF_CPP_MIN_LOG_LEVEL to 0, and where the start fails.
     """
+    if verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if config.onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(config.onednn))
     with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _hidden_stderr():

@@ -11,7 +11,8 @@ import tensorflow as tf
 from dae.run_directory import METRICS, REPORT, read_metrics
 
 # How long things took is not a result; nor is how often a run was saved.
-DURATIONS = ("seconds", "images_per_second")
+DURATIONS = ("seconds", "images_per_second", "summary_seconds")
+PICTURES = ("denoised.png", "curves.png")
 NOT_RESULTS = ("seconds/", "save_counter/", "_CHECKPOINTABLE_OBJECT_GRAPH")
 
 
@@ -19,7 +20,7 @@ def first_difference(run: Path, other: Path) -> str | None:
     """What is the first thing that differs between two run folders, in words; None where nothing does.
 
     In the order in which a run makes them: the lines of metrics.jsonl, each event of TensorBoard, every tensor of
-    the last checkpoints (weights, optimizer, best so far), the test figures, the picture.
+    the last checkpoints (weights, optimizer, best so far), the test figures, the pictures.
     """
     for difference in _differences(run, other):
         return difference
@@ -49,8 +50,9 @@ def _differences(run: Path, other: Path) -> Iterator[str]:
             if not np.array_equal(tensor, other_tensors[key]):
                 yield f"{folder}: {key} differs"
     yield from _fields(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
-    if (run / "denoised.png").read_bytes() != (other / "denoised.png").read_bytes():
-        yield "denoised.png differs"
+    for name in PICTURES:
+        if (run / name).read_bytes() != (other / name).read_bytes():
+            yield f"{name} differs"
 
 
 def _fields(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
@@ -60,7 +62,7 @@ def _fields(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterat
 
 
 def _events(folder: Path) -> dict[tuple[int, str], bytes]:
-    """The value of every (step, tag) in the event files of a folder, durations and the configuration aside.
+    """The value of every (step, tag) in the event files of a folder, what is known at the start and durations aside.
 
     Raises ValueError where a step has two values.
     """
@@ -71,7 +73,7 @@ def _events(folder: Path) -> dict[tuple[int, str], bytes]:
             for value in event.summary.value:
                 if (event.step, value.tag) in values:
                     raise ValueError(f"{folder}: two values of {value.tag} at step {event.step}")
-                if value.tag not in ("speed/images_per_second", "config"):
+                if not value.tag.startswith(("speed/", "run/")):
                     values[event.step, value.tag] = value.tensor.SerializeToString()
     return values
 

@@ -54,6 +54,17 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
     return arrays["x_train"], arrays["x_test"]
 
 
+def training_labels(config: RunConfig) -> np.ndarray | None:
+    """What the training images of a run show (with MNIST the digit, uint8 [N], those that validate last).
+
+    None where that is not known. For TensorBoard's Projector alone: nothing is trained on labels.
+    """
+    if config.data is not None or config.dataset != "mnist":
+        return None
+    with np.load(MNIST_FILE, allow_pickle=False) as arrays:
+        return arrays["y_train"]
+
+
 DATASETS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"mnist": mnist}
 
 

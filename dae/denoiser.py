@@ -9,8 +9,7 @@ import numpy as np
 from dae import figures, hdf5
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.losses import WeightedSum
-from dae.metrics import evaluator
+from dae.metrics import Evaluate, psnr, ssim
 from dae.pipeline import evaluation_batches
 from dae.run_directory import check_finished, replacing
 
@@ -63,17 +62,18 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def test(
-    model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path, loss: WeightedSum | None
+    model: keras.Model, evaluate: Evaluate, config: RunConfig, images: np.ndarray, figure: Path
 ) -> dict[str, float]:
-    """The figures `test_loss`, `test_psnr` ... of `model` on test images, uint8 [N, H, W, C]; draws the first few.
+    """The figures `test_psnr` ... that `evaluate` has for `model` on test images, uint8 [N, H, W, C].
 
-    The noise is that of `config`; `figure` is the path of the picture, a PNG. Where `loss` is given, its values are
-    among the figures. Raises UsageError where model and images do not fit each other.
+    Draws the first few. The noise is that of `config`; `figure` is the path of the picture, a PNG. Raises UsageError
+    where model and images do not fit each other.
     """
     if model.input_shape[1:] != images.shape[1:]:
         raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
     batches = evaluation_batches(images, config, "test")
     noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
-    figures.save_denoised(figure, noisy.numpy(), model(noisy).numpy(), clean.numpy())
-    evaluate = evaluator(model, loss, config.micro_batches or 1)
+    denoised = model(noisy)
+    quality = [(psnr(clean, images).numpy(), ssim(clean, images).numpy()) for images in (noisy, denoised)]
+    figures.save_denoised(figure, noisy.numpy(), denoised.numpy(), clean.numpy(), *quality)
     return {f"test_{name}": value for name, value in evaluate(batches).items()}

@@ -1,7 +1,8 @@
 """Networks: functions `(config, image_shape) -> keras.Model`, from noisy to denoised images.
 
 To add one, write a function and list it in `MODELS`. It takes and returns [batch, H, W, C], ends in a sigmoid,
-consists of plain Keras layers, and draws its initial weights from `config.seed` alone.
+consists of plain Keras layers, and draws its initial weights from `config.seed` alone. TensorBoard shows what its layer
+`encoder` returns, if it has one, as the code.
 """
 
 from collections.abc import Callable
@@ -60,3 +61,9 @@ def build(config: RunConfig, image_shape: Shape) -> keras.Model:
             "give it sides of 12, 20, 28, 36, ..."
         )
     return model
+
+
+def encoder(model: keras.Model) -> keras.Model | None:
+    """The part of `model` from noisy images to the code, the output of its layer `encoder`; None if it has none."""
+    layers = [layer for layer in model.layers if layer.name == "encoder"]
+    return keras.Model(model.inputs, layers[0].output) if layers else None

@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +16,11 @@ Batch = TypeVar("Batch")
 FIRST, LAST = 10, 15
 
 
-def traced(batches: Iterable[Batch], folder: Path) -> Iterator[Batch]:
+def traced(batches: Iterable[Batch], folder: Path, say: Callable[[str], object]) -> Iterator[Batch]:
     """Hands on the batches, and profiles what is done with a few of them.
 
     Writes plugins/profile/TIME/ in `folder`: *.xplane.pb for TensorBoard's profile plugin and trace.json.gz for
-    Perfetto and chrome://tracing.
+    Perfetto and chrome://tracing. Where it is, goes to `say`.
     """
     number, running = -1, False
     try:
@@ -29,16 +30,17 @@ def traced(batches: Iterable[Batch], folder: Path) -> Iterator[Batch]:
                 running = True
             if number == LAST:
                 running = False
-                _finish(folder)
+                _finish(folder, say)
             yield batch
     finally:
         if running:
-            _finish(folder)
+            _finish(folder, say)
         elif number < FIRST:
-            print(f"--profile: no profile, since that begins after {FIRST} steps and there were {number + 1}")
+            skipped = f"that begins after {FIRST} steps and there were {number + 1}"
+            print(f"warning: --profile: no profile, since {skipped}", file=sys.stderr)
 
 
-def _finish(folder: Path) -> None:
+def _finish(folder: Path, say: Callable[[str], object]) -> None:
     tf.profiler.experimental.stop()
     written = max((folder / "plugins" / "profile").glob("*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     space = xplane_pb2.XSpace.FromString(written.read_bytes())
@@ -61,4 +63,4 @@ def _finish(folder: Path) -> None:
             )
     trace = written.parent / "trace.json.gz"
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    print(f"profile: {trace}")
+    say(f"profile: {trace}")

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dae import config as configs
 from dae import machine, user_code
@@ -102,7 +103,7 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
 
     Warns where other versions or another processor than it was begun with may give it other last bits.
     """
-    begun, now = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8")), machine.environment()
+    begun, now = read_environment(path), machine.environment()
     for name in ("versions", "cpu"):
         if begun[name] != now[name]:
             print(
@@ -111,6 +112,11 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
             )
     (path / REPORT).unlink(missing_ok=True)
     return _write_config(path, config, {})
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The environment.json of the run in `path`: what it was begun with."""
+    return json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
 
 
 def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:

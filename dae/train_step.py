@@ -1,14 +1,17 @@
 """The train step: what one batch does to the weights. It computes only; nothing is written or printed here."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from dae.errors import RunError
 from dae.layers import fused
 from dae.losses import WeightedSum
 from dae.pipeline import micro_batches
+from dae.run import Run
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -35,15 +38,33 @@ def make_train_step(
         losses = tf.concat(all_losses, axis=1)  # [the whole and its terms, batch]
         mean_loss = tf.reduce_mean(losses[0])
         gradients = [tf.add_n(of_one_variable) for of_one_variable in zip(*all_gradients, strict=True)]
+        gradient_norm = tf.linalg.global_norm(gradients)
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
-            tf.debugging.assert_all_finite(tf.linalg.global_norm(gradients), "the gradient"),
+            tf.debugging.assert_all_finite(gradient_norm, "the gradient"),
         ]
         with tf.control_dependencies(finite):
             optimizer.apply(gradients, model.trainable_variables)
             state.step.assign_add(1)
             state.loss_sums.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64), axis=1))
             state.images.assign_add(tf.size(losses[0], tf.int64))
+            state.gradient_norms.assign_add(tf.cast(gradient_norm, tf.float64))
         return mean_loss
 
     return train_step
+
+
+@contextlib.contextmanager
+def naming_what_is_not_finite(run: Run) -> Iterator[None]:
+    """Turns the train step's refusal of a number that is not finite into a RunError that says where."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        culprit = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
+        if culprit is None:
+            raise
+        raise RunError(
+            f"the {culprit} of step {int(run.checkpoints.state.step) + 1} is not finite; "
+            f"what was saved before it in {run.folder} is good; another run may need a lower --learning-rate than "
+            f"{run.config.learning_rate}"
+        ) from None

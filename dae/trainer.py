@@ -1,6 +1,5 @@
 """The training loop: the train step only computes; the functions here decide, write and print."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +7,10 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from tqdm import tqdm
 
 from dae import config as configs
 from dae import (
     datasets,
-    denoiser,
     loss_contract,
     losses,
     machine,
@@ -21,6 +18,7 @@ from dae import (
     models,
     optimizers,
     profiling,
+    results,
     run_directory,
     signals,
     user_code,
@@ -31,36 +29,13 @@ from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
 from dae.losses import Loss, WeightedSum
 from dae.noise import NOISES
-from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from dae.summaries import Summaries, write_test
-from dae.train_step import TrainStep, make_train_step
-
-SHOWN_IN_TENSORBOARD = 8
+from dae.pipeline import EVALUATION_BATCH, Batch, evaluation_batches, steps_per_epoch, training_batches
+from dae.progress import Progress, epoch_in_words
+from dae.run import Run
+from dae.summaries import Summaries
+from dae.train_step import TrainStep, make_train_step, naming_what_is_not_finite
 
 AfterEpoch = Callable[[dict[str, float]], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What the parts of the loop share."""
-
-    config: RunConfig
-    folder: Path
-    splits: Splits
-    model: keras.Model
-    loss: WeightedSum
-    evaluate: metrics.Evaluate
-    checkpoints: Checkpoints
-    quiet: bool
-
-    def say(self, line: str) -> None:
-        """Prints a line, above the progress bar if there is one."""
-        if not self.quiet:
-            tqdm.write(line)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.splits.train), self.config.batch_size)
 
 
 def train(
@@ -120,14 +95,17 @@ def train(
             config = run_directory.start(folder, config, sources)
             began = f"writing to {folder}"
         evaluate = metrics.evaluator(model, total, parts)
-        run = _Run(config, folder, splits, model, total, evaluate, checkpoints, quiet)
-        run.say(began)
-        if not quiet:
-            model.summary()
+        progress = Progress(quiet)
+        run = Run(config, folder, splits, model, total, evaluate, checkpoints, progress)
+        progress.say(began)
+        progress.show_layers(model)
         try:
             train_step = make_train_step(model, optimizer, total, checkpoints.state, parts)
             _train_epochs(run, train_step, profile, after_epoch)
-            return _finish(run)
+            report = results.write(run)
+            progress.say(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
+            progress.say(f"everything is in {folder}; look at it with: tensorboard --logdir {folder.parent}")
+            return report
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
@@ -152,7 +130,7 @@ def prepare(config: RunConfig, given: Loss | None = None) -> tuple[RunConfig, Sp
     return config, splits, model, loss
 
 
-def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: AfterEpoch | None) -> None:
+def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: AfterEpoch | None) -> None:
     """Trains from the step that the state is at to the last one; every epoch ends with its results on disk.
 
     An epoch's checkpoint comes last: a resume drops what was written after the checkpoint it goes on from, and
@@ -160,49 +138,42 @@ def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: 
     """
     config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
     epochs_done, steps_into_epoch = divmod(int(state.step), steps)
-    checkpoint_every = config.checkpoint_every or steps
     batches: Iterable = training_batches(run.splits.train, config, int(state.step))
-    batches = iter(profiling.traced(batches, run.folder / "tensorboard") if profile else batches)
+    if profile:
+        batches = profiling.traced(batches, run.folder / "tensorboard", run.progress.say)
+    batches = iter(batches)
     validation = evaluation_batches(run.splits.validation, config, "validation")
-    noisy_shown, clean_shown = _examples(run)
+    some_training = evaluation_batches(run.splits.train[:EVALUATION_BATCH], config, "train evaluation")
     run_directory.keep_epochs(run.folder, epochs_done)
-    bar = tqdm(
-        total=config.epochs * len(run.splits.train),
-        initial=epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size,
-        unit=" images",
-        unit_scale=True,
-        disable=run.quiet or None,  # None: shown on a terminal only
-    )
-    with signals.collected() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
+    images_done = epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size
+    run.progress.start_bar(config.epochs * len(run.splits.train), images_done)
+    with (
+        signals.collected() as received,
+        Summaries(run.folder, config, run.model, run.examples, epochs_done) as summaries,
+        run.progress,
+    ):
+        if epochs_done == 0:
+            summaries.write_graph(train_step, min(config.batch_size, len(run.splits.train)))
         run.checkpoints.start_clock()
         for epoch in range(epochs_done + 1, config.epochs + 1):
-            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
-            started, images_before, first_step = time.monotonic(), int(state.images), int(state.step)
-            with _naming_what_is_not_finite(run):
-                for step, (noisy, clean) in zip(range(first_step + 1, epoch * steps + 1), batches, strict=False):
-                    mean_loss = train_step(noisy, clean)
-                    # tqdm redraws itself a few times a second, and only then is the loss fetched.
-                    if bar.update(clean.shape[0]):
-                        bar.set_postfix_str(f"loss {float(mean_loss):.4f}", refresh=False)
-                    if received and step < epoch * steps:
-                        run.checkpoints.save()
-                        raise _stopped(run, received[0])
-                    if step % checkpoint_every == 0 and step < epoch * steps:
-                        run.checkpoints.save()
-            images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
-
-            line: dict[str, float] = {"epoch": epoch, "step": int(state.step)}
-            for name, loss_sum in zip(run.loss.names, state.loss_sums.numpy(), strict=True):
-                line[f"train_{name}"] = float(loss_sum) / float(state.images)
-            if config.validation_examples:
-                line |= {f"validation_{name}": value for name, value in run.evaluate(validation).items()}
-            line["learning_rate"] = float(state.optimizer.learning_rate)
-            line["images_per_second"] = images_per_second
-            summaries.write_epoch(line, noisy_shown, run.model(noisy_shown), clean_shown)
+            trained = _train_epoch(run, train_step, batches, epoch, received)
+            validated = run.evaluate(validation) if config.validation_examples else {}
+            started = time.monotonic()
+            # The loss of the epoch's batches as they came goes before that of a few images after it.
+            trained = {f"train_{name}": value for name, value in run.evaluate(some_training).items()} | trained
+            line = {
+                "epoch": epoch,
+                "step": int(state.step),
+                **trained,
+                **{f"validation_{name}": value for name, value in validated.items()},
+                "learning_rate": float(state.optimizer.learning_rate),
+            }
+            summaries.write_epoch(line)
+            line["summary_seconds"] = time.monotonic() - started
             # From line to line, so that each epoch counts one checkpoint: the one before it.
             line["seconds"] = run.checkpoints.count_seconds()
             run_directory.append_metrics(run.folder, line)
-            run.say(_in_words(line, config.epochs))
+            run.progress.say(epoch_in_words(line, config.epochs))
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
             if after_epoch is not None:
@@ -211,60 +182,44 @@ def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: 
                 raise _stopped(run, received[0])
 
 
-def _finish(run: _Run) -> dict[str, float]:
-    """Writes the model, the picture and last, as the sign that the run is finished, the report; returns that.
+def _train_epoch(
+    run: Run, train_step: TrainStep, batches: Iterator[Batch], epoch: int, received: list[int]
+) -> dict[str, float]:
+    """Trains to the end of `epoch`; returns the epoch's means, and the speed of this process.
 
-    The model is that of the epoch with the least validation loss; where none validates, of the last epoch.
+    Raises Stopped where a signal is `received` before the last step, with the state saved.
     """
-    if run.config.validation_examples:
-        run.checkpoints.restore_best()
-    for name in denoiser.MODEL_FILES:
-        denoiser.save_model(run.model, run.folder / name)
-    report = {
-        "epoch": int(run.checkpoints.state.step) // run.steps_per_epoch,
-        "parameters": run.model.count_params(),
-        **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png", run.loss),
+    state, last_step = run.checkpoints.state, epoch * run.steps_per_epoch
+    checkpoint_every = run.config.checkpoint_every or last_step
+    started, images_before, first_step = time.monotonic(), int(state.images), int(state.step)
+    weights = run.model.trainable_variables
+    before: list[tf.Tensor] = []
+    with naming_what_is_not_finite(run):
+        for step, (noisy, clean) in zip(range(first_step + 1, last_step + 1), batches, strict=False):
+            if step == last_step:
+                before = [tf.identity(variable) for variable in weights]
+            mean_loss = train_step(noisy, clean)
+            run.progress.update(f"{epoch}/{run.config.epochs}", clean.shape[0], mean_loss)
+            if step < last_step:
+                if received:
+                    run.checkpoints.save()
+                    raise _stopped(run, received[0])
+                if step % checkpoint_every == 0:
+                    run.checkpoints.save()
+    images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
+    update = [variable - old for variable, old in zip(weights, before, strict=True)]
+    means = {
+        f"train_{name}": float(loss_sum) / float(state.images)
+        for name, loss_sum in zip(run.loss.names, state.loss_sums.numpy(), strict=True)
     }
-    write_test(run.folder / "tensorboard", report)
-    run_directory.write_report(run.folder, report)
-    run.say(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
-    run.say(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
-    return report
+    return means | {
+        "gradient_norm": float(state.gradient_norms) / run.steps_per_epoch,
+        "update_to_weight_ratio": float(tf.linalg.global_norm(update) / tf.linalg.global_norm(before)),
+        "images_per_second": images_per_second,
+    }
 
 
-def _examples(run: _Run) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first few (noisy, clean) validation images, or training images where none validates."""
-    images = run.splits.validation if run.config.validation_examples else run.splits.train
-    noisy, clean = next(iter(evaluation_batches(images, run.config, "validation")))
-    return noisy[:SHOWN_IN_TENSORBOARD], clean[:SHOWN_IN_TENSORBOARD]
-
-
-def _in_words(line: dict[str, float], epochs: int) -> str:
-    """One line of metrics.jsonl for a reader."""
-    words = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
-    if "validation_loss" in line:
-        words += f", validation loss {line['validation_loss']:.4f}"
-        words += f", PSNR {line['validation_psnr']:.2f} dB, SSIM {line['validation_ssim']:.3f}"
-    return words + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
-
-
-def _stopped(run: _Run, signal_number: int) -> Stopped:
+def _stopped(run: Run, signal_number: int) -> Stopped:
     """What to raise after a signal, with the state saved."""
     step = int(run.checkpoints.state.step)
     return Stopped(signal_number, f"stopped after step {step}, saved; go on with --resume --run-dir {run.folder}")
-
-
-@contextlib.contextmanager
-def _naming_what_is_not_finite(run: _Run) -> Iterator[None]:
-    """Turns the train step's refusal of a number that is not finite into a RunError that says where."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        culprit = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
-        if culprit is None:
-            raise
-        raise RunError(
-            f"the {culprit} of step {int(run.checkpoints.state.step) + 1} is not finite; "
-            f"what was saved before it in {run.folder} is good; another run may need a lower --learning-rate than "
-            f"{run.config.learning_rate}"
-        ) from None

@@ -46,7 +46,8 @@ def main() -> None:
     figure = Path(arguments.figure or (path if path.is_dir() else path.parent) / "evaluation.png")
     run_directory.check_output(figure, (".png",), "--figure")
     model = denoiser.load_model(path)
-    figures = denoiser.test(model, tested, datasets.load(tested).test, figure, loss=None)
+    evaluate = metrics.evaluator(model, None, tested.micro_batches or 1)
+    figures = denoiser.test(model, evaluate, tested, datasets.load(tested).test, figure)
     clipped = "clipped" if tested.clip_noise else "not clipped"
     print(f"{path} on {tested.noise} noise {tested.noise_level}, {clipped}: {metrics.in_words(figures)}")
     print(f"picture: {figure}")

@@ -5,10 +5,16 @@ from dae import command_line
 
 def main() -> None:
     arguments = command_line.parse_run()
-    command_line.load_tensorflow(arguments.settings)
+    command_line.load_tensorflow(arguments.settings, arguments.verbose)
     from dae import trainer
 
-    trainer.train(arguments.settings, arguments.run_dir, resume=arguments.resume, profile=arguments.profile)
+    trainer.train(
+        arguments.settings,
+        arguments.run_dir,
+        resume=arguments.resume,
+        quiet=arguments.quiet,
+        profile=arguments.profile,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""What the loop and what comes after it share."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import keras
+
+from dae.checkpoints import Checkpoints
+from dae.config import RunConfig
+from dae.datasets import Splits
+from dae.losses import WeightedSum
+from dae.metrics import Evaluate
+from dae.pipeline import EVALUATION_BATCH, Batch, evaluation_batches, steps_per_epoch
+from dae.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is going on: what it is made of, where it writes and how it speaks."""
+
+    config: RunConfig
+    folder: Path
+    splits: Splits
+    model: keras.Model
+    loss: WeightedSum
+    evaluate: Evaluate
+    checkpoints: Checkpoints
+    progress: Progress
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch."""
+        return steps_per_epoch(len(self.splits.train), self.config.batch_size)
+
+    @functools.cached_property
+    def examples(self) -> Batch:
+        """The first (noisy, clean) validation images, or training images where none validates, for TensorBoard."""
+        images = self.splits.validation if self.config.validation_examples else self.splits.train
+        return next(iter(evaluation_batches(images[:EVALUATION_BATCH], self.config, "validation")))
