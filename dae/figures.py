@@ -59,12 +59,12 @@ def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
             axis.plot(range(1, len(values) + 1), values, style, color=color, marker=marker, markersize=4, label=run)
         axis.axvline(kept_epoch, color="#999999", linewidth=1, linestyle=":")
         axis.set_title(tag, fontsize="medium")
+        axis.set_xlabel("epoch", fontsize="small")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     handles = [Line2D([], [], color=color, linestyle=style, label=run) for run, (color, style) in CURVES.items()]
     handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":", label=f"epoch {kept_epoch}, kept"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.supxlabel("epoch", fontsize="medium")
     _save(path, figure)
 
 

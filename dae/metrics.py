@@ -1,13 +1,13 @@
 """How good denoised images are: per-example functions like losses, and their exact mean over a data set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import tensorflow as tf
 
 from dae.layers import fused
 from dae.losses import Loss, WeightedSum, bce, mse
-from dae.pipeline import micro_batches
+from dae.pipeline import Batch, micro_batches
 
 
 def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -47,7 +47,7 @@ METRICS: dict[str, Loss] = {
 
 HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 
-Evaluate = Callable[[tf.data.Dataset], dict[str, float]]
+Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
 
 def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> Evaluate:
@@ -70,7 +70,7 @@ def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> E
                 of_parts[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums_of_parts) for name, sums_of_parts in of_parts.items()}
 
-    def evaluate(batches: tf.data.Dataset) -> dict[str, float]:
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         totals, images = dict.fromkeys(names, 0.0), 0
         for noisy, clean in batches:
             for name, total in sums(noisy, clean).items():

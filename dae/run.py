@@ -11,7 +11,7 @@ from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.losses import WeightedSum
 from dae.metrics import Evaluate
-from dae.pipeline import EVALUATION_BATCH, Batch, evaluation_batches, steps_per_epoch
+from dae.pipeline import Batch, evaluation_batches, steps_per_epoch
 from dae.progress import Progress
 
 
@@ -37,4 +37,4 @@ class Run:
     def examples(self) -> Batch:
         """The first (noisy, clean) validation images, or training images where none validates, for TensorBoard."""
         images = self.splits.validation if self.config.validation_examples else self.splits.train
-        return next(iter(evaluation_batches(images[:EVALUATION_BATCH], self.config, "validation")))
+        return next(iter(evaluation_batches(images, self.config, "validation")))

@@ -29,7 +29,7 @@ from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
 from dae.losses import Loss, WeightedSum
 from dae.noise import NOISES
-from dae.pipeline import EVALUATION_BATCH, Batch, evaluation_batches, steps_per_epoch, training_batches
+from dae.pipeline import Batch, evaluation_batches, steps_per_epoch, training_batches
 from dae.progress import Progress, epoch_in_words
 from dae.run import Run
 from dae.summaries import Summaries
@@ -143,7 +143,7 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
         batches = profiling.traced(batches, run.folder / "tensorboard", run.progress.say)
     batches = iter(batches)
     validation = evaluation_batches(run.splits.validation, config, "validation")
-    some_training = evaluation_batches(run.splits.train[:EVALUATION_BATCH], config, "train evaluation")
+    some_training = list(evaluation_batches(run.splits.train, config, "train evaluation").take(1))
     run_directory.keep_epochs(run.folder, epochs_done)
     images_done = epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size
     run.progress.start_bar(config.epochs * len(run.splits.train), images_done)
