@@ -42,8 +42,8 @@ TAGS = {
     "optimizer/update_to_weight_ratio": "length of the change that the epoch's last step made to the weights, over "
     "the length of the weights; often near 0.001, and far above it where the learning rate is too high",
     "speed/images_per_second": "training speed, without validation, summaries and checkpoint",
-    "images/noisy_denoised_clean_error": "eight fixed validation images, a row each: noisy, denoised, clean, and "
-    "|denoised - clean|, where white is an error of 1",
+    "images/noisy_denoised_clean_error": "eight fixed validation images, a row each: noisy, denoised, clean, and how "
+    "far these two are apart, from black, 0, to white, 1",
     "weights/NAME": "histogram of the weights of one layer",
     "code/encoder": "histogram of the code, the output of the layer `encoder`, of 500 fixed validation images",
     "run/configuration": "every setting",

@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +19,10 @@ from typing import Any
 from dae import command_line
 from dae.errors import RunError, UsageError
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-]
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 SECONDS = 60  # to wait for a tab to show something
 SETTLING = 3  # more, for its curves and points to be drawn
 
@@ -75,7 +70,7 @@ def has_curves(browser: Any) -> bool:
 
 def has_pictures(browser: Any) -> bool:
     """Whether there are pictures, and all are loaded."""
-    pictures = find(browser, "tf-image-loader img")
+    pictures = find(browser, "img[src*=individualImage]")
     return bool(pictures) and all(int(picture.get_attribute("naturalWidth")) > 0 for picture in pictures)
 
 
@@ -109,6 +104,22 @@ TABS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 @contextlib.contextmanager
+def served(logdir: Path) -> Iterator[str]:
+    """A TensorBoard of its own on a free port of this machine; its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = next((line for line in process.stderr if " at http://" in line), None)
+        if line is None:
+            raise RunError("TensorBoard did not start")
+        yield line.split(" at ")[1].split()[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
 def opened(arguments: ScreenshotArguments) -> Iterator[Any]:
     """A headless browser of its own; raises UsageError where there is none."""
     try:
@@ -139,12 +150,7 @@ def main() -> None:
     logdir, output = Path(arguments.logdir), Path(arguments.output)
     if not any(logdir.rglob("events.out.tfevents.*")):
         raise UsageError(f"--logdir: {logdir} holds no run")
-    with opened(arguments) as browser:
-        from tensorboard import program
-
-        tensorboard = program.TensorBoard()
-        tensorboard.configure(argv=[None, "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"])
-        address = tensorboard.launch()
+    with served(logdir) as address, opened(arguments) as browser:
         output.mkdir(parents=True, exist_ok=True)
         for name, (page, shows) in TABS.items():
             browser.get("about:blank")  # else the next address is but another place on the same page

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
-from dae import summaries, trainer
-
-VALIDATION_SCALARS = {"loss/total"} | {
-    f"quality/{name}" for name in ("bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")
-}
-TRAIN_SCALARS = {"loss/total", "optimizer/learning_rate", "speed/images_per_second"}
+from dae import losses, models, pipeline, summaries, trainer
+from dae.run_directory import read_metrics
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -37,35 +34,70 @@ def values(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def check_curves(folder: Path) -> None:
     """TensorBoard's curves are the lines of metrics.jsonl, one value an epoch."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder)
     for name in ("train", "validation"):
         shown = events(folder / "tensorboard" / name)
-        for tag, fields in summaries.scalars(lines[0]).items():
-            if name in fields:
-                expected = [(line["epoch"], pytest.approx(line[fields[name]], rel=1e-6)) for line in lines]
-                assert values(shown, tag) == expected, (name, tag)
+        for tag in summaries.scalars(lines[0], name):
+            expected = [(line["epoch"], pytest.approx(summaries.scalars(line, name)[tag], rel=1e-6)) for line in lines]
+            assert values(shown, tag) == expected, (name, tag)
 
 
-def test_tags_steps_and_values_read_back_right(tiny_run):
-    train, validation = (events(tiny_run / "tensorboard" / name) for name in ("train", "validation"))
-    assert set(train.Tags()["tensors"]) == TRAIN_SCALARS | {"config"}
-    assert set(validation.Tags()["tensors"]) == VALIDATION_SCALARS | {"images/noisy_denoised_clean"}
+def test_steps_and_values_read_back_right(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
-    assert set(test.Tags()["tensors"]) == VALIDATION_SCALARS
     assert values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
-    (config,) = train.Tensors("config")
+    train = events(tiny_run / "tensorboard" / "train")
+    (config,) = train.Tensors("run/configuration")
     assert "| batch_size | 64 |" in tf.make_ndarray(config.tensor_proto).item().decode()
 
 
-def test_the_image_grid_shows_noisy_denoised_and_clean(tiny_run, mnist):
-    shown = events(tiny_run / "tensorboard" / "validation").Tensors("images/noisy_denoised_clean")
+def test_every_figure_has_one_tag():
+    line = {"epoch": 2, "step": 9, "seconds": 1.0, "summary_seconds": 0.1, "images_per_second": 5.0}
+    line |= {"train_loss": 1.0, "train_loss_bce": 2.0, "train_psnr": 3.0, "validation_loss": 4.0, "learning_rate": 0.1}
+    assert summaries.scalars(line, "train") == {
+        "loss/total": 1.0,
+        "loss/bce": 2.0,
+        "quality/psnr": 3.0,
+        "optimizer/learning_rate": 0.1,
+        "speed/images_per_second": 5.0,
+    }
+    assert summaries.scalars(line, "validation") == {"loss/total": 4.0}
+    assert summaries.scalars({"epoch": 2, "test_ssim": 0.5}, "test") == {"quality/ssim": 0.5}
+
+
+def test_the_readme_describes_every_tag_as_tensorboard_does():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    table = readme.partition("| tag | meaning |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    rows = (re.fullmatch(r"\| `(\S+)` \| (.*) \|", row) for row in table.splitlines())
+    assert dict(row.groups() for row in rows if row) == summaries.TAGS
+
+
+def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
+    """One epoch of one step: the gradient computed anew, and Adam's first step, which moves every weight by its rate."""
+    config = replace(TINY, train_examples=64, epochs=1)
+    trainer.train(config, tmp_path / "run")
+    (line,) = read_metrics(tmp_path / "run")
+    model = models.build(config, (28, 28, 1))
+    ((noisy, clean),) = pipeline.training_batches(mnist.train[:64], config)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(losses.bce(clean, model(noisy)))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert line["gradient_norm"] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-4)
+    moved = sum(int(np.count_nonzero(gradient)) for gradient in gradients)
+    weights = float(tf.linalg.global_norm(model.trainable_variables))
+    assert line["update_to_weight_ratio"] == pytest.approx(1e-3 * moved**0.5 / weights, rel=0.01)
+
+
+def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
+    shown = events(tiny_run / "tensorboard" / "validation").Tensors("images/noisy_denoised_clean_error")
     assert [event.step for event in shown] == [1, 2, 3]
     width, height, *pictures = tf.make_ndarray(shown[-1].tensor_proto)
-    assert (int(width), int(height), len(pictures)) == (3 * 30, 8 * 30, 1)
+    assert (int(width), int(height), len(pictures)) == (4 * 30, 8 * 30, 1)
     picture = tf.io.decode_png(pictures[0]).numpy()
     np.testing.assert_array_equal(picture[1:29, 61:89], mnist.validation[-256])
     assert abs(picture[1:29, 1:29].astype(float) - mnist.validation[-256]).mean() > 20
+    error = abs(picture[1:29, 31:59].astype(float) - picture[1:29, 61:89])
+    assert abs(picture[1:29, 91:119] - error).max() <= 1
 
 
 def test_what_a_kill_left_beyond_the_checkpoint_is_dropped_and_written_again(tmp_path, tiny_run):

@@ -30,6 +30,7 @@ def test_a_run_leaves_every_file_of_the_contract(tiny_run):
     assert {path.name for path in tiny_run.iterdir()} == {
         "checkpoints",
         "config.json",
+        "curves.png",
         "denoised.png",
         "environment.json",
         "metrics.jsonl",
@@ -42,9 +43,8 @@ def test_a_run_leaves_every_file_of_the_contract(tiny_run):
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 10), (2, 20), (3, 30)]
     figures = ("loss", "bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")
     for line in lines:
-        assert set(line) == {"epoch", "step", "train_loss", "learning_rate", *comparison.DURATIONS} | {
-            f"validation_{name}" for name in figures
-        }
+        others = {"epoch", "step", "learning_rate", "gradient_norm", "update_to_weight_ratio", *comparison.DURATIONS}
+        assert set(line) == others | {f"{name}_{figure}" for name in ("train", "validation") for figure in figures}
         assert line["seconds"] > 600 / line["images_per_second"]
     report = json.loads((tiny_run / "report.json").read_text())
     assert set(report) == {"epoch", "parameters"} | {f"test_{name}" for name in figures}
