@@ -73,7 +73,7 @@ def test_the_readme_describes_every_tag_as_tensorboard_does():
 
 
 def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
-    """One epoch of one step: the gradient computed anew, and Adam's first step, which moves every weight by its rate."""
+    """One epoch of one step: the gradient computed anew, and Adam's first step of its rate for each weight."""
     config = replace(TINY, train_examples=64, epochs=1)
     trainer.train(config, tmp_path / "run")
     (line,) = read_metrics(tmp_path / "run")
