@@ -23,7 +23,8 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-SECONDS = 60  # to wait for a tab to show something
+# To wait for a tab, and how often: what TensorBoard has not read yet when a page is loaded never comes on it.
+SECONDS, TIMES = 20, 4
 SETTLING = 3  # more, for its curves and points to be drawn
 
 
@@ -84,11 +85,9 @@ def has_sessions(browser: Any) -> bool:
 
 
 def has_points(browser: Any) -> bool:
-    """Whether the codes are read and laid out; the Projector is a page within the page."""
-    frames = find(browser, "iframe")
-    if not frames:
-        return False
-    browser.switch_to.frame(frames[0])
+    """Whether the codes are read and laid out; the Projector is a page within a page within the page."""
+    while frames := find(browser, "iframe"):
+        browser.switch_to.frame(frames[0])
     counts = [element.get_attribute("textContent").strip() for element in find(browser, ".numDataPoints")]
     browser.switch_to.default_content()
     return any(count.isdigit() and count != "0" for count in counts)
@@ -145,6 +144,18 @@ def opened(arguments: ScreenshotArguments) -> Iterator[Any]:
             browser.quit()
 
 
+def loaded(browser: Any, address: str, shows: Callable[[Any], bool]) -> bool:
+    """Whether the page shows what it should within so many seconds."""
+    browser.get("about:blank")  # else the address is but another place on the same page
+    browser.get(address)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        if shows(browser):
+            return True
+    return False
+
+
 def main() -> None:
     arguments = command_line.parse(ScreenshotArguments)
     logdir, output = Path(arguments.logdir), Path(arguments.output)
@@ -153,13 +164,8 @@ def main() -> None:
     with served(logdir) as address, opened(arguments) as browser:
         output.mkdir(parents=True, exist_ok=True)
         for name, (page, shows) in TABS.items():
-            browser.get("about:blank")  # else the next address is but another place on the same page
-            browser.get(address + page)
-            deadline = time.monotonic() + SECONDS
-            while not shows(browser):
-                if time.monotonic() > deadline:
-                    raise RunError(f"{name}: shows nothing after {SECONDS} seconds")
-                time.sleep(1)
+            if not any(loaded(browser, address + page, shows) for _ in range(TIMES)):
+                raise RunError(f"{name}: shows nothing after {TIMES * SECONDS} seconds")
             time.sleep(SETTLING)
             browser.save_screenshot(str(output / f"{name}.png"))
             print(output / f"{name}.png")
