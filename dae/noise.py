@@ -1,19 +1,86 @@
 """Noise models: pure functions `(clean, level, seed) -> noisy`.
 
-`clean` is float32 [batch, H, W, C] in [0, 1]; `level` is a number from 0 up, and 0 changes nothing; `seed` is
-int64 of shape [2], and the same seed gives the same bits. To add one, write a function and list it in `NOISES`.
+`clean` is float32 [batch, H, W, C] in [0, 1]; `level` is a number from 0 up, or float32 [batch, 1, 1, 1], one for each
+image, and 0 changes nothing; `seed` is int64 of shape [2], and the same seed gives the same bits. Every value of an
+image, that is every channel of every pixel, has noise of its own. The result may leave [0, 1]: clipping is the
+pipeline's, by --clip-noise. To add a model, write a function and list it in `NOISES`.
 """
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-Noise = Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]
+from dae.errors import UsageError, choose
+
+Noise = Callable[[tf.Tensor, float | tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def gaussian(clean: tf.Tensor, level: float, seed: tf.Tensor) -> tf.Tensor:
-    """clean + level * n with n standard normal in every pixel; the result may leave [0, 1]."""
+def gaussian(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """x + level * n, n standard normal. The level is the standard deviation, where black is 0 and white is 1.
+
+    Leaves [0, 1]. Source: the tutorial, with level 0.5.
+    """
     return clean + level * tf.random.stateless_normal(tf.shape(clean), seed)
 
 
-NOISES: dict[str, Noise] = {"gaussian": gaussian}
+def uniform(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """x + level * u, u uniform in [-1, 1). The level is the most that a value may change; deviation level / sqrt(3).
+
+    Leaves [0, 1]. Source: the rounding noise of a coarse quantizer (Bennett 1948).
+    """
+    return clean + level * tf.random.stateless_uniform(tf.shape(clean), seed, -1.0, 1.0)
+
+
+def salt_pepper(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """0 or 1, each with probability level / 2, else x. The level is the probability of a change, in [0, 1].
+
+    Stays in [0, 1]. Source: Gonzalez and Woods, Digital Image Processing, "impulse noise".
+    """
+    u = tf.random.stateless_uniform(tf.shape(clean), seed)
+    return tf.where(u < level / 2, 0.0, tf.where(u < level, 1.0, clean))
+
+
+def masking(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """0 with probability level, else x. The level is that probability, in [0, 1].
+
+    Stays in [0, 1]. Source: Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Autoencoders;
+    there a fixed number of values, here each value on its own.
+    """
+    return tf.where(tf.random.stateless_uniform(tf.shape(clean), seed) < level, 0.0, clean)
+
+
+def speckle(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """x + level * x * n, n standard normal: black stays black. The level is the deviation of a white value.
+
+    Leaves [0, 1]. Source: scikit-image's `random_noise(mode="speckle")`.
+    """
+    return clean + level * clean * tf.random.stateless_normal(tf.shape(clean), seed)
+
+
+def poisson(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """level * k, k Poisson with mean x / level: shot noise. The level is 1 / (photons counted where it is white).
+
+    A value x has mean x and deviation sqrt(level * x): black stays black. Rises above 1. Source: Hasinoff 2014, Photon,
+    Poisson Noise; TensorFlow's sampler is exact.
+    """
+    level = tf.convert_to_tensor(level, tf.float32)
+    divisor = tf.where(level > 0, level, 1.0)
+    counts = tf.random.stateless_poisson(tf.shape(clean), seed, clean / divisor, tf.float32)
+    return tf.where(level > 0, divisor * counts, clean)
+
+
+NOISES: dict[str, Noise] = {
+    function.__name__: function for function in (gaussian, uniform, salt_pepper, masking, speckle, poisson)
+}
+# Where the level is a probability. Elsewhere it may be any number from 0 up.
+HIGHEST_LEVEL = {"salt_pepper": 1.0, "masking": 1.0}
+
+
+def named(name: str, highest_level: float) -> Noise:
+    """The noise model called `name`; raises UsageError where there is none, or none with so high a level."""
+    noise = choose(NOISES, name, "--noise")
+    if name in HIGHEST_LEVEL and highest_level > HIGHEST_LEVEL[name]:
+        raise UsageError(
+            f"--noise-level: {highest_level} is not from 0 to {HIGHEST_LEVEL[name]:g}, as a level of {name} must be"
+        )
+    return noise

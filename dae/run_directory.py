@@ -23,7 +23,7 @@ CONFIG, ENVIRONMENT, METRICS, REPORT = "config.json", "environment.json", "metri
 
 def new(config: RunConfig) -> Path:
     """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
-    data = config.dataset if config.data is None else Path(config.data).stem
+    data = config.dataset if config.data is None else Path(config.data).resolve().stem
     name = re.sub(r"[^\w.+-]+", "-", f"{data}-{config.model}-{config.loss}")
     path, number = Path("runs") / name, 1
     while True:

@@ -11,13 +11,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from dae import config as configs
-from dae import datasets, denoiser, machine, metrics, models, optimizers, profiling, run_directory, signals
+from dae import datasets, denoiser, machine, metrics, models, noise, optimizers, profiling, run_directory, signals
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError, choose
 from dae.losses import LOSSES, check
-from dae.noise import NOISES
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dae.summaries import Summaries
 from dae.train_step import TrainStep, make_train_step
@@ -76,11 +75,13 @@ def train(
 
     config = machine.settle(config)
     splits = datasets.load(config)
-    config = dataclasses.replace(config, data_digest=splits.digest)
+    for note in splits.notes:
+        print(note)
+    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
     model = models.build(config, splits.image_shape)
     loss = choose(LOSSES, config.loss, "--loss")
     check(loss, f"--loss {config.loss}", splits.image_shape)
-    choose(NOISES, config.noise, "--noise")
+    noise.named(config.noise, config.noise_range[1])
     optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
     parts = config.micro_batches or 1
 
