@@ -55,6 +55,7 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
         start = configs.read(Path(given.config))
     arguments = parse(RunArguments, argv, RunArguments(settings=start))
     settings = arguments.settings
+    settings = configs.pinned(settings)
     if settings.data is not None:  # so that a rerun from another folder finds it
         settings = dataclasses.replace(settings, data=os.path.abspath(settings.data))
     if saved is not None and given.run_dir is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from dae import user_code
 from dae.errors import UsageError, nearest
 
 
@@ -30,7 +31,7 @@ class RunConfig:
     validation_examples: int | None = None
     """The last so many training images validate instead of training; 0: none (default: a tenth, at most 5000)."""
     noise: str = "gaussian"
-    """Noise model: gaussian, uniform, salt_pepper, masking, speckle or poisson."""
+    """Noise: gaussian, uniform, salt_pepper, masking, speckle, poisson, or a function of your own, FILE.py:FUNCTION."""
     noise_level: float | tuple[float, float] = 0.5
     """Strength of the noise, for gaussian its standard deviation (black 0, white 1); two: a range, drawn per image."""
     clip_noise: bool = True
@@ -38,7 +39,7 @@ class RunConfig:
     model: str = "conv"
     """Name of the network."""
     loss: str = "bce"
-    """Name of the loss."""
+    """Name of the loss, or a function in a file of your own: FILE.py:FUNCTION."""
     width: int = 1
     """Times the channels of the network."""
     learning_rate: float = 1e-3
@@ -92,7 +93,13 @@ def _none_or_sides(size: int | tuple[int, int] | None) -> bool:
     return size is None or all(side is not None and 11 <= side <= 2**15 for side in sides)
 
 
+def _short(text: str) -> bool:
+    return len(text) <= 10_000
+
+
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "noise": (_short, "of at most 10,000 characters"),
+    "loss": (_short, "of at most 10,000 characters"),
     "train_examples": (_none_or_positive, "a whole number from 1 up"),
     "image_size": (_none_or_sides, "one or two whole numbers from 11 (SSIM needs that) to 32768"),
     "validation_examples": (lambda count: count is None or count >= 0, "a whole number from 0 up"),
@@ -121,6 +128,9 @@ PRESETS = {
 
 # What None leaves to the machine or the data is filled in when a run starts, and then part of it.
 RECORDED = ("validation_examples", "micro_batches", "intra_op_threads", "onednn", "data_digest")
+
+# What may name functions in files of the user's own.
+MAY_NAME_CODE = ("noise", "loss")
 
 # Written to every config.json; to be raised when a file written now could be misread by what reads it today.
 FORMAT = 1
@@ -187,21 +197,37 @@ def _in_words(kind: Any) -> str:
 
 
 def read(path: Path) -> RunConfig:
-    """The configuration saved at `path`; raises UsageError where it cannot be read."""
+    """The configuration saved at `path`; raises UsageError where it cannot be read.
+
+    The user's files that it names, such as a run's `code/my_losses.py`, are those beside it.
+    """
     try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
+        config = from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
+    return with_code(config, lambda name, text: user_code.located(text, path.parent))
+
+
+def with_code(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig:
+    """`config` with `change(field name, text)` for each setting that may name files of the user's own."""
+    changes: dict[str, Any] = {name: change(name, getattr(config, name)) for name in MAY_NAME_CODE}
+    return dataclasses.replace(config, **changes)
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """`config` with the files of the user's own that it names made absolute, and their digests part of it."""
+    return with_code(config, lambda name, text: user_code.pinned(text, flag(name)))
 
 
 def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
     """The configuration to go on with, where `asked` wants to resume the run in `run_dir`, made with `saved`.
 
-    Raises UsageError, with both values of each field, where it asks for another run. Three things may differ: more
-    epochs of a constant learning rate, another `checkpoint_every`, and None where the run has RECORDED a value.
+    Both are `pinned`. Raises UsageError, with both values of each field, where it asks for another run. Four things
+    may differ: more epochs of a constant learning rate, another `checkpoint_every`, None where the run has RECORDED a
+    value, and the place of a file of the user's own, for which the run's copy is used.
     """
     recorded = {name: getattr(saved, name) for name in RECORDED if getattr(asked, name) is None}
-    asked = dataclasses.replace(asked, **recorded)
+    asked = with_code(dataclasses.replace(asked, **recorded), lambda name, text: _same_code(name, text, saved, run_dir))
     changes = [
         f"{flag(field.name)} was {getattr(saved, field.name)!r}, now {getattr(asked, field.name)!r}"
         for field in dataclasses.fields(RunConfig)
@@ -213,5 +239,21 @@ def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
         raise UsageError(
             f"--resume: {run_dir} is another run ({'; '.join(changes)}); "
             "only --epochs may grow, and that with --schedule constant only"
+        )
+    return asked
+
+
+def _same_code(name: str, asked: str, saved: RunConfig, run_dir: Path) -> str:
+    """The saved setting where what is `asked` is the same functions of the same texts, wherever these lie."""
+    before = getattr(saved, name)
+    parts = [user_code.substitute(text, lambda one: f"{one.function}@{one.digest}") for text in (before, asked)]
+    if parts[0] == parts[1]:
+        return before
+    known = {one.digest for one in user_code.references(before)}
+    edited = [one.path for one in user_code.references(asked) if one.digest not in known]
+    if edited and user_code.label(before) == user_code.label(asked):
+        raise UsageError(
+            f"{flag(name)}: {' and '.join(edited)}: not the text that {run_dir} was begun with; leave {flag(name)} "
+            "out to go on with the run's own copy, or begin another run"
         )
     return asked

@@ -8,11 +8,12 @@ import numpy as np
 
 from dae import figures, hdf5
 from dae.config import RunConfig
-from dae.errors import UsageError, choose
+from dae.errors import UsageError
 from dae.losses import LOSSES
 from dae.metrics import evaluator
 from dae.pipeline import evaluation_batches
 from dae.run_directory import check_finished, replacing
+from dae.user_code import choose
 
 MODEL_FILES = ("model.keras", "model.h5")
 SHOWN_IN_FIGURE = 10

@@ -30,8 +30,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def choose(table: Mapping[str, T], name: str, flag: str) -> T:
-    """The entry of `table` called `name`; raises UsageError naming `flag` where there is none."""
+def choose(table: Mapping[str, T], name: str, flag: str, *others: str) -> T:
+    """The entry of `table` called `name`; raises UsageError naming `flag` where there is none.
+
+    `others` says in words what may be named beside the entries.
+    """
     if name not in table:
-        raise UsageError(f"{flag}: unknown name {name!r}{nearest(name, table)} (known: {', '.join(table)})")
+        known = ", ".join([*table, *others])
+        raise UsageError(f"{flag}: unknown name {name!r}{nearest(name, table)} (known: {known})")
     return table[name]

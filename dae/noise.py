@@ -3,14 +3,17 @@
 `clean` is float32 [batch, H, W, C] in [0, 1]; `level` is a number from 0 up, or float32 [batch, 1, 1, 1], one for each
 image, and 0 changes nothing; `seed` is int64 of shape [2], and the same seed gives the same bits. Every value of an
 image, that is every channel of every pixel, has noise of its own. The result may leave [0, 1]: clipping is the
-pipeline's, by --clip-noise. To add a model, write a function and list it in `NOISES`.
+pipeline's, by --clip-noise. To add a model, write a function and list it in `NOISES`, or name it as a file's:
+--noise my_noise.py:my_noise.
 """
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from dae.errors import UsageError, choose
+from dae import user_code
+from dae.config import RunConfig
+from dae.errors import UsageError
 
 Noise = Callable[[tf.Tensor, float | tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -77,10 +80,25 @@ HIGHEST_LEVEL = {"salt_pepper": 1.0, "masking": 1.0}
 
 
 def named(name: str, highest_level: float) -> Noise:
-    """The noise model called `name`; raises UsageError where there is none, or none with so high a level."""
-    noise = choose(NOISES, name, "--noise")
+    """The noise model that `name` names; raises UsageError where there is none, or none with so high a level."""
+    noise = user_code.choose(NOISES, name, "--noise")
     if name in HIGHEST_LEVEL and highest_level > HIGHEST_LEVEL[name]:
         raise UsageError(
             f"--noise-level: {highest_level} is not from 0 to {HIGHEST_LEVEL[name]:g}, as a level of {name} must be"
         )
     return noise
+
+
+def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+    """Raises UsageError unless the noise of `config` makes finite float32 images of the same shape, here of grey."""
+    low, high = config.noise_range
+    noise, name = named(config.noise, high), f"--noise {config.noise}"
+    clean = tf.fill((2, *image_shape), 0.5)
+    level = low if low == high else tf.reshape(tf.constant([low, high]), (2, 1, 1, 1))
+    file = next((one.path for one in user_code.references(config.noise)), "")
+    with user_code.blaming(name, file):
+        noisy = tf.convert_to_tensor(noise(clean, level, tf.constant([0, 1], tf.int64)))
+    if noisy.shape != clean.shape or noisy.dtype != tf.float32:
+        raise UsageError(f"{name}: returns {noisy.dtype.name} {list(noisy.shape)} for float32 {list(clean.shape)}")
+    if not bool(tf.reduce_all(tf.math.is_finite(noisy))):
+        raise UsageError(f"{name}: is not finite for grey images and --noise-level {config.noise_level}")

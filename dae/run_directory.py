@@ -5,7 +5,9 @@ is appended to, and cut back to what is whole by a resume.
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -14,17 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dae import config as configs
-from dae import machine
+from dae import machine, user_code
 from dae.config import RunConfig
 from dae.errors import UsageError
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.json", "environment.json", "metrics.jsonl", "report.json"
+CODE = "code"
 
 
 def new(config: RunConfig) -> Path:
     """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
     data = config.dataset if config.data is None else Path(config.data).resolve().stem
-    name = re.sub(r"[^\w.+-]+", "-", f"{data}-{config.model}-{config.loss}")
+    name = re.sub(r"[^\w.+-]+", "-", f"{data}-{config.model}-{user_code.label(config.loss)}")
     path, number = Path("runs") / name, 1
     while True:
         try:
@@ -49,7 +52,8 @@ def has_run(path: Path) -> bool:
         names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     except OSError as error:
         raise UsageError(f"--run-dir: {path} is no folder for a run ({error.strerror})") from None
-    if CONFIG not in names and not all(name == ENVIRONMENT or name.startswith(".partial") for name in names):
+    before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
+    if CONFIG not in names and not all(name in before_config or name.startswith(".partial") for name in names):
         raise UsageError(f"--run-dir: {path} holds something else than a run; name another")
     return CONFIG in names
 
@@ -75,16 +79,19 @@ def claimed(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def start(path: Path, config: RunConfig) -> None:
-    """Writes environment.json and config.json; raises UsageError where that cannot be."""
+def start(path: Path, config: RunConfig) -> RunConfig:
+    """Writes environment.json, code/ and config.json; raises UsageError where that cannot be.
+
+    Returns `config` with the files of the user's own that it names replaced by the copies in code/.
+    """
     try:
         write(path / ENVIRONMENT, json.dumps(machine.environment(), indent=2) + "\n")
-        write(path / CONFIG, configs.to_json(config))
+        return _write_config(path, config)
     except OSError as error:
         raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
 
 
-def reopen(path: Path, config: RunConfig) -> None:
+def reopen(path: Path, config: RunConfig) -> RunConfig:
     """Makes the run in `path` an unfinished one with `config`, which may ask for more epochs than before.
 
     Warns where other versions or another processor than it was begun with may give it other last bits.
@@ -97,7 +104,27 @@ def reopen(path: Path, config: RunConfig) -> None:
                 file=sys.stderr,
             )
     (path / REPORT).unlink(missing_ok=True)
-    write(path / CONFIG, configs.to_json(config))
+    return _write_config(path, config)
+
+
+def _write_config(path: Path, config: RunConfig) -> RunConfig:
+    """Writes config.json, and first to code/ the files that it names; returns `config` with those in their place."""
+    kept: dict[str, bytes] = {}
+
+    def keep(reference: user_code.Reference, flag: str) -> user_code.Reference:
+        content, file = reference.read(flag), Path(reference.path)
+        names = itertools.chain([file.name], (f"{file.stem}-{number}.py" for number in itertools.count(2)))
+        name = next(name for name in names if kept.setdefault(name, content) == content)
+        return dataclasses.replace(reference, path=f"{CODE}/{name}")
+
+    stored = configs.with_code(
+        config, lambda name, text: user_code.substitute(text, lambda one: keep(one, configs.flag(name)))
+    )
+    for name, content in kept.items():
+        (path / CODE).mkdir(exist_ok=True)
+        write(path / CODE / name, content)
+    write(path / CONFIG, configs.to_json(stored))
+    return configs.read(path / CONFIG)
 
 
 def append_metrics(path: Path, line: dict[str, float]) -> None:
@@ -152,10 +179,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all."""
+def write(path: Path, content: str | bytes) -> None:
+    """Writes `content` to `path`, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:

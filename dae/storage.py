@@ -51,7 +51,7 @@ def selected(images: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The function from indices [n] to pixels, uint8 [n, H, W, C], of an array in memory or (a part of) a stored one."""
+    """The function from indices [n] to pixels, uint8 [n, H, W, C], of an array in memory or a slice of a mapped one."""
     if not isinstance(images, np.memmap):
         pixels = tf.constant(images)
         return lambda indices: tf.gather(pixels, indices)

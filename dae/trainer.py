@@ -11,15 +11,28 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from dae import config as configs
-from dae import datasets, denoiser, machine, metrics, models, noise, optimizers, profiling, run_directory, signals
+from dae import (
+    datasets,
+    denoiser,
+    machine,
+    metrics,
+    models,
+    noise,
+    optimizers,
+    profiling,
+    run_directory,
+    signals,
+    user_code,
+)
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
-from dae.errors import RunError, Stopped, UsageError, choose
+from dae.errors import RunError, Stopped, UsageError
 from dae.losses import LOSSES, check
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dae.summaries import Summaries
 from dae.train_step import TrainStep, make_train_step
+from dae.user_code import choose
 
 SHOWN_IN_TENSORBOARD = 8
 
@@ -59,6 +72,7 @@ def train(
     the state is saved.
     """
     folder = None if run_dir is None else Path(run_dir)
+    config = configs.pinned(config)
     goes_on = False
     if folder is not None:
         goes_on = run_directory.has_run(folder)
@@ -80,8 +94,9 @@ def train(
     config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
     model = models.build(config, splits.image_shape)
     loss = choose(LOSSES, config.loss, "--loss")
-    check(loss, f"--loss {config.loss}", splits.image_shape)
-    noise.named(config.noise, config.noise_range[1])
+    with user_code.blaming(f"--loss {config.loss}", loss.__code__.co_filename):
+        check(loss, f"--loss {config.loss}", splits.image_shape)
+    noise.check(config, splits.image_shape)
     optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
     parts = config.micro_batches or 1
 
@@ -90,14 +105,14 @@ def train(
         if run_directory.has_run(folder) != goes_on:
             raise UsageError(f"--run-dir: another process has been working on {folder}")
         checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
-        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss, parts), checkpoints)
         if goes_on:
             checkpoints.restore_newest()
-            run_directory.reopen(folder, config)
+            config = run_directory.reopen(folder, config)
             print(f"going on with {folder} after step {int(checkpoints.state.step)}")
         else:
-            run_directory.start(folder, config)
+            config = run_directory.start(folder, config)
             print(f"writing to {folder}")
+        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss, parts), checkpoints)
         model.summary()
         try:
             train_step = make_train_step(model, optimizer, loss, checkpoints.state, parts)

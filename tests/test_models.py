@@ -55,7 +55,9 @@ def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
     assert model.output_shape == (None, height, width, channels)
     padding = model.get_layer("decoder_conv_3").padding
     assert padding == ("valid" if height % 8 == width % 8 == 4 else "same")
-    assert ("cropped" in [layer.name for layer in model.layers]) == (padding == "same" and bool(height % 8 or width % 8))
+    assert ("cropped" in [layer.name for layer in model.layers]) == (
+        padding == "same" and bool(height % 8 or width % 8)
+    )
 
 
 def test_what_comes_back_lies_where_it_was():
