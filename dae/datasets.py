@@ -94,7 +94,7 @@ def load(config: RunConfig) -> Splits:
     A set without a test part gets one of a tenth of its images, drawn by a fixed seed, not by `config.seed`: runs
     that differ in that are tested on the same images.
     """
-    name = f"--dataset {config.dataset}" if config.data is None else f"--data {config.data}"
+    name = f"--dataset {config.dataset}" if config.data is None else f"--data: {config.data}"
     try:
         train, test, notes = _found(config)
         if test is None:
@@ -106,7 +106,7 @@ def load(config: RunConfig) -> Splits:
             train, test = shuffled[tested:], shuffled[:tested]
             notes.append(f"no test part: {tested:,} of {len(shuffled):,} images, drawn by a fixed seed, make one")
     except OSError as error:
-        raise UsageError(f"{name}: cannot be read or unpacked to a temporary file ({error})") from None
+        raise UsageError(f"{name}: cannot be read ({error.strerror})") from None
     if train.shape[1:] != test.shape[1:]:
         raise UsageError(f"{name}: has training images of {train.shape[1:]}, test images of {test.shape[1:]}")
     if train[:1000].max() <= 1:

@@ -74,7 +74,11 @@ def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]
 
 
 def _batches(numbers: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:
-    return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Rewriting the graph, from which this one gains nothing, would copy all the images.
+    options.experimental_optimization.apply_default_optimizations = False
+    batches = numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.with_options(options)
 
 
 def _noised(config: RunConfig, purpose: str) -> Callable[[tf.Tensor, tf.Tensor], Batch]:

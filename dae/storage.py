@@ -1,18 +1,20 @@
-"""Where pixels lie: in memory, or, where they are too many, in a temporary file that TensorFlow reads from.
+"""Where pixels lie: in memory, or, where they are too many, in a temporary file that is mapped.
 
-The file is mapped: the system keeps of it what memory has room for and reads the rest when it is asked for. Both ways
-give the same bits. The file has no name, so it is gone with the process, however that ends; it lies in TMPDIR, or else
-in /var/tmp, which is on a disk where /tmp may be in memory.
+The system keeps of a mapped file what memory has room for, and reads the rest when it is asked for. Both ways give the
+same bits. The file has no name, so it is gone with the process, however that ends; it lies in TMPDIR, or else in
+/var/tmp, which is on a disk where /tmp may be in memory.
 """
 
+import contextlib
 import math
 import os
 import tempfile
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
+
+from dae.errors import UsageError
 
 # The most bytes of one array that are held in memory.
 IN_MEMORY = 2**30
@@ -21,9 +23,9 @@ BLOCK = 2**24
 
 
 def stored(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Blocks of images, uint8 [some, H, W, C], one after the other as one read-only array of at most `shape`.
+    """Blocks of images, uint8 [some, H, W, C], one after the other as one array of at most `shape`.
 
-    An array beyond IN_MEMORY is an np.memmap of a temporary file. Raises OSError where the disk is full.
+    An array beyond IN_MEMORY is an np.memmap of a temporary file. Raises UsageError where the disk is full.
     """
     count = 0
     if math.prod(shape) <= IN_MEMORY:
@@ -31,17 +33,27 @@ def stored(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
         for block in blocks:
             images[count : count + len(block)] = block
             count += len(block)
-        images.flags.writeable = False
         return images[:count]
-    file = tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"), buffering=0)  # noqa: SIM115
-    for block in blocks:
-        left = np.ascontiguousarray(block).data.cast("B")
-        while left:
-            left = left[file.write(left) :]
-        count += len(block)
-    images = np.memmap(f"/dev/fd/{file.fileno()}", np.uint8, "r", shape=(count, *shape[1:]))
-    weakref.finalize(images, file.close)  # the number is the file's only name, so it is kept open as long
-    return images
+    folder = os.environ.get("TMPDIR", "/var/tmp")
+    with contextlib.ExitStack() as stack:
+        with _blaming(folder):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+        for block in blocks:
+            left = np.ascontiguousarray(block).data.cast("B")
+            with _blaming(folder):
+                while left:
+                    left = left[file.write(left) :]
+            count += len(block)
+        # For writing, though nobody does, since NumPy lends TensorFlow no other.
+        return np.memmap(file, np.uint8, "r+", shape=(count, *shape[1:]))
+
+
+@contextlib.contextmanager
+def _blaming(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot be unpacked to {folder} ({error.strerror}); TMPDIR may name another place") from None
 
 
 def selected(images: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -51,11 +63,12 @@ def selected(images: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The function from indices [n] to pixels, uint8 [n, H, W, C], of an array in memory or a slice of a mapped one."""
+    """The function from indices, [n], to pixels, uint8 [n, H, W, C]; what is mapped is not copied."""
     if not isinstance(images, np.memmap):
         pixels = tf.constant(images)
         return lambda indices: tf.gather(pixels, indices)
+    # A slice may lie where TensorFlow cannot take it, between its multiples of 64 bytes: the whole is taken.
     whole = images.base if isinstance(images.base, np.memmap) else images
     first = (images.ctypes.data - whole.ctypes.data) // images[0].nbytes
-    pixels = tf.raw_ops.ImmutableConst(dtype=tf.uint8, shape=whole.shape, memory_region_name=str(whole.filename))
-    return lambda indices: tf.gather(pixels, indices + first)
+    mapped = tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
+    return lambda indices: tf.gather(mapped, first + indices)
