@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import keras
 import tensorflow as tf
 
+from dae.layers import fused
 from dae.losses import Loss, bce, mse
 from dae.pipeline import micro_batches
 
@@ -54,12 +55,13 @@ def evaluator(model: keras.Model, loss: Loss, parts: int = 1) -> Evaluate:
     make it once and use it for every epoch. Each batch is computed as `parts` micro-batches side by side.
     """
     functions = {"loss": loss, **METRICS}
+    denoise = fused(model, training=False)
 
     @tf.function
     def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
         of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in functions}
         for some_noisy, some_clean in micro_batches(parts, noisy, clean):
-            denoised = model(some_noisy, training=False)
+            denoised = denoise(some_noisy)
             for name, function in functions.items():
                 of_parts[name].append(tf.reduce_sum(tf.cast(function(some_clean, denoised), tf.float64)))
         return {name: tf.add_n(sums_of_parts) for name, sums_of_parts in of_parts.items()}

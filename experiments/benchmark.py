@@ -12,6 +12,7 @@ import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -56,7 +57,7 @@ class BenchmarkArguments:
 
 
 class Process:
-    """A running contender that has warmed up."""
+    """A running contender that has trained its first epoch, in which it warmed up."""
 
     def __init__(self, name: str, config: RunConfig, cores: int | None = None) -> None:
         contender, environment, _ = ENTRIES.get(name, (name, {}, None))
@@ -83,10 +84,10 @@ class Process:
             if cores is not None:
                 os.sched_setaffinity(0, allowed)
         self._name = name
-        self._answer()
+        self.first_epoch = self._answer()
 
-    def epoch(self) -> float:
-        """Lets it train one epoch; its seconds."""
+    def epoch(self) -> dict[str, float]:
+        """Lets it train one epoch; its `seconds` and its `validation_bce`."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
@@ -106,13 +107,13 @@ class Process:
         self._process.communicate()
         self._scratch.cleanup()
 
-    def _answer(self) -> float:
+    def _answer(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             said = self._said.read_text(errors="replace").strip().splitlines()
             raise RunError(f"{self._name}: stopped; it said: {said[-1] if said else 'nothing'}")
-        return float(line)
+        return json.loads(line)
 
 
 def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None = None) -> dict[str, dict]:
@@ -128,7 +129,7 @@ def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None
         seconds: dict[str, list[float]] = {name: [] for name in processes}
         for _ in tqdm(range(rounds), unit=" rounds", disable=None):
             for name, process in processes.items():
-                seconds[name].append(process.epoch())
+                seconds[name].append(process.epoch()["seconds"])
         for name, process in processes.items():
             results[name] = {"seconds": seconds[name], "peak_megabytes": process.peak_megabytes()}
     finally:
@@ -232,17 +233,23 @@ def write_images(path: Path, side: int) -> str:
     return str(path)
 
 
-def write(arguments: BenchmarkArguments, table: str, results: dict) -> None:
-    """benchmark.md and benchmark.json, with what the figures depend on."""
+def about(arguments: Any) -> dict[str, Any]:
+    """What figures depend on: date, machine, versions, command."""
     from dae import machine
 
-    folder = Path(arguments.output)
-    about = machine.environment() | {
+    peers = {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)}
+    return machine.environment() | {
         "date": date.today().isoformat(),
         "arguments": dataclasses.asdict(arguments),
-        "peers": {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)},
+        "peers": peers,
     }
-    (folder / "benchmark.json").write_text(json.dumps(about | results, indent=2) + "\n", encoding="utf-8")
+
+
+def write(arguments: BenchmarkArguments, table: str, results: dict) -> None:
+    """benchmark.md and benchmark.json, with what the figures depend on."""
+    folder = Path(arguments.output)
+    text = json.dumps(about(arguments) | results, indent=2) + "\n"
+    (folder / "benchmark.json").write_text(text, encoding="utf-8")
     (folder / "benchmark.md").write_text(table, encoding="utf-8")
 
 

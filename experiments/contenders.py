@@ -1,13 +1,15 @@
 """What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
 
-python experiments/contenders.py NAME CONFIG.json: after each epoch, says its seconds on stdout and waits for a line on
-stdin. The first epoch warms up.
+python experiments/contenders.py NAME CONFIG.json: after each epoch, says on stdout how many seconds it took and, in
+nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin.
 """
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,24 +17,27 @@ from typing import Any
 
 import numpy as np
 
-if "fit" in sys.argv:  # as in the tutorial: TensorFlow starts before dae could turn oneDNN on
+if sys.argv[1:2] == ["fit"]:  # as in the tutorial: TensorFlow starts before dae could turn oneDNN on
     import tensorflow  # noqa: F401
+
+import tutorial
 
 from dae import config as configs
 from dae.config import RunConfig
 
-Lap = Callable[[], None]
+Lap = Callable[..., None]
 
 
 def stopwatch() -> Lap:
-    """A function that ends one epoch and starts the next."""
+    """A function that ends one epoch, with the validation BCE if there is one, and starts the next."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints
     started = time.perf_counter()
 
-    def lap() -> None:
+    def lap(validation_bce: float | None = None) -> None:
         nonlocal started
-        print(time.perf_counter() - started, file=answers, flush=True)
+        answer = {"seconds": time.perf_counter() - started, "validation_bce": validation_bce}
+        print(json.dumps(answer), file=answers, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
         started = time.perf_counter()
@@ -41,33 +46,42 @@ def stopwatch() -> Lap:
 
 
 def loop(config: RunConfig, lap: Lap) -> None:
-    """This package, as a user gets it: also summaries, a checkpoint and all metrics in every epoch."""
+    """This package, as a user gets it: with progress bar, all metrics, summaries and a checkpoint in every epoch."""
     from dae import command_line
 
+    _make_stderr_a_terminal()
     command_line.load_tensorflow(config)
     from dae import trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer.train(config, Path(folder) / "run", after_epoch=lambda line: lap())
+        trainer.train(config, Path(folder) / "run", after_epoch=lambda line: lap(line.get("validation_bce")))
+
+
+def _make_stderr_a_terminal() -> None:
+    """So that the progress bar is drawn, as for a user; what it draws goes on to where stderr went."""
+    before, (screen, terminal) = os.dup(2), os.openpty()
+    os.dup2(terminal, 2)
+
+    def show() -> None:
+        while shown := os.read(screen, 65536):
+            os.write(before, shown)
+
+    threading.Thread(target=show, daemon=True).start()
 
 
 def fit(config: RunConfig, lap: Lap) -> None:
     """Keras's `fit` as in experiments/tutorial.py, but with the images and the validation of `config`."""
-    import keras
+    from dae import datasets, pipeline
 
-    from dae import datasets, models, pipeline
-
-    keras.utils.set_random_seed(config.seed)
-    splits = datasets.load(config)
-    model = models.build(config, splits.image_shape)
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-    clean = splits.train.astype(np.float32) / 255
-    noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1).astype(np.float32)
+    model, splits = tutorial.compiled(config), datasets.load(config)
+    noisy, clean = tutorial.with_noise(splits.train, config)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
     validation = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
     while True:
-        model.fit(noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0)
-        lap()
+        history = model.fit(
+            noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0
+        )
+        lap(history.history["val_loss"][0])
 
 
 def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:

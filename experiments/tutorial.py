@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dae import command_line, datasets
-from dae.config import PRESETS
+from dae.config import PRESETS, RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,32 +20,40 @@ class TutorialArguments:
     """Passes over the training images."""
 
 
+def compiled(config: RunConfig) -> Any:
+    """The network, a keras.Model, as the tutorial compiles it."""
+    import keras
+
+    from dae import models
+
+    keras.utils.set_random_seed(config.seed)
+    model = models.build(config, datasets.load(config).image_shape)
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def with_noise(images: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(noisy, clean), float32 in [0, 1], of uint8 images, from NumPy's global random numbers."""
+    clean = images.astype(np.float32) / 255
+    noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1)
+    return noisy.astype(np.float32), clean
+
+
 def main() -> None:
     arguments = command_line.parse(TutorialArguments)
     config = PRESETS["tutorial"]
     command_line.load_tensorflow(config)
-    import keras
-
-    from dae import denoiser, models, run_directory
+    from dae import denoiser, run_directory
 
     output = Path(arguments.output)
     run_directory.check_output(output, (".h5", ".keras"), "--output")
-    keras.utils.set_random_seed(config.seed)
-    splits = datasets.load(config)
-    model = models.build(config, splits.image_shape)
-    clean, clean_test = (images.astype(np.float32) / 255 for images in (splits.train, splits.test))
-    noisy, noisy_test = (
-        np.clip(images + np.random.normal(0, 0.5, images.shape), 0, 1).astype(np.float32)
-        for images in (clean, clean_test)
-    )
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    model, splits = compiled(config), datasets.load(config)
     model.fit(
-        noisy,
-        clean,
+        *with_noise(splits.train, config),
         epochs=arguments.epochs,
         batch_size=config.batch_size,
         shuffle=True,
-        validation_data=(noisy_test, clean_test),
+        validation_data=with_noise(splits.test, config),
         verbose=2,
     )
     denoiser.save_model(model, output)

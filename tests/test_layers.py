@@ -43,10 +43,34 @@ def test_upsampling_and_convolution_are_fused_for_any_size(padding, use_bias, si
     images = tf.random.stateless_normal((2, *sides, 3), seed=(1, 2))
     denoise = fused(model)
     np.testing.assert_allclose(denoise(images), model(images), atol=1e-5)
-    operations = {
-        operation.type for operation in tf.function(denoise).get_concrete_function(images).graph.get_operations()
-    }
-    assert "DepthToSpace" in operations
+    assert "DepthToSpace" in {operation.type for operation in graph_of(denoise, images)}
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_bias_and_relu_after_pooling_change_neither_outputs_nor_gradients(padding, strides, use_bias):
+    convolution = keras.layers.Conv2D(
+        5, 3, strides, padding, activation="relu", use_bias=use_bias, bias_initializer="normal"
+    )
+    model = keras.Sequential([keras.Input((9, 12, 3)), convolution, keras.layers.MaxPooling2D(2, padding=padding)])
+    images = tf.random.stateless_normal((4, 9, 12, 3), seed=(1, 2))
+    weights = tf.random.stateless_normal(model.compute_output_shape(images.shape), seed=(3, 4))
+
+    def outputs_and_gradients(denoise):
+        with tf.GradientTape() as tape:
+            outputs = denoise(images)
+        return outputs, *tape.gradient(outputs, model.trainable_variables, output_gradients=weights)
+
+    for mine, keras_own in zip(outputs_and_gradients(fused(model)), outputs_and_gradients(model), strict=True):
+        np.testing.assert_allclose(mine, keras_own, rtol=1e-5, atol=1e-5)
+    operations = [operation.type for operation in graph_of(fused(model), images)]
+    assert operations.index("Relu") > operations.index("MaxPool")
+
+
+def graph_of(function, images) -> list[tf.Operation]:
+    """The operations of the graph that TensorFlow makes of `function`, in their order."""
+    return tf.function(function).get_concrete_function(images).graph.get_operations()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +81,7 @@ def test_upsampling_and_convolution_are_fused_for_any_size(padding, use_bias, si
         [keras.layers.UpSampling2D(2), keras.layers.Conv2D(2, 5)],
         [keras.layers.UpSampling2D(2), keras.layers.Conv2D(2, 3, strides=2)],
         [keras.layers.UpSampling2D(2), keras.layers.BatchNormalization(), keras.layers.Conv2D(2, 3)],
+        [keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.MaxPooling2D(2)],
     ],
 )
 def test_what_cannot_be_fused_is_called_as_it_is(layers):

@@ -1,7 +1,9 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import TINY
 
 from dae import comparison, optimizers, trainer
@@ -44,3 +46,11 @@ def test_more_epochs_of_a_schedule_and_a_warmup_longer_than_the_run_are_refused(
     with pytest.raises(UsageError, match="--warmup-steps: is 30, but the whole run has 30 steps"):
         trainer.train(replace(COSINE, warmup_steps=30), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("gradient", "applied"), [([0.3, 0.0], [0.3, 0.0]), ([3.0, 4.0], [0.3, 0.4])])
+def test_a_gradient_of_a_larger_norm_is_scaled_down_to_it(gradient, applied):
+    optimizer = optimizers.build(RunConfig(max_gradient_norm=0.5), 10)
+    optimizer.apply([tf.constant(gradient)], [tf.Variable([0.0, 0.0])])
+    (momentum,) = (variable for variable in optimizer.variables if "momentum" in variable.path)
+    np.testing.assert_allclose(momentum, 0.1 * np.array(applied), rtol=1e-6)  # Adam's beta_1 is 0.9

@@ -1,0 +1,96 @@
+"""Times how soon `fit`, the default run and preset `fast` are equally good: python experiments/time_to_quality.py."""
+
+import contextlib
+import dataclasses
+import json
+from itertools import accumulate
+from pathlib import Path
+
+from benchmark import Process, about
+from tqdm import tqdm
+
+from dae import command_line
+from dae.config import PRESETS
+
+# Name in the table -> (name of the contender in benchmark.py, what it trains).
+ENTRIES = {
+    "fit": ("fit", PRESETS["default"]),
+    "default": ("dae", PRESETS["default"]),
+    "fast": ("dae", PRESETS["fast"]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeToQualityArguments:
+    """Train all three in one run, epoch by epoch in turns, to the validation BCE with which the default run ends."""
+
+    output: str = "time_to_quality"
+    """Folder for time_to_quality.json, time_to_quality.md and time_to_quality.png."""
+    seed: int = 0
+    """Decides initial weights, order and noise."""
+
+
+def race(seed: int) -> dict[str, list[dict[str, float]]]:
+    """{name: for each epoch the `seconds` since its training began, and its `validation_bce`}."""
+    results: dict[str, list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, Process] = {}
+        for name, (contender, config) in ENTRIES.items():
+            processes[name] = Process(contender, dataclasses.replace(config, seed=seed))
+            stack.callback(processes[name].close)
+            results[name] = [processes[name].first_epoch]
+        for epoch in tqdm(range(2, max(config.epochs for _, config in ENTRIES.values()) + 1), disable=None):
+            for name, (_, config) in ENTRIES.items():
+                if epoch <= config.epochs:
+                    results[name].append(processes[name].epoch())
+    for epochs in results.values():
+        for epoch, seconds in zip(epochs, accumulate(epoch["seconds"] for epoch in epochs), strict=True):
+            epoch["seconds"] = seconds
+    return results
+
+
+def draw(path: Path, results: dict[str, list[dict[str, float]]], target: float) -> None:
+    """The curves of validation BCE over seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for (name, epochs), colour in zip(results.items(), ("#999999", "#0072b2", "#d55e00"), strict=True):
+        points = [(epoch["seconds"], epoch["validation_bce"]) for epoch in epochs]
+        axis.plot(*zip(*points, strict=True), label=name, color=colour)
+    axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xscale="log", xlabel="seconds of training, with validation", ylabel="validation BCE, nats per pixel")
+    axis.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    arguments = command_line.parse(TimeToQualityArguments)
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = race(arguments.seed)
+    target = results["default"][-1]["validation_bce"]
+    reached = {
+        name: next((epoch for epoch in epochs if epoch["validation_bce"] <= target), None)
+        for name, epochs in results.items()
+    }
+    base = reached["fit"] or results["fit"][-1]
+    rows = [f"validation BCE {target:.4f}, with which the default run ends, seed {arguments.seed}:\n"]
+    rows += ["| who | epochs | seconds | times fit | at the end |", "| --- | --- | --- | --- | --- |"]
+    for name, epochs in results.items():
+        end, epoch = f"{epochs[-1]['validation_bce']:.4f} after {len(epochs)} epochs", reached[name]
+        if epoch is None:
+            rows.append(f"| {name} | not reached | more than {epochs[-1]['seconds']:.0f} | | {end} |")
+        else:
+            ratio = f"{'' if reached['fit'] else 'more than '}{base['seconds'] / epoch['seconds']:.1f}"
+            rows.append(f"| {name} | {epochs.index(epoch) + 1} | {epoch['seconds']:.0f} | {ratio} | {end} |")
+    table = "\n".join(rows) + "\n"
+    print(table)
+    (folder / "time_to_quality.md").write_text(table, encoding="utf-8")
+    result = about(arguments) | {"target": target, "results": results}
+    (folder / "time_to_quality.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw(folder / "time_to_quality.png", results, target)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
