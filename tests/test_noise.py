@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import numpy as np
@@ -6,8 +7,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.noise import NOISES, named
+from dae.noise import NOISES, check, named
 
 # 64 images of 28 x 28 of one value each: 50,176 draws.
 PIXELS = 64 * 28 * 28
@@ -88,3 +90,34 @@ def test_a_probability_of_1_changes_every_value_and_more_is_refused(name):
 def test_an_unknown_noise_is_refused():
     with pytest.raises(UsageError, match="--noise: unknown name 'gausian'; did you mean 'gaussian'"):
         named("gausian", 0.5)
+
+
+OWN_NOISE = """
+import tensorflow as tf
+
+def good(clean, level, seed):
+    return clean + level
+
+def flat(clean, level, seed):
+    return tf.reshape(clean, [-1])
+
+def endless(clean, level, seed):
+    return clean / (0 * clean)
+
+def fails(clean, level, seed):
+    return clean + undefined
+"""
+
+
+@pytest.mark.parametrize("level", [0.5, (0.1, 0.8)])
+def test_a_noise_of_ones_own_is_checked_before_the_run(level, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_NOISE)
+    for name, message in {
+        "good": None,
+        "flat": r"own.py:flat: returns float32 \[200\] for float32 \[2, 10, 10, 1\]",
+        "endless": "own.py:endless: is not finite for grey images and --noise-level",
+        "fails": "own.py:fails: fails in line 14 .NameError",
+    }.items():
+        config = RunConfig(noise=f"{tmp_path}/own.py:{name}", noise_level=level)
+        with pytest.raises(UsageError, match=message) if message else contextlib.nullcontext():
+            check(config, (10, 10, 1))
