@@ -31,7 +31,7 @@ TITLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class Result:
     """What one denoiser, or none, does to the test images under one noise."""
 
     denoiser: str
@@ -52,7 +52,7 @@ class Contender:
 
 def sweep(
     contenders: Sequence[Contender], noises: Sequence[str], levels: Sequence[float | tuple[float, float]]
-) -> Iterator[Tested]:
+) -> Iterator[Result]:
     """Each contender on each noise model at each level, drawn by its own seed and clipped as its own config says.
 
     The noisy images of the first go before, as the denoiser BASELINE. Each model is compiled once for all. Raises
@@ -71,7 +71,7 @@ def sweep(
             for level in levels:
                 config = dataclasses.replace(contender.config, noise=name, noise_level=level)
                 figures = evaluate(evaluation_batches(contender.images, config, "test"))
-                yield Tested(
+                yield Result(
                     contender.name,
                     user_code.label(name),
                     level,
@@ -79,7 +79,7 @@ def sweep(
                 )
 
 
-def tables(results: Sequence[Tested]) -> str:
+def tables(results: Sequence[Result]) -> str:
     """A Markdown table for each metric: a row for each noise and level, a column for each denoiser."""
     denoisers = _distinct(result.denoiser for result in results)
     by_place = {(result.denoiser, result.noise, result.level): result.figures for result in results}
@@ -94,7 +94,7 @@ def tables(results: Sequence[Tested]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: Path, results: Sequence[Tested]) -> None:
+def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Writes one row for each result."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -104,7 +104,7 @@ def write_csv(path: Path, results: Sequence[Tested]) -> None:
             writer.writerow([result.denoiser, result.noise, level_in_words(result.level), *figures])
 
 
-def draw(path: Path, results: Sequence[Tested], contenders: Sequence[Contender]) -> None:
+def draw(path: Path, results: Sequence[Result], contenders: Sequence[Contender]) -> None:
     """Writes a PNG: every metric against the level, a row for each noise; at one level, noises against denoisers.
 
     The levels that a contender was trained with are shaded, or marked by a dotted line, in its colour.
@@ -133,10 +133,11 @@ def level_in_words(level: float | tuple[float, float]) -> str:
     return f"{level[0]:g} to {level[1]:g}" if isinstance(level, tuple) else f"{level:g}"
 
 
-def _curves(axis: Axes, metric: str, results: Sequence[Tested], contenders: Sequence[Contender]) -> None:
+def _curves(axis: Axes, metric: str, results: Sequence[Result], contenders: Sequence[Contender]) -> None:
     """One metric against the level of one noise, a curve for each denoiser."""
-    for number, name in enumerate(_distinct(result.denoiser for result in results)):
-        colour = "#999999" if name == BASELINE else f"C{number - 1}"
+    colours = {BASELINE: "#999999"} | {contender.name: f"C{number}" for number, contender in enumerate(contenders)}
+    for name in _distinct(result.denoiser for result in results):
+        colour = colours[name]
         own = [result for result in results if result.denoiser == name]
         axis.plot(
             [np.mean(result.level) for result in own],
@@ -155,7 +156,7 @@ def _curves(axis: Axes, metric: str, results: Sequence[Tested], contenders: Sequ
     axis.grid(alpha=0.3)
 
 
-def _matrix(axis: Axes, metric: str, results: Sequence[Tested], noises: Sequence[str]) -> None:
+def _matrix(axis: Axes, metric: str, results: Sequence[Result], noises: Sequence[str]) -> None:
     """One metric of every noise (down) and denoiser (across)."""
     denoisers = _distinct(result.denoiser for result in results)
     values = np.zeros((len(noises), len(denoisers)))
