@@ -151,4 +151,6 @@ def _found(config: RunConfig) -> Found:
         return arrays.read_npy(path)
     if arrays.IDX_NAME.fullmatch(path.name):
         return arrays.read_idx([path])
+    if path.suffix != ".npz" and path.exists():
+        raise UsageError(f"--data: {path}: not an .npz, .npy or IDX file (train-images-idx3-ubyte), nor a folder")
     return arrays.read_npz(path)

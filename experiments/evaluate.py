@@ -43,6 +43,8 @@ def tested(path: Path, arguments: EvaluateArguments) -> RunConfig:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "data" in given:
         given |= {"data_digest": None, "train_examples": None, "validation_examples": 0, "skip_broken": False}
+        if not Path(given["data"]).is_dir():
+            given.setdefault("image_size", None)
     return dataclasses.replace(trained, **given)
 
 

@@ -166,6 +166,9 @@ def test_any_damage_to_a_file_is_refused_in_one_line_or_leaves_images(tmp_path_f
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         datasets.load(RunConfig(data=str(tmp_path / "none.npz")))
+    (tmp_path / "picture.tiff").write_text("")
+    with pytest.raises(UsageError, match=r"picture.tiff: not an .npz, .npy or IDX file"):
+        datasets.load(RunConfig(data=str(tmp_path / "picture.tiff")))
     with pytest.raises(UsageError, match="holds no pictures"):
         datasets.load(RunConfig(data=str(tmp_path)))
 
