@@ -48,6 +48,8 @@ class RunConfig:
     """How the learning rate goes over the run: constant, or cosine, down to 0 at the end."""
     warmup_steps: int = 0
     """With cosine: steps of rising learning rate at the start."""
+    adam_beta_2: float = 0.999
+    """How slowly Adam forgets the size of past gradients."""
     max_gradient_norm: float | None = None
     """Scale a gradient of a larger global norm down to it (default: never)."""
     batch_size: int = 128
@@ -110,6 +112,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to a million"),
     "width": (lambda times: 1 <= times <= 1024, "a whole number from 1 to 1024"),
     "warmup_steps": (lambda count: 0 <= count <= 10**9, "a whole number from 0 to a billion"),
+    "adam_beta_2": (lambda beta: 0 <= beta < 1, "a number from 0 up, below 1"),
     "max_gradient_norm": (lambda norm: norm is None or 0 < norm < math.inf, "a finite number above 0"),
     "micro_batches": (lambda count: count is None or 1 <= count <= 1024, "a whole number from 1 to 1024"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to a million"),

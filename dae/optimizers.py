@@ -35,4 +35,4 @@ SCHEDULES: dict[str, Callable[[RunConfig, int], Any]] = {"constant": constant, "
 def build(config: RunConfig, steps: int) -> keras.optimizers.Optimizer:
     """Adam for a run of so many steps; raises UsageError for an unknown schedule or too long a warm-up."""
     rate = choose(SCHEDULES, config.schedule, "--schedule")(config, steps)
-    return keras.optimizers.Adam(rate, global_clipnorm=config.max_gradient_norm)
+    return keras.optimizers.Adam(rate, beta_2=config.adam_beta_2, global_clipnorm=config.max_gradient_norm)
