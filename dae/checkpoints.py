@@ -19,7 +19,9 @@ class Checkpoints:
     All randomness is a function of the step, so the step is all that is saved of order and noise.
     """
 
-    def __init__(self, folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    def __init__(
+        self, folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, losses: int = 1
+    ) -> None:
         # Adam's moments exist only once the optimizer is built; a restore before that would lose them.
         optimizer.build(model.trainable_variables)
         self.state = tf.train.Checkpoint(
@@ -27,8 +29,9 @@ class Checkpoints:
             optimizer=optimizer,
             # Training steps done.
             step=tf.Variable(0, dtype=tf.int64),
-            # Of the present epoch: the sum of its images' losses, their number, and the seconds spent.
-            loss_sum=tf.Variable(0.0, dtype=tf.float64),
+            # Of the present epoch: the sums of its images' losses (the whole, then its terms if several), the number
+            # of these images, and the seconds spent.
+            loss_sums=tf.Variable(tf.zeros([losses], tf.float64)),
             images=tf.Variable(0, dtype=tf.int64),
             seconds=tf.Variable(0.0, dtype=tf.float64),
             # The least validation loss so far, and the epoch (from 1) that had it.
@@ -57,7 +60,7 @@ class Checkpoints:
 
     def end_epoch(self, epoch: int, validation_loss: float | None) -> None:
         """Saves the state at the end of `epoch`, as the newest, and as the best if `validation_loss` says so."""
-        for of_one_epoch in (self.state.loss_sum, self.state.images, self.state.seconds):
+        for of_one_epoch in (self.state.loss_sums, self.state.images, self.state.seconds):
             of_one_epoch.assign(tf.zeros_like(of_one_epoch))
         if validation_loss is not None and validation_loss < float(self.state.best_loss):
             self.state.best_loss.assign(validation_loss)

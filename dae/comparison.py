@@ -32,7 +32,7 @@ def _differences(run: Path, other: Path) -> Iterator[str]:
         yield from _fields(f"{METRICS}, epoch {line['epoch']}", line, other_line)
     if len(lines) != len(other_lines):
         yield f"{METRICS}: {len(lines)} epochs against {len(other_lines)}"
-    for name in ("train", "validation"):
+    for name in ("train", "validation", "test"):
         folder = Path("tensorboard") / name
         events, other_events = _events(run / folder), _events(other / folder)
         for (step, tag), value in events.items():

@@ -9,11 +9,10 @@ import numpy as np
 from dae import figures, hdf5
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.losses import LOSSES
+from dae.losses import WeightedSum
 from dae.metrics import evaluator
 from dae.pipeline import evaluation_batches
 from dae.run_directory import check_finished, replacing
-from dae.user_code import choose
 
 MODEL_FILES = ("model.keras", "model.h5")
 SHOWN_IN_FIGURE = 10
@@ -69,15 +68,17 @@ def check_fits(model: keras.Model, images: np.ndarray) -> None:
         raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
 
 
-def test(model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path) -> dict[str, float]:
+def test(
+    model: keras.Model, config: RunConfig, images: np.ndarray, figure: Path, loss: WeightedSum | None
+) -> dict[str, float]:
     """The figures `test_loss`, `test_psnr` ... of `model` on test images, uint8 [N, H, W, C]; draws the first few.
 
-    Noise and loss are those of `config`; `figure` is the path of the picture, a PNG. Raises UsageError where model
-    and images do not fit each other.
+    The noise is that of `config`; `figure` is the path of the picture, a PNG. Where `loss` is given, its values are
+    among the figures. Raises UsageError where model and images do not fit each other.
     """
     check_fits(model, images)
     batches = evaluation_batches(images, config, "test")
     noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
     figures.save_denoised(figure, noisy.numpy(), model(noisy).numpy(), clean.numpy())
-    evaluate = evaluator(model, choose(LOSSES, config.loss, "--loss"), config.micro_batches or 1)
+    evaluate = evaluator(model, loss, config.micro_batches or 1)
     return {f"test_{name}": value for name, value in evaluate(batches).items()}

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from dae.layers import fused
-from dae.losses import Loss, bce, mse
+from dae.losses import Loss, WeightedSum, bce, mse
 from dae.pipeline import micro_batches
 
 
@@ -45,29 +45,33 @@ METRICS: dict[str, Loss] = {
     "accuracy": accuracy,
 }
 
+HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
+
 Evaluate = Callable[[tf.data.Dataset], dict[str, float]]
 
 
-def evaluator(model: keras.Model, loss: Loss, parts: int = 1) -> Evaluate:
-    """A function from (noisy, clean) batches to the means of "loss" and of all METRICS over their images.
+def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> Evaluate:
+    """A function from (noisy, clean) batches to the means of the loss's values and of all METRICS over their images.
 
     Every image weighs the same, also in a smaller last batch; sums are float64. It is compiled once, so
     make it once and use it for every epoch. Each batch is computed as `parts` micro-batches side by side.
     """
-    functions = {"loss": loss, **METRICS}
+    names = [*(loss.names if loss else ()), *METRICS]
     denoise = fused(model, training=False)
 
     @tf.function
     def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
-        of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in functions}
+        of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for some_noisy, some_clean in micro_batches(parts, noisy, clean):
             denoised = denoise(some_noisy)
-            for name, function in functions.items():
-                of_parts[name].append(tf.reduce_sum(tf.cast(function(some_clean, denoised), tf.float64)))
+            values = loss(some_clean, denoised) if loss else {}
+            values |= {name: metric(some_clean, denoised) for name, metric in METRICS.items()}
+            for name, value in values.items():
+                of_parts[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums_of_parts) for name, sums_of_parts in of_parts.items()}
 
     def evaluate(batches: tf.data.Dataset) -> dict[str, float]:
-        totals, images = dict.fromkeys(functions, 0.0), 0
+        totals, images = dict.fromkeys(names, 0.0), 0
         for noisy, clean in batches:
             for name, total in sums(noisy, clean).items():
                 totals[name] += float(total)
@@ -79,7 +83,8 @@ def evaluator(model: keras.Model, loss: Loss, parts: int = 1) -> Evaluate:
 
 def in_words(figures: Mapping[str, float]) -> str:
     """The test figures of a report, for a reader."""
+    loss = "loss {test_loss:.4f}, " if "test_loss" in figures else ""
     return (
-        "loss {test_loss:.4f}, BCE {test_bce:.4f} ({test_bce_excess:.4f} over its floor), MSE {test_mse:.4f}, "
+        loss + "BCE {test_bce:.4f} ({test_bce_excess:.4f} over its floor), MSE {test_mse:.4f}, "
         "PSNR {test_psnr:.2f} dB, SSIM {test_ssim:.3f}"
     ).format(**figures)

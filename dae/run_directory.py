@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dae import config as configs
@@ -27,7 +27,7 @@ CODE = "code"
 def new(config: RunConfig) -> Path:
     """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
     data = config.dataset if config.data is None else Path(config.data).resolve().stem
-    name = re.sub(r"[^\w.+-]+", "-", f"{data}-{config.model}-{user_code.label(config.loss)}")
+    name = readable(f"{data}-{config.model}-{config.loss}")
     path, number = Path("runs") / name, 1
     while True:
         try:
@@ -38,6 +38,11 @@ def new(config: RunConfig) -> Path:
             path = path.with_name(f"{name}-{number}")
         except OSError as error:
             raise UsageError(f"--run-dir: {path.resolve()} cannot be written ({error.strerror})") from None
+
+
+def readable(setting: str) -> str:
+    """A setting as a name for a folder: `bce + 0.1*my_losses.py:my_loss` is `bce+0.1xmy_loss`."""
+    return re.sub(r"[^\w.+-]+", "-", user_code.label(setting).replace(" ", "").replace("*", "x"))
 
 
 def has_run(path: Path) -> bool:
@@ -79,14 +84,15 @@ def claimed(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def start(path: Path, config: RunConfig) -> RunConfig:
+def start(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """Writes environment.json, code/ and config.json; raises UsageError where that cannot be.
 
-    Returns `config` with the files of the user's own that it names replaced by the copies in code/.
+    `sources` are further files for code/, for a reader. Returns `config` with the files of the user's own that it names
+    replaced by the copies in code/.
     """
     try:
         write(path / ENVIRONMENT, json.dumps(machine.environment(), indent=2) + "\n")
-        return _write_config(path, config)
+        return _write_config(path, config, sources)
     except OSError as error:
         raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
 
@@ -104,12 +110,12 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
                 file=sys.stderr,
             )
     (path / REPORT).unlink(missing_ok=True)
-    return _write_config(path, config)
+    return _write_config(path, config, {})
 
 
-def _write_config(path: Path, config: RunConfig) -> RunConfig:
+def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """Writes config.json, and first to code/ the files that it names; returns `config` with those in their place."""
-    kept: dict[str, bytes] = {}
+    kept = {name: source.encode() for name, source in sources.items()}
 
     def keep(reference: user_code.Reference, flag: str) -> user_code.Reference:
         content, file = reference.read(flag), Path(reference.path)

@@ -1,15 +1,19 @@
 """What TensorBoard shows: one writer each for train and validation, written once per epoch.
 
-TensorBoard's step is the epoch, counted from 1; step 0 holds the configuration.
+TensorBoard's step is the epoch, counted from 1; step 0 holds the configuration. The HParams tab takes the folder above
+these for a session: it holds the settings, and the last values of `train`, `validation` and `test` are its metrics.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams_api
 
+from dae import user_code
 from dae.config import RunConfig
 from dae.run_directory import replacing
 
@@ -25,8 +29,17 @@ SCALARS: dict[str, Mapping[str, str]] = {
     "optimizer/learning_rate": {"train": "learning_rate"},
     "speed/images_per_second": {"train": "images_per_second"},
 }
+EVENTS = "events.out.tfevents.*"
 IMAGES = "images/noisy_denoised_clean"
 CONFIG = "config"
+
+
+def scalars(line: Mapping[str, float]) -> dict[str, Mapping[str, str]]:
+    """SCALARS, and the same for the terms of the loss that a line of metrics.jsonl or a report has."""
+    terms = dict.fromkeys(name.partition("_loss_")[2] for name in line if "_loss_" in name)
+    return SCALARS | {
+        f"loss/{term}": {"train": f"train_loss_{term}", "validation": f"validation_loss_{term}"} for term in terms
+    }
 
 
 class Summaries:
@@ -36,6 +49,10 @@ class Summaries:
         """Goes on in `folder` after `last_epoch`; what a killed run wrote beyond it is dropped."""
         for name in ("train", "validation"):
             drop_after(folder / name, last_epoch if last_epoch > 0 else -1)  # -1: the configuration too
+        for file in (*folder.glob(EVENTS), *(folder / "test").glob(EVENTS)):
+            file.unlink()
+        with contextlib.closing(tf.summary.create_file_writer(str(folder))) as writer, writer.as_default(step=0):
+            hparams_api.hparams(_hparams(config))
         self._writers = {
             name: tf.summary.create_file_writer(str(folder / name))
             for name in (("train", "validation") if config.validation_examples else ("train",))
@@ -54,7 +71,7 @@ class Summaries:
 
     def write_epoch(self, line: Mapping[str, float], noisy, denoised, clean) -> None:
         """Shows one line of metrics.jsonl, and a few images, float32 [few, H, W, C], and flushes all to disk."""
-        for tag, fields in SCALARS.items():
+        for tag, fields in scalars(line).items():
             for name, field in fields.items():
                 if field in line:
                     with self._writers[name].as_default(step=line["epoch"]):
@@ -64,6 +81,25 @@ class Summaries:
             tf.summary.image(IMAGES, grid(noisy, denoised, clean)[np.newaxis])
         for writer in self._writers.values():
             writer.flush()
+
+
+def write_test(folder: Path, report: Mapping[str, float]) -> None:
+    """Shows the test figures of a report at the epoch that they are of, as the run `test` in `folder`."""
+    for file in (folder / "test").glob(EVENTS):
+        file.unlink()
+    writer = tf.summary.create_file_writer(str(folder / "test"))
+    with contextlib.closing(writer), writer.as_default(step=report["epoch"]):
+        for tag, fields in scalars(report).items():
+            field = fields.get("validation", "").replace("validation_", "test_")
+            if field in report:
+                tf.summary.scalar(tag, report[field])
+
+
+def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
+    """The settings as TensorBoard's HParams tab takes them: without what is not set, and without digests."""
+    settings = dataclasses.asdict(config) | {"loss": user_code.label(config.loss), "data_digest": None}
+    settings["noise"] = user_code.label(config.noise)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def grid(*columns: np.ndarray) -> np.ndarray:
@@ -81,7 +117,7 @@ def drop_after(folder: Path, last_step: int) -> None:
     TensorBoard would show a step that a killed run wrote and its resume writes again twice. A record that the
     kill cut short ends the reading of its file.
     """
-    files = sorted(folder.glob("events.out.tfevents.*"))
+    files = sorted(folder.glob(EVENTS))
     kept: dict[bytes, None] = {}  # a kill during this rewriting may have left a record in two files
     for file in files:
         try:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from dae import metrics, noise, user_code
 from dae.config import RunConfig
-from dae.losses import LOSSES
 from dae.pipeline import evaluation_batches
 from dae.run_directory import replacing
 
@@ -65,8 +64,8 @@ def sweep(
         for level in levels:
             noise.check(dataclasses.replace(first.config, noise=name, noise_level=level), first.images.shape[1:])
     for contender in (dataclasses.replace(first, name=BASELINE, model=unchanged), *contenders):
-        # The loss that each was trained with is no common measure; any is computed and left out.
-        evaluate = metrics.evaluator(contender.model, LOSSES["mse"], contender.config.micro_batches or 1)
+        # Not the loss that each was trained with, which is no common measure.
+        evaluate = metrics.evaluator(contender.model, None, contender.config.micro_batches or 1)
         for name in noises:
             for level in levels:
                 config = dataclasses.replace(contender.config, noise=name, noise_level=level)

@@ -14,6 +14,8 @@ from dae import config as configs
 from dae import (
     datasets,
     denoiser,
+    loss_contract,
+    losses,
     machine,
     metrics,
     models,
@@ -28,11 +30,10 @@ from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
-from dae.losses import LOSSES, check
+from dae.losses import Loss, WeightedSum
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from dae.summaries import Summaries
+from dae.summaries import Summaries, write_test
 from dae.train_step import TrainStep, make_train_step
-from dae.user_code import choose
 
 SHOWN_IN_TENSORBOARD = 8
 
@@ -47,8 +48,15 @@ class _Run:
     folder: Path
     splits: Splits
     model: keras.Model
+    loss: WeightedSum
     evaluate: metrics.Evaluate
     checkpoints: Checkpoints
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the progress bar if there is one."""
+        if not self.quiet:
+            tqdm.write(line)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,19 +67,26 @@ def train(
     config: RunConfig,
     run_dir: str | Path | None = None,
     *,
+    loss: Loss | None = None,
     resume: bool = False,
+    quiet: bool = False,
     profile: bool = False,
     after_epoch: AfterEpoch | None = None,
 ) -> dict[str, float]:
     """Trains as `config` says, writing to the folder `run_dir`, by default a new one under runs/.
 
-    With `resume`, goes on with the run in `run_dir` if there is one; a finished one is left as it is. With `profile`,
-    writes a trace of a few steps to the run's TensorBoard folder. `after_epoch` is called with each line of
-    metrics.jsonl, once all of that epoch is on disk. Returns what the run's report.json says. Raises UsageError for
-    mistakes, before anything is written; RunError where the run itself fails; Stopped after SIGINT or SIGTERM, once
+    A function given as `loss` is minimised in place of `config.loss`, and a resume needs it again. With `resume`, goes
+    on with the run in `run_dir` if there is one; a finished one is left as it is. With `quiet`, prints warnings only.
+    With `profile`, writes a trace of a few steps to the run's TensorBoard folder. `after_epoch` is called with each
+    line of metrics.jsonl, once all of that epoch is on disk. Returns what the run's report.json says. Raises UsageError
+    for mistakes, before anything is written; RunError where the run itself fails; Stopped after SIGINT or SIGTERM, once
     the state is saved.
     """
     folder = None if run_dir is None else Path(run_dir)
+    sources = {}
+    if loss is not None:
+        text, source = user_code.given(loss)
+        config, sources = dataclasses.replace(config, loss=text), {f"{user_code.label(text)}.py": source}
     config = configs.pinned(config)
     goes_on = False
     if folder is not None:
@@ -84,19 +99,11 @@ def train(
         saved = configs.read(folder / run_directory.CONFIG)
         config = configs.resuming(saved, config, folder)
         if config.epochs == saved.epochs and (folder / run_directory.REPORT).exists():
-            print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
+            if not quiet:
+                print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
             return run_directory.read_report(folder)
 
-    config = machine.settle(config)
-    splits = datasets.load(config)
-    for note in splits.notes:
-        print(note)
-    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
-    model = models.build(config, splits.image_shape)
-    loss = choose(LOSSES, config.loss, "--loss")
-    with user_code.blaming(f"--loss {config.loss}", loss.__code__.co_filename):
-        check(loss, f"--loss {config.loss}", splits.image_shape)
-    noise.check(config, splits.image_shape)
+    config, splits, model, total = prepare(config, loss)
     optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
     parts = config.micro_batches or 1
 
@@ -104,18 +111,22 @@ def train(
     with run_directory.claimed(folder):
         if run_directory.has_run(folder) != goes_on:
             raise UsageError(f"--run-dir: another process has been working on {folder}")
-        checkpoints = Checkpoints(folder / "checkpoints", model, optimizer)
+        checkpoints = Checkpoints(folder / "checkpoints", model, optimizer, losses=len(total.names))
         if goes_on:
             checkpoints.restore_newest()
             config = run_directory.reopen(folder, config)
-            print(f"going on with {folder} after step {int(checkpoints.state.step)}")
+            began = f"going on with {folder} after step {int(checkpoints.state.step)}"
         else:
-            config = run_directory.start(folder, config)
-            print(f"writing to {folder}")
-        run = _Run(config, folder, splits, model, metrics.evaluator(model, loss, parts), checkpoints)
-        model.summary()
+            config = run_directory.start(folder, config, sources)
+            began = f"writing to {folder}"
+        evaluate = metrics.evaluator(model, total, parts)
+        run = _Run(config, folder, splits, model, total, evaluate, checkpoints, quiet)
+        for said in (*splits.notes, began):
+            run.say(said)
+        if not quiet:
+            model.summary()
         try:
-            train_step = make_train_step(model, optimizer, loss, checkpoints.state, parts)
+            train_step = make_train_step(model, optimizer, total, checkpoints.state, parts)
             _train_epochs(run, train_step, profile, after_epoch)
             return _finish(run)
         except (OSError, tf.errors.OpError) as error:
@@ -123,6 +134,23 @@ def train(
             raise RunError(
                 f"{reason}; what was saved before is good: go on with --resume --run-dir {folder}"
             ) from error
+
+
+def prepare(config: RunConfig, given: Loss | None = None) -> tuple[RunConfig, Splits, keras.Model, WeightedSum]:
+    """What a run of `config` is made of, checked, with `config` as it will be recorded; `given` goes before its loss.
+
+    Raises UsageError for what the run would be refused for.
+    """
+    config = machine.settle(config)
+    splits = datasets.load(config)
+    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
+    model = models.build(config, splits.image_shape)
+    loss = losses.load(config.loss) if given is None else losses.given(given, config.loss)
+    noise.check(config, splits.image_shape)
+    if not {term.function for term in loss.terms} <= set(losses.LOSSES.values()):  # those that ship are tested
+        noisy, clean = next(iter(training_batches(splits.train, config).take(1)))
+        loss_contract.check(loss, clean, model(noisy))
+    return config, splits, model, loss
 
 
 def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: AfterEpoch | None) -> None:
@@ -144,7 +172,7 @@ def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: 
         initial=epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size,
         unit=" images",
         unit_scale=True,
-        disable=None,  # that is, shown on a terminal only
+        disable=run.quiet or None,  # None: shown on a terminal only
     )
     with signals.collected() as received, Summaries(run.folder / "tensorboard", config, epochs_done) as summaries, bar:
         run.checkpoints.start_clock()
@@ -165,7 +193,8 @@ def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: 
             images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
 
             line: dict[str, float] = {"epoch": epoch, "step": int(state.step)}
-            line["train_loss"] = float(state.loss_sum) / float(state.images)
+            for name, loss_sum in zip(run.loss.names, state.loss_sums.numpy(), strict=True):
+                line[f"train_{name}"] = float(loss_sum) / float(state.images)
             if config.validation_examples:
                 line |= {f"validation_{name}": value for name, value in run.evaluate(validation).items()}
             line["learning_rate"] = float(state.optimizer.learning_rate)
@@ -174,7 +203,7 @@ def _train_epochs(run: _Run, train_step: TrainStep, profile: bool, after_epoch: 
             # From line to line, so that each epoch counts one checkpoint: the one before it.
             line["seconds"] = run.checkpoints.count_seconds()
             run_directory.append_metrics(run.folder, line)
-            tqdm.write(_in_words(line, config.epochs))
+            run.say(_in_words(line, config.epochs))
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
             if after_epoch is not None:
@@ -195,11 +224,12 @@ def _finish(run: _Run) -> dict[str, float]:
     report = {
         "epoch": int(run.checkpoints.state.step) // run.steps_per_epoch,
         "parameters": run.model.count_params(),
-        **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png"),
+        **denoiser.test(run.model, run.config, run.splits.test, run.folder / "denoised.png", run.loss),
     }
+    write_test(run.folder / "tensorboard", report)
     run_directory.write_report(run.folder, report)
-    print(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
-    print(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
+    run.say(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
+    run.say(f"everything is in {run.folder}; look at it with: tensorboard --logdir {run.folder.parent}")
     return report
 
 

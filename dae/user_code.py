@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import os
 import re
 import sys
@@ -25,9 +26,13 @@ T = TypeVar("T")
 
 # After the start, a space, + or *, so that it may be a term of a sum. Only an absolute path may hold + and *: what is
 # made absolute may lie in any folder.
-_REFERENCE = re.compile(
-    r"(?<![^\s+*])(?P<path>/.*?\.py|[^\s+*/:][^+*:]*?\.py):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{64}))?(?=\s*(?:\+|$))"
+REFERENCE = (
+    r"(?<![^\s+*])(?P<path>/.*?\.py|[^\s+*/:][^+*:]*?\.py):(?P<function>\w+)"
+    r"(?:@(?P<digest>[0-9a-f]{64}))?(?=\s*(?:\+|$))"
 )
+_REFERENCE = re.compile(REFERENCE)
+# How a function given to dae.train stands in a configuration.
+_GIVEN = re.compile(r"python:(?P<function>\w+)@(?P<digest>[0-9a-f]{64})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,23 @@ def located(text: str, folder: str | os.PathLike) -> str:
 
 def label(text: str) -> str:
     """`text` for a reader: of each reference, the function's name alone."""
-    return substitute(text, lambda one: one.function)
+    return _GIVEN.sub(r"\g<function>", substitute(text, lambda one: one.function))
+
+
+def given(function: Callable) -> tuple[str, str]:
+    """How a function that is given as such stands in a configuration, and its source, as far as Python knows it."""
+    name = re.sub(r"\W", "", getattr(function, "__name__", type(function).__name__))
+    try:
+        source = inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        source = ""
+        print(f"warning: {name} has no source to be read, so that no resume can tell it from another", file=sys.stderr)
+    return f"python:{name}@{_digest(source.encode())}", source
+
+
+def is_given(text: str) -> bool:
+    """Whether a setting says that a function was given as such, from Python."""
+    return _GIVEN.fullmatch(text) is not None
 
 
 def choose(table: Mapping[str, T], name: str, flag: str) -> T:
@@ -127,7 +148,7 @@ def blaming(culprit: str, file: str) -> Iterator[None]:
         if said.startswith("in user code:"):  # of a graph: TensorFlow's traceback in words, with the reason at its end
             lines = [int(number) for number in re.findall(rf'File "{re.escape(file)}", line (\d+)', said)]
             said = said.splitlines()[-1].strip()
-        reason = f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+        reason = f"{type(error).__name__}: {said.splitlines()[0].strip()}" if said else type(error).__name__
         raise UsageError(f"{culprit}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error
 
 

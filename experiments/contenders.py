@@ -201,23 +201,22 @@ def step_alone(config: RunConfig, lap: Lap) -> None:
     """The train step of this package, on one batch over and over."""
     from dae import command_line
 
-    config = command_line.load_tensorflow(config)
-    from dae import datasets, models, optimizers, pipeline
+    command_line.load_tensorflow(config)
+    from dae import optimizers, pipeline, trainer
     from dae.checkpoints import Checkpoints
-    from dae.losses import LOSSES
     from dae.train_step import make_train_step
 
-    images = datasets.load(config).train
-    noisy, clean = next(iter(pipeline.training_batches(images, config)))
-    steps = pipeline.steps_per_epoch(len(images), config.batch_size)
-    model, optimizer = models.build(config, (28, 28, 1)), optimizers.build(config, config.epochs * steps)
+    config, splits, model, loss = trainer.prepare(config)
+    noisy, clean = next(iter(pipeline.training_batches(splits.train, config)))
+    steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    optimizer = optimizers.build(config, config.epochs * steps)
     with tempfile.TemporaryDirectory() as folder:
-        state = Checkpoints(Path(folder), model, optimizer).state
-        train_step = make_train_step(model, optimizer, LOSSES[config.loss], state, config.micro_batches or 1)
+        state = Checkpoints(Path(folder), model, optimizer, losses=len(loss.names)).state
+        train_step = make_train_step(model, optimizer, loss, state, config.micro_batches or 1)
         while True:
             for _ in range(steps):
-                loss = train_step(noisy, clean)
-            float(loss)
+                mean_loss = train_step(noisy, clean)
+            float(mean_loss)
             lap()
 
 

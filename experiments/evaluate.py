@@ -26,6 +26,8 @@ class EvaluateArguments:
     """Test on the test part of these images instead, as --data of run.py (default: as the run; MNIST for a file)."""
     image_size: int | tuple[int, int] | None = None
     """As --image-size of run.py (default: as the run)."""
+    skip_broken: bool | None = None
+    """As --skip-broken of run.py (default: as the run)."""
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
@@ -39,12 +41,12 @@ class EvaluateArguments:
 def tested(path: Path, arguments: EvaluateArguments) -> RunConfig:
     """What to test the model at `path` with."""
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
-    names = ("data", "image_size", "noise", "noise_level", "clip_noise", "seed")
+    names = ("data", "image_size", "skip_broken", "noise", "noise_level", "clip_noise", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "data" in given:
-        given |= {"data_digest": None, "train_examples": None, "validation_examples": 0, "skip_broken": False}
+        given |= {"data_digest": None, "train_examples": None, "validation_examples": 0}
         if not Path(given["data"]).is_dir():
-            given.setdefault("image_size", None)
+            given = {"image_size": None, "skip_broken": False} | given
     return dataclasses.replace(trained, **given)
 
 
@@ -80,7 +82,7 @@ def main() -> None:
         print(f"picture: {figure}; every figure: {figure.with_suffix('.csv')}")
     else:
         (only,) = contenders
-        figures = denoiser.test(only.model, only.config, only.images, figure)
+        figures = denoiser.test(only.model, only.config, only.images, figure, loss=None)
         clipped = "clipped" if only.config.clip_noise else "not clipped"
         level = sweep.level_in_words(only.config.noise_level)
         print(f"{paths[0]} on {only.config.noise} noise {level}, {clipped}: {metrics.in_words(figures)}")

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
 from dae import summaries, trainer
 
@@ -33,7 +40,7 @@ def check_curves(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("train", "validation"):
         shown = events(folder / "tensorboard" / name)
-        for tag, fields in summaries.SCALARS.items():
+        for tag, fields in summaries.scalars(lines[0]).items():
             if name in fields:
                 expected = [(line["epoch"], pytest.approx(line[fields[name]], rel=1e-6)) for line in lines]
                 assert values(shown, tag) == expected, (name, tag)
@@ -44,6 +51,9 @@ def test_tags_steps_and_values_read_back_right(tiny_run):
     assert set(train.Tags()["tensors"]) == TRAIN_SCALARS | {"config"}
     assert set(validation.Tags()["tensors"]) == VALIDATION_SCALARS | {"images/noisy_denoised_clean"}
     check_curves(tiny_run)
+    test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
+    assert set(test.Tags()["tensors"]) == VALIDATION_SCALARS
+    assert values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
     (config,) = train.Tensors("config")
     assert "| batch_size | 64 |" in tf.make_ndarray(config.tensor_proto).item().decode()
 
@@ -79,3 +89,32 @@ def test_dropping_twice_or_interrupted_doubles_nothing(tmp_path, tiny_run):
         summaries.drop_after(folder, 2)
     assert [step for step, _ in values(events(folder), "loss/total")] == [1, 2]
     assert len(list(folder.iterdir())) == 1
+
+
+def test_the_hparams_tab_shows_settings_and_last_metrics_of_every_run_once_also_after_a_resume(tmp_path):
+    """Through TensorBoard's own backend, as its web page asks it."""
+    for loss in ("bce", "mse"):
+        config = replace(TINY, loss=loss, epochs=1)
+        trainer.train(config, tmp_path / loss)
+    trainer.train(replace(config, epochs=2), tmp_path / "mse", resume=True)
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    context = base_plugin.TBContext(
+        logdir=str(tmp_path), data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))
+    )
+    backend = Context(context)
+    request = RequestContext()
+    experiment = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
+    listing = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_UNKNOWN], include_metrics=True
+    )
+    groups = ListHandler(request, backend, "", listing).run().session_groups
+    shown = {group.hparams["loss"].string_value: group for group in groups}
+    assert sorted(shown) == ["bce", "mse"]
+    assert shown["mse"].hparams["epochs"].number_value == 2
+    assert shown["mse"].hparams["clip_noise"].bool_value
+    report = json.loads((tmp_path / "mse" / "report.json").read_text())
+    metrics = {(value.name.group, value.name.tag): value.value for value in shown["mse"].metric_values}
+    assert metrics["test", "quality/psnr"] == pytest.approx(report["test_psnr"], rel=1e-6)
+    assert metrics["validation", "quality/ssim"] > 0
+    assert metrics["train", "loss/total"] > 0
+    assert len(experiment.metric_infos) >= len(metrics)

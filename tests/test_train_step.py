@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import models
+from dae import losses, models
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
-from dae.losses import LOSSES
 from dae.pipeline import training_batches
 from dae.train_step import make_train_step
 
@@ -33,19 +32,19 @@ def fifty_steps(make_optimizer, folder, images, wrap=lambda model: model, parts=
 
     optimizer = make_optimizer()
     state = Checkpoints(folder, ours, optimizer).state
-    train_step = make_train_step(ours, optimizer, LOSSES["bce"], state, parts)
-    losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
+    train_step = make_train_step(ours, optimizer, losses.load("bce"), state, parts)
+    mean_losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
     assert int(state.step) == STEPS
     assert int(state.images) == STEPS * 128
-    assert float(state.loss_sum) / float(state.images) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert float(state.loss_sums[0]) / float(state.images) == pytest.approx(np.mean(mean_losses), rel=1e-6)
 
     theirs.compile(make_optimizer(), "binary_crossentropy")
     running = RunningLosses()
     noisy, clean = (np.concatenate(part) for part in zip(*batches, strict=True))
     theirs.fit(noisy, clean, batch_size=128, epochs=1, shuffle=False, verbose=0, callbacks=[running])
 
-    np.testing.assert_allclose(np.cumsum(losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
-    assert losses[-1] < 0.6 * losses[0]  # they do learn
+    np.testing.assert_allclose(np.cumsum(mean_losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
+    assert mean_losses[-1] < 0.6 * mean_losses[0]  # they do learn
     return zip(ours.get_weights(), theirs.get_weights(), strict=True)
 
 
@@ -73,7 +72,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_any_weight_changes(bad, tmp
     model = models.build(RunConfig(), (28, 28, 1))
     optimizer = keras.optimizers.Adam(1e-3)
     state = Checkpoints(tmp_path, model, optimizer).state
-    train_step = make_train_step(model, optimizer, LOSSES["mse"], state)
+    train_step = make_train_step(model, optimizer, losses.load("mse"), state)
     before = model.get_weights()
     images = tf.fill((4, 28, 28, 1), 0.5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="the loss : Tensor had"):
@@ -90,11 +89,11 @@ def test_the_step_moves_the_weights_by_the_gradient_of_the_plain_keras_model(ima
     model = models.build(RunConfig(), (28, 28, 1))
     before = model.get_weights()
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(LOSSES["mse"](clean, model(noisy)))
+        loss = tf.reduce_mean(losses.LOSSES["mse"](clean, model(noisy)))
     gradients = tape.gradient(loss, model.trainable_variables)
     optimizer = keras.optimizers.SGD(1.0)
     state = Checkpoints(tmp_path, model, optimizer).state
-    assert float(make_train_step(model, optimizer, LOSSES["mse"], state, parts)(noisy, clean)) == pytest.approx(
+    assert float(make_train_step(model, optimizer, losses.load("mse"), state, parts)(noisy, clean)) == pytest.approx(
         float(loss), rel=1e-6
     )
     for old, new, gradient in zip(before, model.get_weights(), gradients, strict=True):

@@ -1,0 +1,183 @@
+import csv
+import itertools
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXPERIMENTS, run_script
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dae import loss_comparison
+from dae.loss_comparison import Comparison, conclusion
+from dae.metrics import METRICS
+from dae.statistics import differences, estimate, holm
+
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+
+
+def test_holm_of_a_worked_example():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert np.isnan(holm([math.nan])).all()
+
+
+@given(P_VALUES)
+def test_holm_never_lowers_a_p_value_nor_changes_the_order(p_values):
+    corrected = holm(p_values)
+    pairs = list(zip(p_values, corrected, strict=True))
+    for (other_p, other), (p, one) in itertools.pairwise([(0.0, 0.0), *pairs]):
+        assert p <= one <= min(1, p * len(p_values) if p == min(p_values) else 1)
+        assert p > other_p or one <= other
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9, unique=True))
+def test_the_interval_is_students(values):
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    one = estimate(values)
+    np.testing.assert_allclose([one.low, one.high], [low, high], rtol=1e-6, atol=1e-9)
+
+
+def test_the_interval_holds_the_true_mean_nineteen_times_in_twenty():
+    draws = np.random.default_rng(0).normal(3, 2, (4000, 4))
+    inside = np.mean([one.low < 3 < one.high for one in map(estimate, draws.tolist())])
+    assert inside == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_differences_are_paired_by_seed():
+    first, better = [10.0, 20.0, 30.0], [10.5, 20.6, 30.55]  # far apart between seeds, close together within them
+    one, same = differences(first, [better, first])
+    assert one.low > 0.4
+    assert one.p < 0.01
+    assert one.p_corrected == pytest.approx(2 * one.p)
+    assert (same.same, same.mean, same.p, same.p_corrected) == (True, 0, 1, 1)
+    (single,) = differences([1.0], [[2.0]])
+    assert single.mean == 1
+    assert np.isnan([single.low, single.high, single.p, single.p_corrected]).all()
+
+
+def compared(**psnr: list[float]) -> Comparison:
+    """Losses with these PSNRs, and their negatives as MSEs."""
+    mse = {loss: [-value for value in values] for loss, values in psnr.items()}
+    figures: dict[str, dict[str, list[float]]] = {"psnr": psnr, "mse": mse}
+    seeds = list(range(len(next(iter(psnr.values())))))
+    return Comparison(list(psnr), seeds, {loss: [1 for _ in seeds] for loss in psnr}, {"validation": figures})
+
+
+def test_the_conclusion_says_no_more_than_the_figures_do():
+    comparison = compared(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05], c=[10.1, 11.8, 11.2], d=[10.0, 12.0, 11.0])
+    for metric in ("psnr", "mse"):  # more dB is better, more error worse
+        words = conclusion(comparison, metric)
+        assert f"By mean {metric} on validation images over 3 seeds, from best to worst: b (" in words
+        assert "b is better than a: " in words
+        assert "c against a: no difference can be concluded: " in words
+        assert "d against a: no difference, the very same figures in every seed." in words
+    assert "a is worse than b: " in conclusion(compared(b=[11.0, 13.1, 12.05], a=[10.0, 12.0, 11.0]), "psnr")
+    one = conclusion(compared(a=[10.0], b=[11.0]), "psnr")
+    assert "One seed says nothing" in one
+    assert "better" not in one
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, mnist) -> Path:
+    """A few images, and a loss of the user's own."""
+    folder = tmp_path_factory.mktemp("comparison")
+    np.savez(folder / "few.npz", x_train=mnist.train[:384], x_test=mnist.test[:64])
+    (folder / "mine.py").write_text((EXPERIMENTS / "my_losses.py").read_text())
+    return folder
+
+
+LINE = ["--data", "few.npz", "--validation-examples", "128", "--batch-size", "64", "--epochs", "2"]
+LINE += ["--output", "out", "--seeds", "2"]
+LOSSES = ["--losses", "bce", "bce", "2*bce", "bce + 0.5*mine.py:edges"]
+NAMES = ["bce", "bce-2", "2xbce", "bce+0.5xedges"]
+
+
+def test_a_killed_comparison_goes_on_and_a_loss_equals_itself(folder):
+    command = [sys.executable, str(EXPERIMENTS / "compare_losses.py"), *LOSSES, *LINE]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "out" / "bce-2" / "seed-0" / "config.json").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = folder / "out" / "bce" / "seed-0" / "report.json"
+    before = finished.stat().st_mtime_ns
+
+    done = run_script("compare_losses.py", *LOSSES, *LINE, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert finished.stat().st_mtime_ns == before
+    assert "bce-2 against bce: no difference, the very same figures in every seed." in done.stdout
+    assert "epoch 1/2" not in done.stdout  # a line per run, not per epoch
+
+    everything = json.loads((folder / "out" / "comparison.json").read_text())
+    assert everything["losses"] == NAMES
+    for split in ("validation", "test"):
+        for metric in METRICS:
+            figures = everything["figures"][split][metric]
+            assert figures["bce"] == figures["bce-2"]
+            assert len(set(figures["bce"])) == 2
+    report = json.loads(finished.read_text())
+    assert everything["figures"]["test"]["psnr"]["bce"][0] == report["test_psnr"]
+    # Adam divides the scale out again, all but its epsilon.
+    psnr = everything["figures"]["validation"]["psnr"]
+    assert psnr["2xbce"] == pytest.approx(psnr["bce"], abs=0.02)
+    assert psnr["2xbce"] != psnr["bce"]
+
+    rows = list(csv.DictReader((folder / "out" / "comparison.csv").open()))
+    assert len(rows) == 2 * len(METRICS) * len(NAMES)
+    (row,) = [row for row in rows if (row["split"], row["metric"], row["loss"]) == ("test", "psnr", "bce")]
+    assert float(row["mean"]) == pytest.approx(np.mean(everything["figures"]["test"]["psnr"]["bce"]))
+    markdown = (folder / "out" / "comparison.md").read_text()
+    assert "| `bce+0.5xedges` | " in markdown
+    assert "--epochs 2" in markdown
+    assert (folder / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_concludes_nothing(folder):
+    line = [*LINE[:-4], "--losses", "bce", "2*bce", "--output", "one", "--seeds", "1"]
+    done = run_script("compare_losses.py", *line, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "One seed says nothing" in done.stdout
+    assert "NaN" not in (folder / "one" / "comparison.json").read_text()
+    assert (folder / "one" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "bce", "mes"], "--loss: unknown name 'mes'; did you mean 'mse'?"),
+        (["--losses", "bce", "mse +* bce"], "--loss: cannot read 'mse +* bce' at '* bce'"),
+        (["--losses", "bce", "--metric", "psnrr"], "--metric: unknown name 'psnrr'; did you mean 'psnr'?"),
+        (["--losses", "bce", "--seeds", "0"], "--seeds: 0 is not"),
+        (["--losses", "bce", "--validation-examples", "0"], "--validation-examples: is 0, but losses are ranked on"),
+        (["--losses", "--loss", "mse"], "--losses: name one or more"),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_run(arguments, message, tmp_path):
+    done = run_script("compare_losses.py", *arguments, "--output", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_scipy_one_line_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(("scipy", "dae.statistics", "dae.loss_comparison"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("dae.loss_comparison")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setattr(sys, "argv", ["compare_losses.py", "--losses", "bce"])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(EXPERIMENTS / "compare_losses.py"), run_name="__main__")
+    assert leaving.value.code == 2
+    assert "scipy is not installed, and needed here: pip install '.[compare]'" in capsys.readouterr().err
+    assert loss_comparison
