@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.noise import NOISES, check, named
+from dae.noise import NOISES, check, named, small_poisson
 
 # 64 images of 28 x 28 of one value each: 50,176 draws.
 PIXELS = 64 * 28 * 28
@@ -77,6 +77,14 @@ def test_a_level_for_each_image_does_to_each_what_one_level_does(name, mnist):
     mixed = NOISES[name](clean, levels, seed)
     np.testing.assert_array_equal(mixed[:32], NOISES[name](clean, 0.2, seed)[:32])
     np.testing.assert_array_equal(mixed[32:], NOISES[name](clean, 0.7, seed)[32:])
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 4.0, 19.9])
+def test_small_poisson_numbers_have_the_distribution(mean):
+    counts = small_poisson(tf.fill([200_000], mean), tf.constant([5, 6], tf.int64)).numpy()
+    for k in range(45):
+        p = math.exp(-mean + (k * math.log(mean) if mean else 0) - math.lgamma(k + 1)) if mean or k == 0 else 0.0
+        assert (counts == k).mean() == pytest.approx(p, abs=6 * math.sqrt(p / 200_000) + 2e-5), k
 
 
 @pytest.mark.parametrize("name", ["salt_pepper", "masking"])
