@@ -61,11 +61,14 @@ class BenchmarkArguments:
 class Process:
     """A running contender that has trained its first epoch, in which it warmed up."""
 
-    def __init__(self, name: str, config: RunConfig, cores: int | None = None) -> None:
+    def __init__(self, name: str, config: RunConfig, cores: int | None = None, folder: Path | None = None) -> None:
+        """Starts it on so many cores (default: all), with `folder` for its files (default: a temporary one)."""
         contender, environment, _ = ENTRIES.get(name, (name, {}, None))
         self._scratch = tempfile.TemporaryDirectory()
-        self._said = Path(self._scratch.name) / "said"
-        path = Path(self._scratch.name) / "config.json"
+        folder = folder or Path(self._scratch.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._said = folder / "said"
+        path = folder / "config.json"
         path.write_text(configs.to_json(config), encoding="utf-8")
         own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
         script = str(Path(__file__).with_name("contenders.py"))
@@ -90,10 +93,18 @@ class Process:
 
     def epoch(self) -> dict[str, float]:
         """Lets it train one epoch; its `seconds` and its `validation_bce`."""
+        self._go_on()
+        return self._answer()
+
+    def finish(self) -> None:
+        """Lets it do what comes after its last epoch."""
+        self._go_on()
+        self._process.wait()
+
+    def _go_on(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def peak_megabytes(self) -> float | None:
         """The most memory it has had resident, where the system tells."""
@@ -259,6 +270,7 @@ def write_images(path: Path, side: int) -> str:
 
 def about(arguments: Any) -> dict[str, Any]:
     """What figures depend on: date, machine, versions, command."""
+    command_line.load_tensorflow(RunConfig())
     from dae import machine
 
     peers = {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)}

@@ -1,7 +1,8 @@
 """What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
 
-python experiments/contenders.py NAME CONFIG.json: after each epoch, says on stdout how many seconds it took and, in
-nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin.
+python experiments/contenders.py NAME FOLDER/config.json: after each epoch, says on stdout how many seconds it took and,
+in nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin. A run that it
+writes is FOLDER/run.
 """
 
 import contextlib
@@ -53,8 +54,8 @@ def loop(config: RunConfig, lap: Lap) -> None:
     command_line.load_tensorflow(config)
     from dae import trainer
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.train(config, Path(folder) / "run", after_epoch=lambda line: lap(line.get("validation_bce")))
+    run_dir = Path(sys.argv[2]).with_name("run")
+    trainer.train(config, run_dir, after_epoch=lambda line: lap(line.get("validation_bce")))
 
 
 def _make_stderr_a_terminal() -> None:
