@@ -1,6 +1,6 @@
 """Pictures made with matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,13 @@ def save_denoised(path: Path, noisy: np.ndarray, denoised: np.ndarray, clean: np
 
     Each argument is float32 [N, H, W, C] in [0, 1] with C 1 (shown in grey) or 3.
     """
-    rows = {"noisy": noisy, "denoised": denoised, "clean": clean}
-    figure = Figure(figsize=(1.1 * len(clean), 3.5), layout="constrained")
-    _draw_rows(figure, rows)
+    save_grid(path, {"noisy": noisy, "denoised": denoised, "clean": clean})
+
+
+def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
+    """Writes a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` over the columns."""
+    figure = Figure(figsize=(1.1 * len(next(iter(rows.values()))), 3.5 / 3 * len(rows)), layout="constrained")
+    _draw_rows(figure, rows, titles)
     _save(path, figure)
 
 
@@ -45,14 +49,16 @@ def save_comparison(
     _save(path, figure)
 
 
-def _draw_rows(figure: FigureBase, rows: Mapping[str, np.ndarray]) -> None:
-    """A row of pictures for each name, which stands at its left."""
+def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
+    """A row of pictures for each name, which stands at its left, with `titles` over the columns."""
     axes = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row_axes, images, strict=True):
             axis.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         row_axes[0].set_ylabel(name)
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize="medium")
 
 
 def _save(path: Path, figure: Figure) -> None:

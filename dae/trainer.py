@@ -19,6 +19,7 @@ from dae import (
     machine,
     metrics,
     models,
+    noise,
     optimizers,
     profiling,
     run_directory,
@@ -30,7 +31,6 @@ from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
 from dae.losses import Loss, WeightedSum
-from dae.noise import NOISES
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dae.summaries import Summaries, write_test
 from dae.train_step import TrainStep, make_train_step
@@ -121,7 +121,8 @@ def train(
             began = f"writing to {folder}"
         evaluate = metrics.evaluator(model, total, parts)
         run = _Run(config, folder, splits, model, total, evaluate, checkpoints, quiet)
-        run.say(began)
+        for said in (*splits.notes, began):
+            run.say(said)
         if not quiet:
             model.summary()
         try:
@@ -142,10 +143,10 @@ def prepare(config: RunConfig, given: Loss | None = None) -> tuple[RunConfig, Sp
     """
     config = machine.settle(config)
     splits = datasets.load(config)
-    config = dataclasses.replace(config, data_digest=splits.digest)
+    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
     model = models.build(config, splits.image_shape)
     loss = losses.load(config.loss) if given is None else losses.given(given, config.loss)
-    user_code.choose(NOISES, config.noise, "--noise")
+    noise.check(config, splits.image_shape)
     if not {term.function for term in loss.terms} <= set(losses.LOSSES.values()):  # those that ship are tested
         noisy, clean = next(iter(training_batches(splits.train, config).take(1)))
         loss_contract.check(loss, clean, model(noisy))

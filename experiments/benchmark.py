@@ -54,6 +54,8 @@ class BenchmarkArguments:
     """Exit with 1 unless dae is at least so many times as fast as fit."""
     scaling: bool = False
     """Instead: how the cost of dae and fit grows with batch size, side of the images, width and cores."""
+    pipelines: bool = False
+    """Instead: the images that the pipeline alone delivers with each noise, against those that the train step takes."""
 
 
 class Process:
@@ -222,6 +224,28 @@ def scaling(arguments: BenchmarkArguments) -> None:
     write(arguments, table, {"scaling": results})
 
 
+def pipelines(arguments: BenchmarkArguments) -> None:
+    """The third mode: the pipeline alone, with each noise at one level and at a range, and the train step alone."""
+    from dae.noise import NOISES
+
+    config = RunConfig(
+        train_examples=arguments.train_examples, batch_size=arguments.batch_size, epochs=arguments.rounds + 2
+    )
+    cases = {"train step": ("step_alone", config)}
+    for name in NOISES:
+        for level in (0.1, 0.5, (0.1, 0.8)):
+            settings = dataclasses.replace(config, noise=name, noise_level=level)
+            cases[f"{name} {level}"] = ("pipeline_alone", settings)
+    speeds = {}
+    for case, (contender, settings) in tqdm(cases.items(), unit=" cases", disable=None):
+        seconds = in_turns([contender], settings, arguments.rounds)[contender]["seconds"]
+        speeds[case] = arguments.train_examples / statistics.median(seconds)
+    rows = [f"| {case} | {speed:,.0f} | {speed / speeds['train step']:.1f} |" for case, speed in speeds.items()]
+    table = "\n".join(["| alone | images/s | times the train step |\n| --- | --- | --- |", *rows]) + "\n"
+    print(table)
+    write(arguments, table, {"pipelines": speeds})
+
+
 def write_images(path: Path, side: int) -> str:
     """Digits repeated side by side to images of `side` x `side`, as an .npz file; its path."""
     from dae import datasets
@@ -277,7 +301,7 @@ def main() -> None:
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
         raise UsageError("--require: needs both 'fit' and 'dae' among --only")
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    (scaling if arguments.scaling else compare)(arguments)
+    (scaling if arguments.scaling else pipelines if arguments.pipelines else compare)(arguments)
 
 
 if __name__ == "__main__":
