@@ -94,7 +94,7 @@ def test_dropping_twice_or_interrupted_doubles_nothing(tmp_path, tiny_run):
 def test_the_hparams_tab_shows_settings_and_last_metrics_of_every_run_once_also_after_a_resume(tmp_path):
     """Through TensorBoard's own backend, as its web page asks it."""
     for loss in ("bce", "mse"):
-        config = replace(TINY, loss=loss, epochs=1)
+        config = replace(TINY, loss=loss, noise_level=(0.1, 0.8), epochs=1)
         trainer.train(config, tmp_path / loss)
     trainer.train(replace(config, epochs=2), tmp_path / "mse", resume=True)
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
@@ -112,6 +112,7 @@ def test_the_hparams_tab_shows_settings_and_last_metrics_of_every_run_once_also_
     assert sorted(shown) == ["bce", "mse"]
     assert shown["mse"].hparams["epochs"].number_value == 2
     assert shown["mse"].hparams["clip_noise"].bool_value
+    assert shown["mse"].hparams["noise_level"].string_value == "(0.1, 0.8)"
     report = json.loads((tmp_path / "mse" / "report.json").read_text())
     metrics = {(value.name.group, value.name.tag): value.value for value in shown["mse"].metric_values}
     assert metrics["test", "quality/psnr"] == pytest.approx(report["test_psnr"], rel=1e-6)
