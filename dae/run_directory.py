@@ -27,7 +27,7 @@ CODE = "code"
 def new(config: RunConfig) -> Path:
     """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
     data = config.dataset if config.data is None else Path(config.data).resolve().stem
-    name = readable(f"{data}-{config.model}-{config.loss}")
+    name = "-".join(readable(part) for part in (data, config.model, config.loss))
     path, number = Path("runs") / name, 1
     while True:
         try:
