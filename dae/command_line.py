@@ -126,7 +126,7 @@ def _in_one_line(box: str) -> str:
     # The first part is the title: above a rule where the terminal has ASCII only, else within the upper edge.
     parts = re.split(r"\n?[─-]{3,}\n?", "\n".join(lines[1:]).strip())
     first, *others = (part.split("\n") for part in parts if part)
-    line = " ".join(first)
+    line = " ".join(first).partition("Got errors:")[0].strip()  # those of each type that a value may have
     for part in others:
         if part[0] in ("Perhaps you meant:", "Argument helptext:") and len(part) > 1:
             line += f" ({'did you mean' if part[0].startswith('Perhaps') else 'allowed:'} {part[1]})"

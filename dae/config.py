@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,17 +19,21 @@ class RunConfig:
     """What decides the result of a run; saved with it as `config.json`."""
 
     dataset: str = "mnist"
-    """Name of the images to train on; `mnist` comes with the package."""
+    """Images to train on: mnist, which comes with the package; fashion_mnist, cifar10, which Keras downloads."""
     data: str | None = None
-    """An .npz file of your own instead, in Keras's layout: arrays x_train and x_test, uint8, [N, 28, 28]."""
+    """Images of your own instead: an .npz or .npy file, an IDX file or a folder of them, or a folder of pictures."""
+    image_size: int | tuple[int, int] | None = None
+    """Bring pictures to so many pixels, one side or height and width: scaled to cover that, then cut to its middle."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be read."""
     train_examples: int | None = None
     """Train on the first so many images only (default: all that do not validate)."""
-    validation_examples: int = 5000
-    """The last so many training images validate instead of training; 0: train on all, validate on none."""
+    validation_examples: int | None = None
+    """The last so many training images validate instead of training; 0: none (default: a tenth, at most 5000)."""
     noise: str = "gaussian"
-    """Name of the noise model, or a function in a file of your own: FILE.py:FUNCTION."""
-    noise_level: float = 0.5
-    """Strength of the noise; for gaussian its standard deviation, where black is 0 and white is 1."""
+    """Noise: gaussian, uniform, salt_pepper, masking, speckle, poisson, or a function of your own, FILE.py:FUNCTION."""
+    noise_level: float | tuple[float, float] = 0.5
+    """Strength of the noise, for gaussian its standard deviation (black 0, white 1); two: a range, drawn per image."""
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
     model: str = "conv"
@@ -72,21 +77,37 @@ class RunConfig:
         if self.warmup_steps and self.schedule == "constant":
             raise UsageError(f"--warmup-steps: is {self.warmup_steps}, which needs --schedule cosine")
 
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level; equal where there is one level."""
+        return self.noise_level if isinstance(self.noise_level, tuple) else (self.noise_level, self.noise_level)
+
 
 def _none_or_positive(count: int | None) -> bool:
     return count is None or count >= 1
 
 
+def _in_order(level: float | tuple[float, float]) -> bool:
+    low, high = level if isinstance(level, tuple) else (level, level)
+    return 0 <= low <= high < math.inf
+
+
+def _none_or_sides(size: int | tuple[int, int] | None) -> bool:
+    sides = size if isinstance(size, tuple) else (size,)
+    return size is None or all(side is not None and 11 <= side <= 2**15 for side in sides)
+
+
 def _short(text: str) -> bool:
-    return len(text) <= 10_000
+    return len(text) <= 5_000  # so that a hostile one takes no more than a second
 
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "noise": (_short, "of at most 10,000 characters"),
-    "loss": (_short, "of at most 10,000 characters"),
+    "noise": (_short, "of at most 5,000 characters"),
+    "loss": (_short, "of at most 5,000 characters"),
     "train_examples": (_none_or_positive, "a whole number from 1 up"),
-    "validation_examples": (lambda count: count >= 0, "a whole number from 0 up"),
-    "noise_level": (lambda level: 0 <= level < math.inf, "a finite number from 0 up"),
+    "image_size": (_none_or_sides, "one or two whole numbers from 11 (SSIM needs that) to 32768"),
+    "validation_examples": (lambda count: count is None or count >= 0, "a whole number from 0 up"),
+    "noise_level": (_in_order, "a finite number from 0 up, or two, the lower first"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number above 0"),
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to a million"),
     "width": (lambda times: 1 <= times <= 1024, "a whole number from 1 to 1024"),
@@ -112,7 +133,7 @@ PRESETS = {
 }
 
 # What None leaves to the machine or the data is filled in when a run starts, and then part of it.
-RECORDED = ("micro_batches", "intra_op_threads", "onednn", "data_digest")
+RECORDED = ("validation_examples", "micro_batches", "intra_op_threads", "onednn", "data_digest")
 
 # What may name functions in files of the user's own.
 MAY_NAME_CODE = ("noise", "loss")
@@ -146,20 +167,39 @@ def from_json(text: str, source: str) -> RunConfig:
     format_read = values.pop("format", FORMAT)
     if format_read != FORMAT:
         raise UsageError(f"{source}: has format {format_read!r}, of a newer version of dae; this one reads {FORMAT}")
-    types = get_type_hints(RunConfig)
+    kinds = get_type_hints(RunConfig)
     for name, value in values.items():
-        if name not in types:
-            raise UsageError(f"{source}: unknown field {name!r}{nearest(name, types)}")
-        allowed = get_args(types[name]) or (types[name],)
-        if type(value) is int and float in allowed and abs(value) < 2**53:
-            values[name] = float(value)
-        elif type(value) not in allowed:
-            names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            raise UsageError(f"{source}: {name} is {value!r}, which is not of type {names}")
+        if name not in kinds:
+            raise UsageError(f"{source}: unknown field {name!r}{nearest(name, kinds)}")
+        try:
+            values[name] = _of_kind(kinds[name], value)
+        except TypeError:
+            raise UsageError(f"{source}: {name} is {value!r}, which is not of type {_in_words(kinds[name])}") from None
     try:
         return RunConfig(**values)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
+    """A value from JSON as one of the type `kind`: a list as a tuple, and 1 as 1.0; raises TypeError for another."""
+    for one in get_args(kind) if isinstance(kind, types.UnionType) else (kind,):
+        items = get_args(one)
+        if get_origin(one) is tuple and isinstance(value, list) and len(value) == len(items):
+            return tuple(_of_kind(item, part) for item, part in zip(items, value, strict=True))
+        if one is float and type(value) is int and abs(value) < 2**53:
+            return float(value)
+        if type(value) is one:
+            return value
+    raise TypeError
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_in_words, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"[{', '.join(map(_in_words, get_args(kind)))}]"
+    return "null" if kind is type(None) else kind.__name__
 
 
 def read(path: Path) -> RunConfig:

@@ -1,16 +1,16 @@
-"""Where clean images come from: MNIST, which the package carries, or an .npz file of the user's own."""
+"""Where clean images come from, how they are split, and whether they are those that a run was made with."""
 
 import dataclasses
+import functools
 import hashlib
-import lzma
-import tokenize
-import zipfile
-import zlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from dae import arrays, pictures, storage
+from dae.arrays import Found
 from dae.config import RunConfig
 from dae.errors import UsageError, choose
 
@@ -20,6 +20,14 @@ MNIST_DIGESTS = {
     "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
 }
 MNIST_FILE = Path(__file__).parent / "data" / "mnist.npz"
+# What Keras looks for before it downloads, and in which folder.
+KERAS_FILES = {
+    "fashion_mnist": "the four files train-images-idx3-ubyte.gz ... of github.com/zalandoresearch/fashion-mnist "
+    "into {}/fashion-mnist",
+    "cifar10": "www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz as {}/cifar-10-batches-py-target_archive",
+}
+# By default a tenth of the images is split off to validate, and, where there is no test part, to test; at most these.
+MOST_VALIDATION, MOST_TEST = 5_000, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +37,16 @@ class Splits:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    notes: tuple[str, ...] = ()
+    """What the user should be told of how the images were read."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of all the images and their shapes."""
         digest = hashlib.sha256()
         for images in (self.train, self.validation, self.test):
-            digest.update(str(images.shape).encode() + np.ascontiguousarray(images).data)
+            digest.update(str(images.shape).encode())
+            digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
 
     @property
@@ -45,13 +56,13 @@ class Splits:
         return height, width, channels
 
 
-def mnist() -> tuple[np.ndarray, np.ndarray]:
+def mnist() -> Found:
     """MNIST's 60,000 training and 10,000 test images, uint8 [N, 28, 28, 1]; raises UsageError if damaged."""
-    arrays = {name: _read_npz_images(MNIST_FILE, name, "--dataset mnist") for name in MNIST_DIGESTS}
-    for name, array in arrays.items():
-        if hashlib.sha256(array.tobytes()).hexdigest() != MNIST_DIGESTS[name]:
+    train, test, _ = arrays.read_npz(MNIST_FILE)
+    for name, images in (("x_train", train), ("x_test", test)):
+        if hashlib.sha256(np.ascontiguousarray(images).data).hexdigest() != MNIST_DIGESTS[name]:
             raise UsageError(f"--dataset mnist: {MNIST_FILE} is damaged ({name}); install the package again")
-    return arrays["x_train"], arrays["x_test"]
+    return train, test, []
 
 
 def training_labels(config: RunConfig) -> np.ndarray | None:
@@ -61,94 +72,96 @@ def training_labels(config: RunConfig) -> np.ndarray | None:
     """
     if config.data is not None or config.dataset != "mnist":
         return None
-    with np.load(MNIST_FILE, allow_pickle=False) as arrays:
-        return arrays["y_train"]
+    with np.load(MNIST_FILE, allow_pickle=False) as file:
+        return file["y_train"]
 
 
-DATASETS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"mnist": mnist}
+def of_keras(name: str) -> Found:
+    """The images of `keras.datasets`, which downloads them once; raises UsageError where it cannot."""
+    import keras
+
+    try:
+        (train, _), (test, _) = getattr(keras.datasets, name).load_data()
+    except Exception as error:  # no network, a broken file: Keras raises what it likes
+        folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "datasets")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--dataset {name}: Keras could not download or read it ({reason}); "
+            f"without a network, put {KERAS_FILES[name].format(folder)}"
+        ) from None
+    channels = () if train.ndim == 4 else (1,)
+    return train.reshape(*train.shape, *channels), test.reshape(*test.shape, *channels), []
+
+
+DATASETS: dict[str, Callable[[], Found]] = {
+    "mnist": mnist,
+    **{name: functools.partial(of_keras, name) for name in KERAS_FILES},
+}
 
 
 def load(config: RunConfig) -> Splits:
-    """The images that `config` asks for, split; raises UsageError where they are missing, broken or too few."""
-    if config.data is None:
-        train, test = choose(DATASETS, config.dataset, "--dataset")()
-    else:
-        path = Path(config.data)
-        train, test = (_read_npz_images(path, name, "--data") for name in ("x_train", "x_test"))
-        if train.shape[1:] != test.shape[1:]:
-            raise UsageError(f"--data: {path}: x_train has images of {train.shape[1:]}, x_test of {test.shape[1:]}")
-    available = len(train) - config.validation_examples
+    """The images that `config` asks for, split; raises UsageError where they are missing, broken or too few.
+
+    A set without a test part gets one of a tenth of its images, drawn by a fixed seed, not by `config.seed`: runs
+    that differ in that are tested on the same images.
+    """
+    name = f"--dataset {config.dataset}" if config.data is None else f"--data: {config.data}"
+    try:
+        train, test, notes = _found(config)
+        if test is None:
+            if len(train) < 2:
+                raise UsageError(f"{name}: holds one image; needed are two, one to train on and one to test on")
+            # RandomState's permutations are the same in every version of NumPy.
+            shuffled = storage.selected(train, np.random.RandomState(0).permutation(len(train)))
+            tested = min(MOST_TEST, max(1, len(train) // 10))
+            train, test = shuffled[tested:], shuffled[:tested]
+            notes.append(f"no test part: {tested:,} of {len(shuffled):,} images, drawn by a fixed seed, make one")
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read ({error.strerror})") from None
+    if train.shape[1:] != test.shape[1:]:
+        raise UsageError(f"{name}: has training images of {train.shape[1:]}, test images of {test.shape[1:]}")
+    if train[:1000].max() <= 1:
+        notes.append("nothing above 1 of 255, so all but black; where 1 is to be white, save the images as floats")
+    validated = config.validation_examples
+    if validated is None:
+        validated = min(MOST_VALIDATION, len(train) // 10)
+    available = len(train) - validated
     if available < 1:
-        raise UsageError(f"--validation-examples: {config.validation_examples} of {len(train)} leave none to train on")
+        raise UsageError(f"--validation-examples: {validated} of {len(train)} leave none to train on")
     if config.train_examples is not None and config.train_examples > available:
         raise UsageError(
             f"--train-examples: {config.train_examples} is more than the {available} that "
-            f"--validation-examples {config.validation_examples} leaves"
+            f"--validation-examples {validated} leaves"
         )
-    splits = Splits(train[: config.train_examples or available], train[available:], test)
+    trained = config.train_examples or available
+    if trained < config.batch_size:
+        notes.append(f"--batch-size {config.batch_size} is more than the {trained} training images: each step has all")
+    splits = Splits(train[:trained], train[available:], test, tuple(notes))
     if config.data_digest not in (None, splits.digest):
         raise UsageError(
-            f"{'--data ' + config.data if config.data else '--dataset ' + config.dataset}: its images are not those "
-            f"that the run was made with (SHA-256 {splits.digest}, not {config.data_digest})"
+            f"{name}: its images are not those that the run was made with "
+            f"(SHA-256 {splits.digest}, not {config.data_digest})"
         )
     return splits
 
 
-def _read_npz_images(path: Path, name: str, flag: str) -> np.ndarray:
-    """The array `name` of an .npz file as uint8 [N, H, W, C]; raises UsageError for anything else.
-
-    The array's header is held against the archive's own record of its size, and that against the size of the file,
-    before anything is allocated, and pickled objects are refused: a hostile file costs neither memory nor trust.
-    """
-    member = f"{name}.npy"
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            magic = np.lib.format.read_magic(file)
-            if magic not in _HEADER_READERS:
-                raise UsageError(f"{flag}: {path}: {name} has the .npy format {magic}, not 1.0 or 2.0")
-            shape, fortran_order, dtype = _HEADER_READERS[magic](file)
-            if dtype != np.uint8:
-                raise UsageError(f"{flag}: {path}: {name} is {dtype}, not uint8 (0 black to 255 white)")
-            if len(shape) not in (3, 4) or shape[0] < 1 or min(shape[1:3]) < 11 or shape[3:] not in ((), (1,), (3,)):
-                raise UsageError(
-                    f"{flag}: {path}: {name} has shape {shape}, not [N, H, W] or [N, H, W, C] with N from 1, "
-                    "H and W from 11 (SSIM needs that) and C 1 or 3"
-                )
-            size = int(np.prod(shape, dtype=object))
-            if file.tell() + size != archive.getinfo(member).file_size:
-                raise UsageError(f"{flag}: {path}: {name} says shape {shape}, but holds another number of bytes")
-            if size > _MAX_EXPANSION * path.stat().st_size:
-                raise UsageError(f"{flag}: {path}: {name} is packed more than {_MAX_EXPANSION}-fold, as images are not")
-            pixels = np.frombuffer(file.read(), np.uint8)
-        images = pixels.reshape(shape, order="F" if fortran_order else "C")
-    except UsageError:
-        raise
-    except FileNotFoundError:
-        raise UsageError(f"{flag}: {path}: no such file") from None
-    except KeyError:
-        raise UsageError(f"{flag}: {path}: has no array {name!r} (needed: x_train, x_test)") from None
-    except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{flag}: {path}: not a readable .npz file ({reason})") from None
-    return images if images.ndim == 4 else images[..., np.newaxis]
-
-
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-# MNIST, which is mostly black, packs 5-fold; the most that the format can is 1,030-fold.
-_MAX_EXPANSION = 200
-# What zipfile and NumPy are known to raise for broken bytes.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    lzma.LZMAError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+def _found(config: RunConfig) -> Found:
+    """What lies where `config` says, by what it is: a known name, a file or a folder."""
+    path = None if config.data is None else Path(config.data)
+    files = sorted(path.iterdir()) if path is not None and path.is_dir() else []
+    if path is not None and path.is_dir() and not any(arrays.IDX_NAME.fullmatch(file.name) for file in files):
+        return pictures.read(path, config.image_size, config.skip_broken)
+    for flag, given in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
+        if given:
+            raise UsageError(f"{flag}: is for a folder of pictures, which --data does not name here")
+    if path is None:
+        return choose(DATASETS, config.dataset, "--dataset")()
+    if files:
+        return arrays.read_idx(files)
+    if path.suffix == ".npy":
+        return arrays.read_npy(path)
+    if arrays.IDX_NAME.fullmatch(path.name):
+        return arrays.read_idx([path])
+    if path.suffix != ".npz" and path.exists():
+        raise UsageError(f"--data: {path}: not an .npz, .npy or IDX file (train-images-idx3-ubyte), nor a folder")
+    return arrays.read_npz(path)

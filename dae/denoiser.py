@@ -61,6 +61,12 @@ def save_model(model: keras.Model, path: Path) -> None:
         advice.setLevel(level)
 
 
+def check_fits(model: keras.Model, images: np.ndarray) -> None:
+    """Raises UsageError unless `model` takes images like `images`, [N, H, W, C]."""
+    if model.input_shape[1:] != images.shape[1:]:
+        raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
+
+
 def test(
     model: keras.Model, evaluate: Evaluate, config: RunConfig, images: np.ndarray, figure: Path
 ) -> dict[str, float]:
@@ -69,8 +75,7 @@ def test(
     Draws the first few. The noise is that of `config`; `figure` is the path of the picture, a PNG. Raises UsageError
     where model and images do not fit each other.
     """
-    if model.input_shape[1:] != images.shape[1:]:
-        raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
+    check_fits(model, images)
     batches = evaluation_batches(images, config, "test")
     noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
     denoised = model(noisy)

@@ -68,6 +68,13 @@ def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
     _save(path, figure)
 
 
+def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
+    """Writes a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` over the columns."""
+    figure = Figure(figsize=(1.1 * len(next(iter(rows.values()))), 3.5 / 3 * len(rows)), layout="constrained")
+    _draw_rows(figure, rows, titles)
+    _save(path, figure)
+
+
 def save_comparison(
     path: Path, panels: Mapping[str, Mapping[str, tuple[float, float, float]]], rows: Mapping[str, np.ndarray]
 ) -> None:
@@ -92,14 +99,16 @@ def save_comparison(
     _save(path, figure)
 
 
-def _draw_rows(figure: FigureBase, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A row of pictures for each name, which stands at its left; returns their axes, [rows, columns]."""
+def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
+    """A row of pictures for each name, which stands at its left, with `titles` over the columns; returns their axes."""
     axes = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row_axes, images, strict=True):
             axis.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         row_axes[0].set_ylabel(name)
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize="medium")
     return axes
 
 

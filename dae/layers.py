@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 # Layers that do the same in training as in use, so that calling one after the other is calling the model.
-_PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D)
+_PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D, keras.layers.Cropping2D)
 
 
 def fused(model: keras.Model, training: bool = True) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -18,10 +18,11 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def bce(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """Binary cross-entropy, -(x log y + (1 - x) log(1 - y)), mean over pixels: nats per pixel, in [0, 16.2].
+    """Binary cross-entropy, -(x log y + (1 - x) log(1 - y)), mean over pixels: nats per pixel, from 0 up.
 
-    Its minimum over y is at y = x, but not 0 there: a grey pixel has entropy. Source: Keras, which keeps y at least
-    1e-7 away from 0 and 1.
+    Its minimum over y is at y = x, but not 0 there: a grey pixel has entropy. Source: Keras, which computes it from
+    the logits where y comes straight from a sigmoid, and elsewhere keeps y 1e-7 away from 0 and 1 (then it is at most
+    16.2).
     """
     return tf.reduce_mean(keras.losses.binary_crossentropy(clean, denoised), axis=[1, 2])
 

@@ -23,7 +23,8 @@ def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
     It has 16, 8, 8, 8, 8, 16 channels, times `config.width`.
 
     The third convolution of the decoder is 'valid', which takes 16 to 14 and so brings 28 back, as it does other
-    sides that are 4 more than a multiple of 8; no others come back as they went in.
+    sides that are 4 more than a multiple of 8. Where not both sides are, it is 'same': the sides then come back as
+    the next multiple of 8, and what is too much is cropped.
     """
     convolution, pooling = keras.layers.Conv2D, keras.layers.MaxPooling2D
 
@@ -43,9 +44,13 @@ def conv(config: RunConfig, image_shape: Shape) -> keras.Model:
     x = keras.layers.UpSampling2D(2, name="decoder_up_1")(x)
     x = convolution(8 * config.width, 3, **settings("decoder_conv_2"))(x)
     x = keras.layers.UpSampling2D(2, name="decoder_up_2")(x)
-    x = convolution(16 * config.width, 3, **settings("decoder_conv_3", padding="valid"))(x)
+    height, width = image_shape[:2]
+    padding = "valid" if height % 8 == width % 8 == 4 else "same"
+    x = convolution(16 * config.width, 3, **settings("decoder_conv_3", padding=padding))(x)
     x = keras.layers.UpSampling2D(2, name="decoder_up_3")(x)
     denoised = convolution(image_shape[-1], 3, **settings("denoised", activation="sigmoid"))(x)
+    if padding == "same" and (height % 8 or width % 8):
+        denoised = keras.layers.Cropping2D(((0, -height % 8), (0, -width % 8)), name="cropped")(denoised)
     return keras.Model(noisy, denoised, name="conv")
 
 
@@ -56,10 +61,7 @@ def build(config: RunConfig, image_shape: Shape) -> keras.Model:
     """The network that `config` names, with its initial weights; raises UsageError if it does not fit the images."""
     model = choose(MODELS, config.model, "--model")(config, image_shape)
     if model.output_shape[1:] != image_shape:
-        raise UsageError(
-            f"--model {config.model}: images of {image_shape} would come back as {model.output_shape[1:]}; "
-            "give it sides of 12, 20, 28, 36, ..."
-        )
+        raise UsageError(f"--model {config.model}: images of {image_shape} would come back as {model.output_shape[1:]}")
     return model
 
 

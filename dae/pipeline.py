@@ -5,21 +5,21 @@ step, and prefetching or parallel calls cannot change what comes out.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from dae import noise, storage
 from dae.config import RunConfig
-from dae.noise import NOISES
 from dae.randomness import stateless_seed
-from dae.user_code import choose
 
 Batch = tuple[tf.Tensor, tf.Tensor]
 
-# Evaluation draws the noise of so many images at once. Part of what evaluation noise means: two runs with one
-# seed see the same noise whatever their batch sizes.
-EVALUATION_BATCH = 500
+# Evaluation draws the noise of so many values, 500 MNIST images, at once; of large images, of ten. Part of what
+# evaluation noise means: two runs with one seed see the same noise whatever their batch sizes.
+EVALUATION_BATCH_VALUES, LEAST_EVALUATION_BATCH = 500 * 28 * 28, 10
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -35,29 +35,30 @@ def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0)
     """
     examples, batch_size = len(images), config.batch_size
     steps = steps_per_epoch(examples, batch_size)
-    pixels = tf.constant(images)
-    noised = _noised(config)
+    pixels = storage.reader(images)
+    noised = _noised(config, "noise")
 
     def batch(step: tf.Tensor) -> Batch:
         epoch, position = step // steps, step % steps
         places = tf.range(position * batch_size, tf.minimum((position + 1) * batch_size, examples))
         order = stateless_seed(config.seed, "order", epoch)
         shuffled = tf.random.experimental.index_shuffle(places, order, tf.constant(examples - 1, tf.int64))
-        return noised(tf.gather(pixels, shuffled), stateless_seed(config.seed, "noise", step))
+        return noised(pixels(shuffled), step)
 
     return _batches(tf.data.Dataset.range(first_step, steps * config.epochs), batch)
 
 
 def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> tf.data.Dataset:
     """(noisy, clean) batches of all `images` in their order; the same noise every time for one `purpose`."""
-    pixels = tf.constant(images)
-    noised = _noised(config)
+    examples, pixels = len(images), storage.reader(images)
+    batch_size = max(LEAST_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // math.prod(images.shape[1:]))
+    noised = _noised(config, f"{purpose} noise")
 
     def batch(number: tf.Tensor) -> Batch:
-        part = pixels[number * EVALUATION_BATCH : (number + 1) * EVALUATION_BATCH]
-        return noised(part, stateless_seed(config.seed, f"{purpose} noise", number))
+        places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, examples))
+        return noised(pixels(places), number)
 
-    return _batches(tf.data.Dataset.range(steps_per_epoch(len(images), EVALUATION_BATCH)), batch)
+    return _batches(tf.data.Dataset.range(steps_per_epoch(examples, batch_size)), batch)
 
 
 def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
@@ -73,16 +74,26 @@ def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]
 
 
 def _batches(numbers: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:
-    return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Rewriting the graph, from which this one gains nothing, would copy all the images.
+    options.experimental_optimization.apply_default_optimizations = False
+    batches = numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.with_options(options)
 
 
-def _noised(config: RunConfig) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
-    """The function `(pixels, seed) -> (noisy, clean)` of a run's noise; raises UsageError for an unknown one."""
-    noise = choose(NOISES, config.noise, "--noise")
+def _noised(config: RunConfig, purpose: str) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    """The function `(pixels, number of the batch) -> (noisy, clean)` of a run's noise, which is drawn for `purpose`."""
+    low, high = config.noise_range
+    add_noise = noise.named(config.noise, high)
 
-    def noised(pixels: tf.Tensor, seed: tf.Tensor) -> Batch:
+    def noised(pixels: tf.Tensor, number: tf.Tensor) -> Batch:
         clean = tf.cast(pixels, tf.float32) / 255.0
-        noisy = noise(clean, config.noise_level, seed)
+        level: float | tf.Tensor = low
+        if low < high:
+            one_each = (tf.shape(clean)[0], 1, 1, 1)
+            seed = stateless_seed(config.seed, f"{purpose} level", number)
+            level = tf.random.stateless_uniform(one_each, seed, low, high)
+        noisy = add_noise(clean, level, stateless_seed(config.seed, purpose, number))
         return tf.clip_by_value(noisy, 0.0, 1.0) if config.clip_noise else noisy, clean
 
     return noised

@@ -35,5 +35,5 @@ def _write_codes(run: Run) -> None:
     labels = datasets.training_labels(run.config)
     if labels is not None:
         # Those that validate come last.
-        labels = labels[-run.config.validation_examples :][: len(clean)]
+        labels = labels[-len(run.splits.validation) :][: len(clean)]
     projector.write_codes(run.folder / "tensorboard", encoder(noisy).numpy(), clean.numpy(), labels)

@@ -27,8 +27,8 @@ CODE = "code"
 
 def new(config: RunConfig) -> Path:
     """Makes a folder of a readable name under `runs/` that nothing has yet, and returns its path."""
-    data = config.dataset if config.data is None else Path(config.data).stem
-    name = readable(f"{data}-{config.model}-{config.loss}")
+    data = config.dataset if config.data is None else Path(config.data).resolve().stem
+    name = "-".join(readable(part) for part in (data, config.model, config.loss))
     path, number = Path("runs") / name, 1
     while True:
         try:

@@ -188,10 +188,12 @@ def _text(tag: str, head: Sequence[str], rows) -> None:
 
 
 def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
-    """The settings as TensorBoard's HParams tab takes them: without what is not set, and without digests."""
+    """The settings as TensorBoard's HParams tab takes them: pairs as text, without what is not set, and digests."""
     settings = dataclasses.asdict(config) | {"loss": user_code.label(config.loss), "data_digest": None}
     settings["noise"] = user_code.label(config.noise)
-    return {name: value for name, value in settings.items() if value is not None}
+    return {
+        name: str(value) if isinstance(value, tuple) else value for name, value in settings.items() if value is not None
+    }
 
 
 def grid(*columns: np.ndarray) -> np.ndarray:

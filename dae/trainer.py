@@ -16,6 +16,7 @@ from dae import (
     machine,
     metrics,
     models,
+    noise,
     optimizers,
     profiling,
     results,
@@ -28,7 +29,6 @@ from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.errors import RunError, Stopped, UsageError
 from dae.losses import Loss, WeightedSum
-from dae.noise import NOISES
 from dae.pipeline import Batch, evaluation_batches, steps_per_epoch, training_batches
 from dae.progress import Progress, epoch_in_words
 from dae.run import Run
@@ -97,7 +97,8 @@ def train(
         evaluate = metrics.evaluator(model, total, parts)
         progress = Progress(quiet)
         run = Run(config, folder, splits, model, total, evaluate, checkpoints, progress)
-        progress.say(began)
+        for said in (*splits.notes, began):
+            progress.say(said)
         progress.show_layers(model)
         try:
             train_step = make_train_step(model, optimizer, total, checkpoints.state, parts)
@@ -120,10 +121,10 @@ def prepare(config: RunConfig, given: Loss | None = None) -> tuple[RunConfig, Sp
     """
     config = machine.settle(config)
     splits = datasets.load(config)
-    config = dataclasses.replace(config, data_digest=splits.digest)
+    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
     model = models.build(config, splits.image_shape)
     loss = losses.load(config.loss) if given is None else losses.given(given, config.loss)
-    user_code.choose(NOISES, config.noise, "--noise")
+    noise.check(config, splits.image_shape)
     if not {term.function for term in loss.terms} <= set(losses.LOSSES.values()):  # those that ship are tested
         noisy, clean = next(iter(training_batches(splits.train, config).take(1)))
         loss_contract.check(loss, clean, model(noisy))

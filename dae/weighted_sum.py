@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dae import user_code
 from dae.errors import UsageError
 
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(
     rf"\s*(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>{user_code.REFERENCE}|[^\W\d]\w*)\s*(?P<end>\+|$)", re.ASCII
 )

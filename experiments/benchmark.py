@@ -54,16 +54,21 @@ class BenchmarkArguments:
     """Exit with 1 unless dae is at least so many times as fast as fit."""
     scaling: bool = False
     """Instead: how the cost of dae and fit grows with batch size, side of the images, width and cores."""
+    pipelines: bool = False
+    """Instead: the images that the pipeline alone delivers with each noise, against those that the train step takes."""
 
 
 class Process:
     """A running contender that has trained its first epoch, in which it warmed up."""
 
-    def __init__(self, name: str, config: RunConfig, cores: int | None = None) -> None:
+    def __init__(self, name: str, config: RunConfig, cores: int | None = None, folder: Path | None = None) -> None:
+        """Starts it on so many cores (default: all), with `folder` for its files (default: a temporary one)."""
         contender, environment, _ = ENTRIES.get(name, (name, {}, None))
         self._scratch = tempfile.TemporaryDirectory()
-        self._said = Path(self._scratch.name) / "said"
-        path = Path(self._scratch.name) / "config.json"
+        folder = folder or Path(self._scratch.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._said = folder / "said"
+        path = folder / "config.json"
         path.write_text(configs.to_json(config), encoding="utf-8")
         own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
         script = str(Path(__file__).with_name("contenders.py"))
@@ -88,10 +93,18 @@ class Process:
 
     def epoch(self) -> dict[str, float]:
         """Lets it train one epoch; its `seconds` and its `validation_bce`."""
+        self._go_on()
+        return self._answer()
+
+    def finish(self) -> None:
+        """Lets it do what comes after its last epoch."""
+        self._go_on()
+        self._process.wait()
+
+    def _go_on(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def peak_megabytes(self) -> float | None:
         """The most memory it has had resident, where the system tells."""
@@ -222,6 +235,28 @@ def scaling(arguments: BenchmarkArguments) -> None:
     write(arguments, table, {"scaling": results})
 
 
+def pipelines(arguments: BenchmarkArguments) -> None:
+    """The third mode: the pipeline alone, with each noise at one level and at a range, and the train step alone."""
+    from dae.noise import NOISES
+
+    config = RunConfig(
+        train_examples=arguments.train_examples, batch_size=arguments.batch_size, epochs=arguments.rounds + 2
+    )
+    cases = {"train step": ("step_alone", config)}
+    for name in NOISES:
+        for level in (0.1, 0.5, (0.1, 0.8)):
+            settings = dataclasses.replace(config, noise=name, noise_level=level)
+            cases[f"{name} {level}"] = ("pipeline_alone", settings)
+    speeds = {}
+    for case, (contender, settings) in tqdm(cases.items(), unit=" cases", disable=None):
+        seconds = in_turns([contender], settings, arguments.rounds)[contender]["seconds"]
+        speeds[case] = arguments.train_examples / statistics.median(seconds)
+    rows = [f"| {case} | {speed:,.0f} | {speed / speeds['train step']:.1f} |" for case, speed in speeds.items()]
+    table = "\n".join(["| alone | images/s | times the train step |\n| --- | --- | --- |", *rows]) + "\n"
+    print(table)
+    write(arguments, table, {"pipelines": speeds})
+
+
 def write_images(path: Path, side: int) -> str:
     """Digits repeated side by side to images of `side` x `side`, as an .npz file; its path."""
     from dae import datasets
@@ -235,6 +270,7 @@ def write_images(path: Path, side: int) -> str:
 
 def about(arguments: Any) -> dict[str, Any]:
     """What figures depend on: date, machine, versions, command."""
+    command_line.load_tensorflow(RunConfig())
     from dae import machine
 
     peers = {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)}
@@ -277,7 +313,7 @@ def main() -> None:
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
         raise UsageError("--require: needs both 'fit' and 'dae' among --only")
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    (scaling if arguments.scaling else compare)(arguments)
+    (scaling if arguments.scaling else pipelines if arguments.pipelines else compare)(arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
 
-python experiments/contenders.py NAME CONFIG.json: after each epoch, says on stdout how many seconds it took and, in
-nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin.
+python experiments/contenders.py NAME FOLDER/config.json: after each epoch, says on stdout how many seconds it took and,
+in nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin. A run that it
+writes is FOLDER/run.
 """
 
 import contextlib
@@ -53,8 +54,8 @@ def loop(config: RunConfig, lap: Lap) -> None:
     command_line.load_tensorflow(config)
     from dae import trainer
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.train(config, Path(folder) / "run", after_epoch=lambda line: lap(line.get("validation_bce")))
+    run_dir = Path(sys.argv[2]).with_name("run")
+    trainer.train(config, run_dir, after_epoch=lambda line: lap(line.get("validation_bce")))
 
 
 def _make_stderr_a_terminal() -> None:
@@ -184,8 +185,54 @@ def matrix_product(config: RunConfig, lap: Lap) -> None:
         lap()
 
 
+def pipeline_alone(config: RunConfig, lap: Lap) -> None:
+    """The batches of this package, which nobody uses."""
+    from dae import command_line
+
+    command_line.load_tensorflow(config)
+    from dae import datasets, pipeline
+
+    images = datasets.load(config).train
+    for number, _ in enumerate(pipeline.training_batches(images, config), 1):
+        if number % pipeline.steps_per_epoch(len(images), config.batch_size) == 0:
+            lap()
+
+
+def step_alone(config: RunConfig, lap: Lap) -> None:
+    """The train step of this package, on one batch over and over."""
+    from dae import command_line
+
+    command_line.load_tensorflow(config)
+    from dae import optimizers, pipeline, trainer
+    from dae.checkpoints import Checkpoints
+    from dae.train_step import make_train_step
+
+    config, splits, model, loss = trainer.prepare(config)
+    noisy, clean = next(iter(pipeline.training_batches(splits.train, config)))
+    steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    optimizer = optimizers.build(config, config.epochs * steps)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Checkpoints(Path(folder), model, optimizer, losses=len(loss.names)).state
+        train_step = make_train_step(model, optimizer, loss, state, config.micro_batches or 1)
+        while True:
+            for _ in range(steps):
+                mean_loss = train_step(noisy, clean)
+            float(mean_loss)
+            lap()
+
+
 CONTENDERS = {
-    function.__name__: function for function in (loop, fit, torch_eager, torch_compile, jax_jit, matrix_product)
+    function.__name__: function
+    for function in (
+        loop,
+        fit,
+        torch_eager,
+        torch_compile,
+        jax_jit,
+        matrix_product,
+        pipeline_alone,
+        step_alone,
+    )
 }
 
 

@@ -45,6 +45,11 @@ def test_a_resume_starts_from_the_runs_own_configuration(tmp_path):
         ("--losss bce", "Unrecognized options: --losss, bce (did you mean --loss STR)"),
         ("--epochs x", "Error parsing --epochs: invalid literal for int() with base 10: 'x' (allowed: --epochs INT)"),
         ("--epochs 0", "--epochs: 0 is not a whole number from 1 to a million"),
+        (
+            "--noise-level 1 2 3",
+            "Error parsing --noise-level: no type matching FLOAT|{FLOAT FLOAT} could be instantiated from "
+            "['1', '2', '3']. (allowed: --noise-level FLOAT|{FLOAT FLOAT})",
+        ),
         ("--epochs", "Missing value for argument '--epochs'. Expected 1 values."),
         ("words", "Unrecognized options: words"),
         ("--preset tutrial", "--preset: unknown name 'tutrial'; did you mean 'tutorial'? (known: "),

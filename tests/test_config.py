@@ -16,8 +16,9 @@ CONFIGS = st.builds(
     dataset=st.text(),
     data=st.none() | st.text(),
     train_examples=st.none() | st.integers(1, 10**9),
-    validation_examples=st.integers(0, 10**9),
-    noise_level=st.floats(0, 1e6),
+    validation_examples=st.none() | st.integers(0, 10**9),
+    image_size=st.none() | st.integers(11, 2**15) | st.tuples(st.integers(11, 2**15), st.integers(11, 2**15)),
+    noise_level=st.floats(0, 1e6) | st.tuples(st.floats(0, 1), st.floats(1, 1e6)),
     clip_noise=st.booleans(),
     loss=st.text(),
     width=st.integers(1, 1024),
@@ -71,6 +72,9 @@ def test_any_text_is_a_valid_configuration_or_refused(text):
     [
         ({"epochs": 0}, "--epochs: 0 is not a whole number from 1"),
         ({"noise_level": -0.1}, "--noise-level: -0.1 is not"),
+        ({"noise_level": (0.8, 0.1)}, r"--noise-level: \(0.8, 0.1\) is not .* the lower first"),
+        ({"noise_level": (0.1, math.nan)}, "--noise-level: .* is not"),
+        ({"image_size": (28, 10)}, r"--image-size: \(28, 10\) is not"),
         ({"learning_rate": math.nan}, "--learning-rate: nan is not"),
         ({"batch_size": 0}, "--batch-size: 0 is not"),
         ({"seed": -1}, "--seed: -1 is not"),
@@ -92,11 +96,19 @@ def test_values_out_of_range_are_refused_by_flag_and_value(values, message):
         ('{"epochs": true}', "epochs is True"),
         ('{"format": 2}', "has format 2, of a newer version"),
         ('{"noise_level": 1e999}', "--noise-level: inf"),
+        ('{"noise_level": [0.1]}', r"noise_level is \[0.1\], which is not of type float or \[float, float\]"),
+        ('{"noise_level": [0.1, "x"]}', "which is not of type float or"),
+        ('{"noise_level": [0.5, 0.1]}', "the lower first"),
     ],
 )
 def test_a_broken_config_file_is_refused_with_the_reason(text, message):
     with pytest.raises(UsageError, match=f"x.json: .*{message}".replace("?", r"\?")):
         configs.from_json(text, "x.json")
+
+
+def test_levels_of_json_are_those_of_python():
+    assert configs.from_json('{"noise_level": 1}', "x").noise_level == 1.0
+    assert configs.from_json('{"noise_level": [0, 1]}', "x") == RunConfig(noise_level=(0.0, 1.0))
 
 
 def test_a_resume_may_ask_for_more_epochs_and_other_checkpoints_and_nothing_else(tmp_path):

@@ -1,13 +1,14 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dae.config import RunConfig
-from dae.errors import UsageError
-from dae.noise import gaussian
+from dae.noise import NOISES, standard_normal
 from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dae.randomness import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
 
@@ -102,11 +103,39 @@ def test_evaluation_keeps_the_order_and_repeats_its_noise(images):
     assert not np.array_equal(noisy, arrays(evaluation_batches(images, CONFIG, "validation"))[0][0])
 
 
-def test_noise_of_level_0_is_none(images):
-    clean = tf.constant(images / np.float32(255))
-    np.testing.assert_array_equal(gaussian(clean, 0.0, tf.constant([1, 2])), clean)
+def test_the_default_noise_is_what_it_was_when_there_was_one_level_only(images):
+    """As a formula, since its bits are TensorFlow's: order, seeds and level of a step decide the batch and no more."""
+    (noisy, clean), *_ = arrays(training_batches(images, CONFIG))
+    order = tf.random.experimental.index_shuffle(
+        tf.range(32, dtype=tf.int64), stateless_seed(0, "order", 0), tf.constant(99, tf.int64)
+    )
+    expected = tf.cast(tf.gather(images, order), tf.float32) / 255.0
+    np.testing.assert_array_equal(clean, expected)
+    added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "noise", 0))
+    np.testing.assert_array_equal(noisy, tf.clip_by_value(expected + added, 0.0, 1.0))
 
 
-def test_an_unknown_noise_is_refused(images):
-    with pytest.raises(UsageError, match="--noise: unknown name 'gausian'; did you mean 'gaussian'"):
-        training_batches(images, dataclasses.replace(CONFIG, noise="gausian"))
+def test_a_range_of_levels_gives_each_image_its_own(images):
+    config = dataclasses.replace(CONFIG, noise_level=(0.1, 0.8), clip_noise=False, batch_size=100, epochs=20)
+    batches = training_batches(images, config)
+    assert_same(arrays(batches), arrays(batches))
+    levels = np.concatenate([(noisy - clean).std(axis=(1, 2, 3)) for noisy, clean in arrays(batches)])
+    # 2,000 levels, each measured to 0.8 / sqrt(2 * 784) at worst.
+    assert 0.09 < levels.min() < 0.11
+    assert 0.75 < levels.max() < 0.87
+    assert levels.mean() == pytest.approx(0.45, abs=5 * 0.7 / math.sqrt(12 * 2000))
+    first, second = (arrays(evaluation_batches(images, config, "test"))[0] for _ in range(2))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert (first[0] - first[1]).std(axis=(1, 2, 3)).std() > 0.1
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_clipped_noise_stays_in_the_range_of_images(images, noise):
+    for noisy, _ in arrays(training_batches(images, dataclasses.replace(CONFIG, noise=noise, noise_level=(0, 1)))):
+        assert noisy.dtype == np.float32
+        assert 0 <= noisy.min() <= noisy.max() <= 1
+
+
+def test_large_images_are_evaluated_in_smaller_batches():
+    large = np.zeros((25, 500, 400, 3), np.uint8)
+    assert [len(clean) for _, clean in arrays(evaluation_batches(large, CONFIG, "test"))] == [10, 10, 5]

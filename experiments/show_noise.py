@@ -1,0 +1,56 @@
+"""Draws noise models and levels on real images: python experiments/show_noise.py."""
+
+import dataclasses
+from pathlib import Path
+
+from dae import command_line
+from dae.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowNoiseArguments:
+    """Draw what each noise model does to an image at each level."""
+
+    noises: tuple[str, ...] | None = None
+    """Noise models, each a row (default: all)."""
+    noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    """Levels, each a column."""
+    output: str = "noise.png"
+    """Where to write the picture."""
+    dataset: str = "mnist"
+    """As of run.py."""
+    data: str | None = None
+    """As of run.py."""
+    image_size: int | tuple[int, int] | None = None
+    """As of run.py."""
+    clip_noise: bool = True
+    """Clip noisy images to [0, 1]; what leaves that is shown as black or white in any case."""
+    seed: int = 0
+    """Decides the noise."""
+
+
+def main() -> None:
+    arguments = command_line.parse(ShowNoiseArguments)
+    names = ("dataset", "data", "image_size", "clip_noise", "seed")
+    config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
+    command_line.load_tensorflow(config)
+    from dae import datasets, figures, pipeline, run_directory, user_code
+    from dae.noise import NOISES
+
+    run_directory.check_output(Path(arguments.output), (".png",), "--output")
+    images = datasets.load(config).test
+    rows: dict[str, list] = {}
+    for number, name in enumerate(arguments.noises or NOISES):
+        one = images[number % len(images)][None]
+        row = rows.setdefault(user_code.label(name), [])
+        for level in arguments.noise_levels:
+            settings = dataclasses.replace(config, noise=name, noise_level=level)
+            ((noisy, _),) = pipeline.evaluation_batches(one, settings, "shown")
+            row.append(noisy[0].numpy())
+    titles = [f"level {level:g}" for level in arguments.noise_levels]
+    figures.save_grid(Path(arguments.output), rows, titles)
+    print(f"picture: {arguments.output}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
