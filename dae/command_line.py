@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -17,12 +17,10 @@ from dae import config as configs
 from dae.config import PRESETS, RunConfig
 from dae.errors import RunError, Stopped, UsageError, choose
 
-Arguments = TypeVar("Arguments")
-
 
 @dataclasses.dataclass(frozen=True)
-class RunArguments:
-    """Train a denoising autoencoder, as the tutorial does, with a training loop of its own."""
+class _Start:
+    """What decides the configuration that the other flags go over."""
 
     run_dir: str | None = None
     """Folder for everything that the run writes (default: a new one under runs/)."""
@@ -32,6 +30,12 @@ class RunArguments:
     """Start from a named configuration: default, fast (12 epochs with a falling rate), tutorial or quick."""
     config: str | None = None
     """Start from a config.json, such as that of another run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArguments(_Start):
+    """Train a denoising autoencoder, as the tutorial does, with a training loop of its own."""
+
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write a trace of a few training steps to the run's tensorboard folder."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -47,17 +51,17 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
     That is --preset or --config where given, else, with --resume, the run's own, else the default.
     Prints the help and exits with 0 for --help; raises UsageError for a mistake.
     """
-    given = parse(RunArguments, argv)
+    given, _ = parse(_Start, argv, add_help=False, return_unknown_args=True)
     if given.preset is not None and given.config is not None:
         raise UsageError("--preset and --config: give one of them")
     saved_at = Path(given.run_dir) / "config.json" if given.run_dir and given.resume else None
     saved = configs.read(saved_at) if saved_at is not None and os.path.exists(saved_at) else None
-    start = saved or given.settings
+    start = saved or PRESETS["default"]
     if given.preset is not None:
         start = choose(PRESETS, given.preset, "--preset")
     elif given.config is not None:
         start = configs.read(Path(given.config))
-    arguments = parse(RunArguments, argv, RunArguments(settings=start))
+    arguments = parse(RunArguments, argv, default=RunArguments(settings=start))
     settings = arguments.settings
     settings = configs.pinned(settings)
     if settings.data is not None:  # so that a rerun from another folder finds it
@@ -67,12 +71,15 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
     return dataclasses.replace(arguments, settings=settings)
 
 
-def parse(arguments_class: type[Arguments], argv: list[str] | None = None, default: Any = None) -> Arguments:
-    """The command line as a dataclass; prints help and exits with 0 for --help; raises UsageError for a mistake."""
+def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) -> Any:
+    """The command line as a dataclass; prints help and exits with 0 for --help; raises UsageError for a mistake.
+
+    `options` are those of `tyro.cli`.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(arguments_class, args=argv, **({} if default is None else {"default": default}))
+            return tyro.cli(arguments_class, args=argv, **options)
     except SystemExit as leaving:
         if not leaving.code:
             raise

@@ -1,5 +1,7 @@
 """What a run says on the terminal: lines on stdout, and where stderr is a terminal, a progress bar there."""
 
+import sys
+
 import keras
 import tensorflow as tf
 from tqdm import tqdm
@@ -16,6 +18,10 @@ class Progress:
         """Prints a line, above the progress bar if there is one."""
         if not self.quiet:
             tqdm.write(line)
+
+    def warn(self, line: str) -> None:
+        """Prints a line on stderr, also when quiet."""
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
     def show_layers(self, model: keras.Model) -> None:
         """Prints the table of a network's layers, as wide as the terminal has room for."""

@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
@@ -38,3 +39,8 @@ class Run:
         """The first (noisy, clean) validation images, or training images where none validates, for TensorBoard."""
         images = self.splits.validation if self.config.validation_examples else self.splits.train
         return next(iter(evaluation_batches(images, self.config, "validation")))
+
+    def returns_one_image(self) -> bool:
+        """Whether the model returns nearly the same, whatever it is given: on average less than 0.005 apart."""
+        denoised = self.model(self.examples[0][:20]).numpy()
+        return len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.005

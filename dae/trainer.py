@@ -175,6 +175,11 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
             line["seconds"] = run.checkpoints.count_seconds()
             run_directory.append_metrics(run.folder, line)
             run.progress.say(epoch_in_words(line, config.epochs))
+            if epoch == epochs_done + 1 and run.returns_one_image():
+                run.progress.warn(
+                    "the network returns nearly the same image whatever it is given, and may never learn more; "
+                    f"add bce to the loss (--loss 'bce + {user_code.label(config.loss)}') or change --learning-rate"
+                )
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
             if after_epoch is not None:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import EXPERIMENTS, run_script
@@ -26,6 +27,10 @@ def test_flags_go_over_the_preset():
     assert parse("--preset tutorial --epochs 2 --noise-level 0.3 --no-clip-noise").settings == RunConfig(
         validation_examples=0, epochs=2, noise_level=0.3, clip_noise=False
     )
+
+
+def test_flags_that_only_a_preset_allows_go_over_it():
+    assert parse("--preset fast --warmup-steps 300").settings == replace(PRESETS["fast"], warmup_steps=300)
 
 
 def test_flags_go_over_a_config_file(tmp_path):

@@ -61,6 +61,14 @@ def test_the_losses_fall(tiny_run):
     assert lines[-1]["validation_loss"] < 0.5
 
 
+@pytest.mark.parametrize(("loss", "warns"), [("mse", True), ("bce + mse", False)])
+def test_a_network_that_turns_black_is_warned_of(loss, warns, tmp_path, capsys):
+    """At the default learning rate mse alone does that to this network; so it does with Keras's `fit`."""
+    config = RunConfig(train_examples=5000, validation_examples=64, batch_size=64, epochs=1, loss=loss)
+    trainer.train(config, tmp_path / "run")
+    assert ("returns nearly the same image" in capsys.readouterr().err) == warns
+
+
 def test_the_same_configuration_gives_the_same_bits(tiny_run, tmp_path):
     trainer.train(TINY, tmp_path / "again")
     assert_same_results(tmp_path / "again", tiny_run)
