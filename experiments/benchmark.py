@@ -92,7 +92,7 @@ class Process:
         self.first_epoch = self._answer()
 
     def epoch(self) -> dict[str, float]:
-        """Lets it train one epoch; its `seconds` and its `validation_bce`."""
+        """Lets it train one epoch; its `seconds` and what else it says of it."""
         self._go_on()
         return self._answer()
 
@@ -130,7 +130,10 @@ class Process:
 
 
 def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None = None) -> dict[str, dict]:
-    """{name: {"seconds": of each round, "peak_megabytes"}}; one that cannot run is named and left out."""
+    """{name: {"seconds": of each round, "summary_share", "peak_megabytes"}}; one that cannot run is named and left out.
+
+    The share is that of TensorBoard's summaries in the time of all epochs.
+    """
     processes: dict[str, Process] = {}
     results: dict[str, dict] = {}
     try:
@@ -139,12 +142,14 @@ def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None
                 processes[name] = Process(name, config, cores)
             except RunError as error:
                 tqdm.write(str(error))
-        seconds: dict[str, list[float]] = {name: [] for name in processes}
+        epochs: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
         for _ in tqdm(range(rounds), unit=" rounds", disable=None):
             for name, process in processes.items():
-                seconds[name].append(process.epoch()["seconds"])
+                epochs[name].append(process.epoch())
         for name, process in processes.items():
-            results[name] = {"seconds": seconds[name], "peak_megabytes": process.peak_megabytes()}
+            seconds = [epoch["seconds"] for epoch in epochs[name]]
+            share = sum(epoch.get("summary_seconds", 0) for epoch in epochs[name]) / sum(seconds)
+            results[name] = {"seconds": seconds, "summary_share": share, "peak_megabytes": process.peak_megabytes()}
     finally:
         for process in processes.values():
             process.close()
@@ -198,6 +203,8 @@ def compare(arguments: BenchmarkArguments) -> None:
     head += "| --- | --- | --- | --- | --- | --- |"
     table = "\n".join([head, *rows]) + "\n"
     print(f"{table}\nmatrix products: {rate / 1e9:.0f} GFLOP/s, the limit: {limit:,.0f} images/s")
+    if "dae" in results:
+        print(f"TensorBoard's summaries, counted in: {results['dae']['summary_share']:.1%} of dae's epochs")
     write(arguments, table, {"matrix_product_flops": rate, "limit_images_per_second": limit, "results": results})
     draw(Path(arguments.output) / "benchmark.png", {name: r["images_per_second"] for name, r in results.items()})
     if arguments.require is not None:
@@ -213,7 +220,7 @@ def scaling(arguments: BenchmarkArguments) -> None:
     cases: list[tuple[str, int, dict, int | None]] = []
     for size in (32, 128, 512, 2048):
         cases.append(("batch size", size, {"batch_size": size, "train_examples": max(2560, 3 * size)}, None))
-    for side in (28, 60, 108):
+    for side in (28, 56, 112):
         cases.append(("side", side, {"train_examples": 1280}, None))
     for width in (1, 2, 4):
         cases.append(("width", width, {"width": width, "train_examples": 1280}, None))

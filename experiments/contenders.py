@@ -1,8 +1,8 @@
 """What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
 
-python experiments/contenders.py NAME FOLDER/config.json: after each epoch, says on stdout how many seconds it took and,
-in nats per pixel, the validation BCE (null where it validates nothing), and waits for a line on stdin. A run that it
-writes is FOLDER/run.
+python experiments/contenders.py NAME FOLDER/config.json: after each epoch, says on stdout, as JSON, its `seconds` and
+what else it knows of it (`validation_bce`, in nats per pixel), and waits for a line on stdin. A run that it writes is
+FOLDER/run.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ Lap = Callable[..., None]
 
 
 def stopwatch() -> Lap:
-    """A function that ends one epoch, with the validation BCE if there is one, and starts the next."""
+    """A function that ends one epoch, with what is known of it, and starts the next."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints
     started = time.perf_counter()
 
-    def lap(validation_bce: float | None = None) -> None:
+    def lap(known: Mapping[str, float] | None = None) -> None:
         nonlocal started
-        answer = {"seconds": time.perf_counter() - started, "validation_bce": validation_bce}
+        answer = {**(known or {}), "seconds": time.perf_counter() - started}
         print(json.dumps(answer), file=answers, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
@@ -54,8 +54,7 @@ def loop(config: RunConfig, lap: Lap) -> None:
     command_line.load_tensorflow(config)
     from dae import trainer
 
-    run_dir = Path(sys.argv[2]).with_name("run")
-    trainer.train(config, run_dir, after_epoch=lambda line: lap(line.get("validation_bce")))
+    trainer.train(config, Path(sys.argv[2]).with_name("run"), after_epoch=lap)
 
 
 def _make_stderr_a_terminal() -> None:
@@ -82,7 +81,7 @@ def fit(config: RunConfig, lap: Lap) -> None:
         history = model.fit(
             noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0
         )
-        lap(history.history["val_loss"][0])
+        lap({"validation_bce": history.history["val_loss"][0]})
 
 
 def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:
