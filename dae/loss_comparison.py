@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from dae import datasets, denoiser, figures, run_directory, trainer
@@ -34,6 +35,8 @@ def train(losses: Sequence[str], settings: RunConfig, seeds: Sequence[int], outp
     The runs are in `output`/NAME/seed-N; finished ones are left alone and others gone on with, so that the same call
     goes on after any stop. Raises UsageError for a mistake in any of the losses before the first is trained.
     """
+    # Each run compiles functions of its own; TensorFlow takes them for one that is compiled again and again.
+    tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     configs: dict[str, RunConfig] = {}
     for loss in losses:
         config = pinned(dataclasses.replace(settings, loss=loss))

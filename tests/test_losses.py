@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, fuzz, run_script
+from conftest import EXPERIMENTS, TINY, fuzz, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -250,8 +250,8 @@ def test_a_loss_with_the_wrong_arguments_is_refused(batch, tmp_path):
         loss_contract.check(losses.load(f"{tmp_path}/mine.py:mine"), *batch)
 
 
-@pytest.mark.parametrize("text", [*LOSSES, "bce + 0.1*ssim"])
-def test_the_losses_that_ship_keep_the_contract(text, batch, capsys):
+@pytest.mark.parametrize("text", [*LOSSES, "bce + 0.1*ssim", f"bce + 0.5*{EXPERIMENTS}/my_losses.py:edges"])
+def test_the_losses_that_ship_and_the_example_keep_the_contract(text, batch, capsys):
     loss_contract.check(losses.load(text), *batch)
     assert capsys.readouterr().err == ""
 
