@@ -70,9 +70,6 @@ def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> E
                 of_parts[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums_of_parts) for name, sums_of_parts in of_parts.items()}
 
-    # Each size of batch is traced once; TensorFlow adds up those of all evaluators of a process, and would warn.
-    sums._omit_frequent_tracing_warning = True
-
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         totals, images = dict.fromkeys(names, 0.0), 0
         for noisy, clean in batches:
