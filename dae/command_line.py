@@ -62,10 +62,7 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
     elif given.config is not None:
         start = configs.read(Path(given.config))
     arguments = parse(RunArguments, argv, default=RunArguments(settings=start))
-    settings = arguments.settings
-    settings = configs.pinned(settings)
-    if settings.data is not None:  # so that a rerun from another folder finds it
-        settings = dataclasses.replace(settings, data=os.path.abspath(settings.data))
+    settings = configs.pinned(arguments.settings)
     if saved is not None and given.run_dir is not None:
         settings = configs.resuming(saved, settings, Path(given.run_dir))
     return dataclasses.replace(arguments, settings=settings)

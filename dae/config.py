@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -229,12 +230,14 @@ def with_code(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """`config` with its loss in one spelling, and the user's files made absolute, with their digests.
+    """`config` with its loss in one spelling, and the user's paths made absolute, those of .py files with digests.
 
-    Raises UsageError where the loss is no sum, or a file cannot be read.
+    Raises UsageError where the loss is no sum, or a .py file cannot be read.
     """
     if not user_code.is_given(config.loss):
         config = dataclasses.replace(config, loss=weighted_sum.canonical(config.loss, flag("loss")))
+    if config.data is not None:
+        config = dataclasses.replace(config, data=os.path.abspath(config.data))
     return with_code(config, lambda name, text: user_code.pinned(text, flag(name)))
 
 
