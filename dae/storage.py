@@ -10,9 +10,9 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from dae.errors import UsageError
 
@@ -62,8 +62,10 @@ def selected(images: np.ndarray, places: np.ndarray) -> np.ndarray:
     return stored((len(places), *images.shape[1:]), (images[some] for some in np.array_split(places, parts)))
 
 
-def reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
+def reader(images: np.ndarray) -> Callable[[Any], Any]:
     """The function from indices, [n], to pixels, uint8 [n, H, W, C]; what is mapped is not copied."""
+    import tensorflow as tf  # here, since images are also read by programs of PyTorch, which it makes crash
+
     if not isinstance(images, np.memmap):
         pixels = tf.constant(images)
         return lambda indices: tf.gather(pixels, indices)
