@@ -36,9 +36,8 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     MemoryError,
-    RuntimeError,
+    RuntimeError,  # also zipfile's for a compression that it does not know
     SyntaxError,
-    NotImplementedError,
     struct.error,
     lzma.LZMAError,
     tokenize.TokenError,
