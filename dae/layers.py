@@ -77,7 +77,18 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
     four = tf.nn.conv2d(x, small_kernel, strides=1, padding=layer.padding.upper())
     if layer.use_bias:
         four = tf.nn.bias_add(four, tf.tile(tf.convert_to_tensor(layer.bias), [4]))
-    return layer.activation(tf.nn.depth_to_space(four, 2))
+    return layer.activation(_pixels_from_channels(four))
+
+
+def _pixels_from_channels(x: tf.Tensor) -> tf.Tensor:
+    """`tf.nn.depth_to_space(x, 2)`: from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
+
+    TensorFlow's own operation and its gradient move one value at a time where C is 1. Saves 5 % of the time of a
+    training step of `conv`.
+    """
+    _, height, width, channels = keras.ops.shape(x)  # numbers where the graph knows them
+    x = tf.reshape(x, [-1, height, width, 2, 2, channels // 4])
+    return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, 2 * height, 2 * width, channels // 4])
 
 
 def _pools(layer: keras.layers.Layer, pooling: keras.layers.Layer) -> bool:
