@@ -40,7 +40,7 @@ PRODUCT_OPERATIONS = 20 * 2 * 2048**3
 class BenchmarkArguments:
     """Time whole epochs of training, contender after contender, round after round, each in a process of its own."""
 
-    output: str = "benchmark"
+    output: str = "runs/benchmark"
     """Folder for benchmark.json, benchmark.md and benchmark.png."""
     only: tuple[str, ...] = tuple(ENTRIES)
     """Contenders, by their names in the table; those whose package is not installed are left out."""

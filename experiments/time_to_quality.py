@@ -20,7 +20,7 @@ ENTRIES = {"fit": PRESETS["default"], "default": PRESETS["default"], "fast": PRE
 class TimeToQualityArguments:
     """Train all three in one run, epoch by epoch in turns, to the validation BCE with which the default run ends."""
 
-    output: str = "time_to_quality"
+    output: str = "runs/time_to_quality"
     """Folder for time_to_quality.json, time_to_quality.md, time_to_quality.png, and the runs."""
     fit: str = "fit"
     """Which of benchmark.py's fits: as in the tutorial, or "fit, oneDNN on", which is faster on some processors."""

@@ -32,7 +32,7 @@ class TortureArguments:
 def main() -> None:
     arguments = command_line.parse(TortureArguments)
     command_line.load_tensorflow(SMALL)
-    from dae import comparison
+    from dae import verification
 
     moments = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +68,7 @@ def main() -> None:
                 if process.returncode not in (0, -9):
                     raise RunError(f"run {runs}, after {kills} kills, exited with {process.returncode}")
             finish(name)
-            difference = comparison.first_difference(Path(scratch) / "peace", Path(scratch) / name)
+            difference = verification.first_difference(Path(scratch) / "peace", Path(scratch) / name)
             if difference is not None:
                 raise RunError(f"run {runs}, after {kills} kills in all, differs: {difference}")
     print(f"{kills} kills in {runs} runs: every run ended in the same bits as the run left in peace")

@@ -22,13 +22,13 @@ def main() -> None:
     run = Path(command_line.parse(VerifyArguments).run)
     rerun = config.read(run / "config.json")
     command_line.load_tensorflow(rerun)
-    from dae import comparison, run_directory, trainer
+    from dae import run_directory, trainer, verification
 
     run_directory.check_finished(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
         trainer.train(rerun, again)
-        difference = comparison.first_difference(run, again)
+        difference = verification.first_difference(run, again)
     if difference is not None:
         raise RunError(f"{run} and its rerun part at {difference}")
     print(f"{run} and its rerun agree in every bit")

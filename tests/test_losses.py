@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from test_summaries import check_curves, events
 
 import dae
-from dae import comparison, loss_contract, losses, trainer, weighted_sum
+from dae import loss_contract, losses, trainer, verification, weighted_sum
 from dae.errors import UsageError
 from dae.losses import LOSSES, WeightedSum
 from dae.run_directory import read_metrics
@@ -158,7 +158,7 @@ def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_sums_of_the_terms(s
     done = run_script("run.py", "--loss", "1*bce+.1 * ssim", "--resume", "--run-dir", folder)
     assert done.returncode == 0, done.stderr
     assert "after step 16" in done.stdout
-    assert comparison.first_difference(folder, sum_run) is None
+    assert verification.first_difference(folder, sum_run) is None
 
 
 def my_loss(clean, denoised):

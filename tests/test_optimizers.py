@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import TINY
 
-from dae import comparison, optimizers, trainer
+from dae import optimizers, trainer, verification
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.run_directory import read_metrics
@@ -34,7 +34,7 @@ def test_a_resumed_run_with_a_schedule_equals_an_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         trainer.train(COSINE, tmp_path / "stopped", after_epoch=stop)
     trainer.train(COSINE, tmp_path / "stopped", resume=True)
-    assert comparison.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
+    assert verification.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "peace")]
     assert rates == pytest.approx([1e-3, 0.5e-3, 0], abs=1e-9)
 

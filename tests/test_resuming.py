@@ -14,7 +14,7 @@ import keras
 import pytest
 from conftest import EXPERIMENTS, TINY, run_script
 
-from dae import comparison, models, trainer
+from dae import models, trainer, verification
 from dae.checkpoints import Checkpoints
 from dae.errors import RunError, UsageError
 
@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits
         flip(0.5)(data)
     (tmp_path / "run" / "checkpoints" / "newest" / "checkpoint").write_text("")  # TensorFlow's list, lost
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert comparison.first_difference(tmp_path / "run", tiny_run) is None
+    assert verification.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_no_good_checkpoint_at_all_is_an_error(two_epochs, tmp_path):
@@ -105,14 +105,14 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(two_epochs, tm
 
 def test_checkpoints_within_an_epoch_change_nothing_and_are_gone_on_from(tiny_run, tmp_path):
     trainer.train(replace(TINY, checkpoint_every=4), tmp_path / "run")
-    assert comparison.first_difference(tmp_path / "run", tiny_run) is None
+    assert verification.first_difference(tmp_path / "run", tiny_run) is None
     newest = tmp_path / "run" / "checkpoints" / "newest"
     assert sorted(path.stem for path in newest.glob("*.index")) == ["ckpt-24", "ckpt-28", "ckpt-30"]
     for path in newest.glob("ckpt-30.*"):
         path.unlink()  # as if killed in the last epoch
     (tmp_path / "run" / "report.json").unlink()
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert comparison.first_difference(tmp_path / "run", tiny_run) is None
+    assert verification.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_a_changed_configuration_and_other_data_are_refused(two_epochs):
@@ -165,7 +165,7 @@ def test_a_full_disk_ends_the_run_clearly_and_what_was_saved_is_good(tiny_run, t
     assert "go on with --resume --run-dir run" in done.stderr
     assert "Traceback" not in done.stderr
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert comparison.first_difference(tmp_path / "run", tiny_run) is None
+    assert verification.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_a_folder_that_goes_away_ends_the_run_clearly(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import comparison, datasets, storage, trainer
+from dae import datasets, storage, trainer, verification
 from dae.config import RunConfig
 from dae.errors import UsageError
 
@@ -34,7 +34,7 @@ def test_a_run_on_mapped_images_is_the_run_on_images_in_memory_to_the_bit(tiny_r
     config = trainer.configs.read(tiny_run / "config.json")
     assert isinstance(datasets.load(config).train, np.memmap)
     trainer.train(config, tmp_path / "run")
-    assert comparison.first_difference(tmp_path / "run", tiny_run) is None
+    assert verification.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_a_full_disk_is_said(mapped, monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import TINY, run_script
 
-from dae import command_line, comparison, trainer, user_code
+from dae import command_line, trainer, user_code, verification
 from dae import config as configs
 from dae.config import RunConfig
 from dae.errors import UsageError
@@ -136,7 +136,7 @@ def test_the_line_that_began_a_run_resumes_it_with_its_own_copy(folder):
 
     os.remove("my_losses.py")
     trainer.train(configs.read(Path("run/config.json")), "again")
-    assert comparison.first_difference(Path("run"), Path("again")) is None
+    assert verification.first_difference(Path("run"), Path("again")) is None
 
 
 def test_two_files_of_one_name_are_both_kept(folder):
