@@ -57,10 +57,10 @@ def evaluator(model: keras.Model, loss: WeightedSum | None, parts: int = 1) -> E
     make it once and use it for every epoch. Each batch is computed as `parts` micro-batches side by side.
     """
     names = [*(loss.names if loss else ()), *METRICS]
-    denoise = fused(model, training=False)
 
     @tf.function
     def sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
+        denoise = fused(model, training=False)
         of_parts: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for some_noisy, some_clean in micro_batches(parts, noisy, clean):
             denoised = denoise(some_noisy)

@@ -24,20 +24,18 @@ def make_train_step(
     The batch is computed as `parts` micro-batches side by side, which changes nothing but the last bits. Raises
     InvalidArgumentError, before any weight changes, where the loss or its gradient is not finite.
     """
-    denoise = fused(model)
 
     @tf.function
     def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        all_losses, all_gradients = [], []
-        for some_noisy, some_clean in micro_batches(parts, noisy, clean):
-            with tf.GradientTape() as tape:
-                losses = loss(some_clean, denoise(some_noisy))
-                share_of_mean = tf.reduce_sum(losses["loss"]) / clean.shape[0]
-            all_losses.append(tf.stack(list(losses.values())))
-            all_gradients.append(tape.gradient(share_of_mean, model.trainable_variables))
-        losses = tf.concat(all_losses, axis=1)  # [the whole and its terms, batch]
-        mean_loss = tf.reduce_mean(losses[0])
-        gradients = [tf.add_n(of_one_variable) for of_one_variable in zip(*all_gradients, strict=True)]
+        with tf.GradientTape() as tape:
+            denoise = fused(model)
+            of_parts = [
+                tf.stack(list(loss(some_clean, denoise(some_noisy)).values()))
+                for some_noisy, some_clean in micro_batches(parts, noisy, clean)
+            ]
+            losses = tf.concat(of_parts, axis=1)  # [the whole and its terms, batch]
+            mean_loss = tf.reduce_mean(losses[0])
+        gradients = tape.gradient(mean_loss, model.trainable_variables)
         gradient_norm = tf.linalg.global_norm(gradients)
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
