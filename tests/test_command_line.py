@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import EXPERIMENTS, run_script
+from conftest import EXPERIMENTS, run_here, run_script
 
 from dae import command_line
 from dae.config import PRESETS, RunConfig
@@ -118,7 +118,7 @@ def test_the_script_names_its_run_readably_in_the_current_folder(tmp_path):
 
 
 def test_a_run_that_fails_exits_with_1(tmp_path):
-    done = run_script("run.py", "--learning-rate", "1e38", "--train-examples", "600", "--epochs", "2", cwd=tmp_path)
+    done = run_here("run.py", "--learning-rate", "1e38", "--train-examples", "600", "--epochs", "2", cwd=tmp_path)
     assert done.returncode == 1
     assert "is not finite" in done.stderr
     assert "Traceback" not in done.stderr

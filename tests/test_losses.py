@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import EXPERIMENTS, TINY, fuzz, run_script
+from conftest import EXPERIMENTS, TINY, fuzz, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -35,7 +35,7 @@ def values_and_gradients(loss, clean, denoised) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("name", LOSSES)
 @given(clean=IMAGES, denoised=IMAGES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_losses_are_per_example_in_their_range_with_finite_gradients(name, clean, denoised):
     values, gradients = values_and_gradients(LOSSES[name], clean, denoised)
     assert values.shape == (2,)
@@ -155,7 +155,7 @@ def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_sums_of_the_terms(s
     (folder / "report.json").unlink()
     for path in (folder / "checkpoints" / "newest").glob("ckpt-20.*"):
         path.unlink()  # as if killed after step 16, in the middle of epoch 2
-    done = run_script("run.py", "--loss", "1*bce+.1 * ssim", "--resume", "--run-dir", folder)
+    done = run_here("run.py", "--loss", "1*bce+.1 * ssim", "--resume", "--run-dir", folder)
     assert done.returncode == 0, done.stderr
     assert "after step 16" in done.stdout
     assert verification.first_difference(folder, sum_run) is None
@@ -178,14 +178,14 @@ def test_a_function_given_from_python_is_recorded_and_asked_for_again(tmp_path):
     two = replace(config, epochs=2)
     with pytest.raises(UsageError, match="another run"):
         dae.train(two, tmp_path / "run", loss=edited, resume=True)
-    done = run_script("run.py", "--run-dir", tmp_path / "run", "--resume", "--epochs", 2)
+    done = run_here("run.py", "--run-dir", tmp_path / "run", "--resume", "--epochs", 2)
     assert done.returncode == 2
     assert "--loss: my_loss was a Python function; give it again: dae.train(config, loss=my_loss)" in done.stderr
     dae.train(two, tmp_path / "run", loss=my_loss, resume=True)
     dae.train(replace(two, loss="mse"), tmp_path / "mse")
     for line, same in zip(read_metrics(tmp_path / "run"), read_metrics(tmp_path / "mse"), strict=True):
         assert line["validation_mse"] == pytest.approx(same["validation_mse"], rel=1e-5)
-    done = run_script("evaluate.py", tmp_path / "run")
+    done = run_here("evaluate.py", tmp_path / "run")
     assert (done.returncode, "PSNR" in done.stdout) == (0, True)
 
 
@@ -266,7 +266,7 @@ def test_a_loss_that_mixes_the_examples_of_a_batch_is_warned_of(batch, tmp_path,
 
 def test_a_mistake_in_a_loss_is_found_by_a_run_before_it_writes_anything(tmp_path):
     (tmp_path / "mine.py").write_text(HEAD + "    return tf.reduce_mean(clean - denoised)\n")
-    done = run_script("run.py", "--loss", "bce + mine.py:mine", "--train-examples", 600, cwd=tmp_path)
+    done = run_here("run.py", "--loss", "bce + mine.py:mine", "--train-examples", 600, cwd=tmp_path)
     assert done.returncode == 2
     assert f"--loss: {tmp_path}/mine.py:mine: returns float32 []" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -48,7 +48,7 @@ def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
     assert not np.array_equal(alike[0], alike[1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(11, 80), st.integers(11, 80), st.sampled_from([1, 3]))
 def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
     model = models.build(RunConfig(), (height, width, channels))

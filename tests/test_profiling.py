@@ -1,14 +1,14 @@
 import gzip
 import json
 
-from conftest import TINY, run_script
+from conftest import TINY, run_here
 
 from dae import config as configs
 
 
 def test_profile_writes_a_trace_of_training_steps_that_tensorboard_and_perfetto_open(tmp_path):
     (tmp_path / "tiny.json").write_text(configs.to_json(TINY))
-    done = run_script("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
+    done = run_here("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run" / "tensorboard" / "plugins" / "profile"
     assert len(list(folder.glob("*/*.xplane.pb"))) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, run_script
+from conftest import TINY, run_here, run_script
 
 from dae import command_line, trainer, user_code, verification
 from dae import config as configs
@@ -103,13 +103,13 @@ def test_a_run_keeps_the_files_and_names_them_by_their_digests_and_another_folde
     shutil.move("run", "moved + renamed")
     done = run_script("verify.py", "moved + renamed", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    done = run_script("evaluate.py", "moved + renamed", cwd=folder)
+    done = run_here("evaluate.py", "moved + renamed", cwd=folder)
     assert done.returncode == 0, done.stderr
 
     # What is not the text that was trained with is refused before it is run.
     kept = Path("moved + renamed/code/my_losses.py")
     kept.write_text(LOSSES + "\nopen('was run', 'w')\n")
-    done = run_script("verify.py", "moved + renamed", cwd=folder)
+    done = run_here("verify.py", "moved + renamed", cwd=folder)
     assert done.returncode == 2
     assert f"--loss: {kept.absolute()}: its text is not what the run was made with (SHA-256 " in done.stderr
     assert not Path("was run").exists()
