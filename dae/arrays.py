@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from dae import storage
-from dae.errors import UsageError
+from dae.errors import UsageError, first_line
 
 # Training images, test images if there are any, and what is to be said of them.
 Found = tuple[np.ndarray, np.ndarray | None, list[str]]
@@ -193,5 +193,4 @@ def _refusing(path: Path, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UsageError(f"--data: {path}: no such file") from None
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"--data: {path}: not a readable {kind} ({reason})") from None
+        raise UsageError(f"--data: {path}: not a readable {kind} ({first_line(error)})") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from dae.errors import RunError
+from dae.errors import RunError, first_line
 
 NEWEST_KEPT = 3
 
@@ -75,12 +75,16 @@ class Checkpoints:
 
         Raises RunError where some were saved, but none is good.
         """
-        return self._restore(self._newest)
+        restored = self._restore(self._newest)
+        if not restored and saved_in(Path(self._newest.directory)):
+            raise RunError(f"none of the checkpoints in {self._newest.directory} can be read")
+        return restored
 
     def restore_best(self) -> None:
-        """Restores the best checkpoint; raises RunError if it is not there or not good."""
+        """Restores the best checkpoint; warns, and restores the newest, where it is not there or not good."""
         if not self._restore(self._best):
-            raise RunError(f"{self._best.directory} holds no checkpoint")
+            print(f"warning: {self._best.directory} holds no good checkpoint; the last epoch is kept", file=sys.stderr)
+            self.restore_newest()  # a broken one may have been read in part
 
     def _manager(self, folder: Path, kept: int) -> tf.train.CheckpointManager:
         """A manager of all checkpoints that are in `folder`, whatever its own list there says.
@@ -89,7 +93,7 @@ class Checkpoints:
         """
         for half_written in folder.glob("ckpt-*_temp*"):
             shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
-        found = _prefixes(folder)
+        found = saved_in(folder)
         if found:
             tf.compat.v1.train.update_checkpoint_state(
                 str(folder),
@@ -102,20 +106,17 @@ class Checkpoints:
 
     def _restore(self, manager: tf.train.CheckpointManager) -> bool:
         # TensorFlow holds every tensor it reads against its checksum, and assert_consumed says that none was missing.
-        prefixes = _prefixes(Path(manager.directory))
-        for prefix in reversed(prefixes):
+        for prefix in reversed(saved_in(Path(manager.directory))):
             try:
                 self.state.restore(str(prefix)).assert_consumed()
                 return True
             except Exception as error:  # TensorFlow's reader raises a different one for each kind of damage
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 print(f"warning: checkpoint {prefix} is broken and passed over ({reason})", file=sys.stderr)
-        if prefixes:
-            raise RunError(f"none of the checkpoints in {manager.directory} can be read")
         return False
 
 
-def _prefixes(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, as TensorFlow names them, the newest last."""
+def saved_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, as TensorFlow names them, the newest last; its own list may name another place."""
     prefixes = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
     return sorted(prefixes, key=lambda prefix: int(prefix.name.partition("-")[2]))

@@ -38,15 +38,15 @@ class RunConfig:
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
     model: str = "conv"
-    """Name of the network."""
+    """Network: conv, the tutorial's."""
     loss: str = "bce"
-    """What to minimise: a loss, a function in a file of your own (FILE.py:FUNCTION), or a sum: "bce + 0.1*ssim"."""
+    """Loss: bce, mse, mae, huber, charbonnier, ssim, one of your own, FILE.py:FUNCTION, or a sum, "bce + 0.1*ssim"."""
     width: int = 1
-    """Times the channels of the network."""
+    """Multiplies the network's numbers of channels."""
     learning_rate: float = 1e-3
     """Adam's learning rate, its highest where a schedule changes it."""
     schedule: str = "constant"
-    """How the learning rate goes over the run: constant, or cosine, down to 0 at the end."""
+    """Learning rate over the run: constant, or cosine, down to 0 at the end, so that no epochs can be added."""
     warmup_steps: int = 0
     """With cosine: steps of rising learning rate at the start."""
     adam_beta_2: float = 0.999
@@ -261,7 +261,7 @@ def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
     if changes:
         raise UsageError(
             f"--resume: {run_dir} is another run ({'; '.join(changes)}); "
-            "only --epochs may grow, and that with --schedule constant only"
+            "only --epochs may grow, with --schedule constant, and --checkpoint-every change"
         )
     return asked
 

@@ -12,7 +12,7 @@ import numpy as np
 from dae import arrays, pictures, storage
 from dae.arrays import Found
 from dae.config import RunConfig
-from dae.errors import UsageError, choose
+from dae.errors import UsageError, choose, first_line
 
 # SHA-256 of the bytes of MNIST's image arrays, as dae/data/README.md tells where they come from.
 MNIST_DIGESTS = {
@@ -84,9 +84,8 @@ def of_keras(name: str) -> Found:
         (train, _), (test, _) = getattr(keras.datasets, name).load_data()
     except Exception as error:  # no network, a broken file: Keras raises what it likes
         folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "datasets")
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"--dataset {name}: Keras could not download or read it ({reason}); "
+            f"--dataset {name}: Keras could not download or read it ({first_line(error)}); "
             f"without a network, put {KERAS_FILES[name].format(folder)}"
         ) from None
     channels = () if train.ndim == 4 else (1,)

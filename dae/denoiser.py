@@ -8,9 +8,9 @@ import numpy as np
 
 from dae import figures, hdf5
 from dae.config import RunConfig
-from dae.errors import UsageError
+from dae.errors import UsageError, first_line
 from dae.metrics import Evaluate, psnr, ssim
-from dae.pipeline import evaluation_batches
+from dae.pipeline import evaluation_batches, first_evaluation_batch
 from dae.run_directory import check_finished, replacing
 
 MODEL_FILES = ("model.keras", "model.h5")
@@ -43,7 +43,7 @@ def load_model(path: str | Path) -> keras.Model:
     except UsageError:
         raise
     except Exception as error:  # a broken or hostile file: Keras, h5py and zipfile raise what they like
-        raise UsageError(f"{path}: not a readable model ({str(error).strip().splitlines()[0]})") from None
+        raise UsageError(f"{path}: not a readable model ({first_line(error)})") from None
     if len(model.input_shape) != 4 or model.input_shape != model.output_shape:
         raise UsageError(f"{path}: takes {model.input_shape} and returns {model.output_shape}, no denoiser of images")
     return model
@@ -76,9 +76,8 @@ def test(
     where model and images do not fit each other.
     """
     check_fits(model, images)
-    batches = evaluation_batches(images, config, "test")
-    noisy, clean = (batch[:SHOWN_IN_FIGURE] for batch in next(iter(batches)))
+    noisy, clean = (some[:SHOWN_IN_FIGURE] for some in first_evaluation_batch(images, config, "test"))
     denoised = model(noisy)
     quality = [(psnr(clean, images).numpy(), ssim(clean, images).numpy()) for images in (noisy, denoised)]
     figures.save_denoised(figure, noisy.numpy(), denoised.numpy(), clean.numpy(), *quality)
-    return {f"test_{name}": value for name, value in evaluate(batches).items()}
+    return {f"test_{name}": value for name, value in evaluate(evaluation_batches(images, config, "test")).items()}

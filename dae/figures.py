@@ -34,7 +34,7 @@ def save_denoised(
     for row, quality in zip(axes[:2], (noisy_quality, denoised_quality), strict=True):
         for axis, psnr, ssim in zip(row, *quality, strict=True):
             axis.set_xlabel(f"{psnr:.1f} dB\nSSIM {ssim:.2f}", fontsize=8)
-    _save(path, figure)
+    save(path, figure)
 
 
 # Okabe and Ito's colours, which all eyes tell apart; the kinds of line do it in print.
@@ -65,14 +65,14 @@ def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
     handles = [Line2D([], [], color=color, linestyle=style, label=run) for run, (color, style) in CURVES.items()]
     handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":", label=f"epoch {kept_epoch}, kept"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    _save(path, figure)
+    save(path, figure)
 
 
 def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
     """Writes a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` over the columns."""
     figure = Figure(figsize=(1.1 * len(next(iter(rows.values()))), 3.5 / 3 * len(rows)), layout="constrained")
     _draw_rows(figure, rows, titles)
-    _save(path, figure)
+    save(path, figure)
 
 
 def save_comparison(
@@ -96,7 +96,7 @@ def save_comparison(
         axis.tick_params(axis="x", labelsize="small")
         axis.grid(axis="x", alpha=0.3)
     _draw_rows(lower, rows)
-    _save(path, figure)
+    save(path, figure)
 
 
 def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
@@ -112,7 +112,8 @@ def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], ti
     return axes
 
 
-def _save(path: Path, figure: Figure) -> None:
+def save(path: Path, figure: Figure) -> None:
+    """Writes `figure` as a PNG."""
     with replacing(path) as temporary:
         # No metadata: the same images give the same bytes.
         FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})

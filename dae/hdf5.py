@@ -14,7 +14,11 @@ def check(path: Path) -> None:
     """Raises ValueError, in one line, unless every attribute and array in the file `path` can be read in time."""
     try:
         done = subprocess.run(
-            [sys.executable, "-I", __file__, str(path)], capture_output=True, text=True, timeout=SECONDS_ALLOWED
+            # Isolated, so that nothing in this folder is taken for a module, and then with the path of this process.
+            [sys.executable, "-I", __file__, str(path), *sys.path],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_ALLOWED,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"reading it takes more than {SECONDS_ALLOWED:g} seconds") from None
@@ -39,4 +43,5 @@ def _read_all(path: str) -> None:
 
 
 if __name__ == "__main__":
-    _read_all(sys.argv[1])
+    _, file, *sys.path[:] = sys.argv
+    _read_all(file)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dae import datasets, denoiser, figures, run_directory, trainer
 from dae.config import RunConfig, flag, pinned
-from dae.errors import Stopped
+from dae.errors import Stopped, distinct
 from dae.metrics import HIGHER_IS_BETTER, METRICS
-from dae.pipeline import evaluation_batches
+from dae.pipeline import first_evaluation_batch
 from dae.run_directory import read_metrics, read_report, write
 from dae.statistics import LEVEL, Difference, Estimate, differences, estimate
 
@@ -37,16 +37,11 @@ def train(losses: Sequence[str], settings: RunConfig, seeds: Sequence[int], outp
     """
     # Each run compiles functions of its own; TensorFlow takes them for one that is compiled again and again.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
-    configs: dict[str, RunConfig] = {}
-    for loss in losses:
-        config = pinned(dataclasses.replace(settings, loss=loss))
-        name = short = run_directory.readable(config.loss)
-        number = 1
-        while name in configs:  # a loss may be compared with itself
-            number += 1
-            name = f"{short}-{number}"
+    each = [pinned(dataclasses.replace(settings, loss=loss)) for loss in losses]
+    for config in each:
         trainer.prepare(config)
-        configs[name] = config
+    # A loss may be compared with itself.
+    configs = dict(zip(distinct(run_directory.readable(config.loss) for config in each), each, strict=True))
     runs = {name: [output / name / f"seed-{seed}" for seed in seeds] for name in configs}
     todo = [(seed, name) for seed in seeds for name in configs]
     with tqdm(total=len(todo) * settings.epochs, unit=" epochs", disable=None) as bar:
@@ -169,7 +164,8 @@ def _examples(comparison: Comparison, folder: Path, settings: RunConfig) -> dict
     """The first few test images: noisy, as each loss's model of the first seed denoises them, and clean."""
     seed = comparison.seeds[0]
     config = dataclasses.replace(settings, seed=seed)
-    noisy, clean = next(iter(evaluation_batches(datasets.load(config).test[:SHOWN_IN_FIGURE], config, "test")))
+    batch = first_evaluation_batch(datasets.load(config).test, config, "test")
+    noisy, clean = (images[:SHOWN_IN_FIGURE] for images in batch)
     models = {loss: denoiser.load_model(folder / loss / f"seed-{seed}") for loss in comparison.losses}
     denoised = {loss: model(noisy).numpy() for loss, model in models.items()}
     return {"noisy": noisy.numpy(), **denoised, "clean": clean.numpy()}

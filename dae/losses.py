@@ -1,6 +1,6 @@
 """Losses: functions `(clean, denoised) -> loss [batch]`, one number per example.
 
-`clean` and `denoised` are float32 [batch, H, W, C] in [0, 1], H and W at least 11, and so is every gradient finite.
+`clean` and `denoised` are float32 [batch, H, W, C] in [0, 1], H and W at least 11; every gradient is finite.
 The train step takes the mean over the batch. Add one in a file of your own (README.md, "Add your own loss in five
 minutes"), or here, with an entry in `LOSSES`.
 """
@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from dae import user_code, weighted_sum
-from dae.errors import UsageError
+from dae.errors import UsageError, distinct
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -124,15 +124,17 @@ def load(text: str) -> WeightedSum:
     if user_code.is_given(text):
         name = user_code.label(text)
         raise UsageError(f"--loss: {name} was a Python function; give it again: dae.train(config, loss={name})")
-    terms: list[Term] = []
-    for weight, name in weighted_sum.parse(text):
-        function = user_code.choose(LOSSES, name, "--loss")
-        # A name of its own for each curve; "total" is that of the sum's.
-        taken = {"total", *(term.name for term in terms)}
-        own = short = user_code.label(name)
-        number = 1
-        while own in taken:
-            number += 1
-            own = f"{short}_{number}"
-        terms.append(Term(weight, own, function, user_code.substitute(name, lambda one: f"{one.path}:{one.function}")))
-    return WeightedSum(tuple(terms))
+    weighted = weighted_sum.parse(text)
+    # A name of its own for each curve; "total" is that of the sum's.
+    _, *labels = distinct(["total", *(user_code.label(name) for _, name in weighted)], separator="_")
+    return WeightedSum(
+        tuple(
+            Term(
+                weight,
+                label,
+                user_code.choose(LOSSES, name, "--loss"),
+                user_code.substitute(name, lambda one: f"{one.path}:{one.function}"),
+            )
+            for (weight, name), label in zip(weighted, labels, strict=True)
+        )
+    )

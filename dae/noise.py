@@ -10,6 +10,7 @@ pipeline's, by --clip-noise. To add a model, write a function and list it in `NO
 import math
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from dae import user_code
@@ -131,15 +132,31 @@ def named(name: str, highest_level: float) -> Noise:
 
 
 def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
-    """Raises UsageError unless the noise of `config` makes finite float32 images of the same shape, here of grey."""
+    """Raises UsageError unless the noise of `config` makes finite float32 images of the same shape, here of grey.
+
+    A function of the user's own must do so in a graph too, for any number of images, and the same there.
+    """
     low, high = config.noise_range
     noise, name = named(config.noise, high), f"--noise {config.noise}"
-    clean = tf.fill((2, *image_shape), 0.5)
+    clean, seed = tf.fill((2, *image_shape), 0.5), tf.constant([0, 1], tf.int64)
     level = low if low == high else tf.reshape(tf.constant([low, high]), (2, 1, 1, 1))
     file = next((one.path for one in user_code.references(config.noise)), "")
     with user_code.blaming(name, file):
-        noisy = tf.convert_to_tensor(noise(clean, level, tf.constant([0, 1], tf.int64)))
+        noisy = tf.convert_to_tensor(noise(clean, level, seed))
     if noisy.shape != clean.shape or noisy.dtype != tf.float32:
         raise UsageError(f"{name}: returns {noisy.dtype.name} {list(noisy.shape)} for float32 {list(clean.shape)}")
     if not bool(tf.reduce_all(tf.math.is_finite(noisy))):
         raise UsageError(f"{name}: is not finite for grey images and --noise-level {config.noise_level}")
+    if file:
+
+        @tf.function(input_signature=[tf.TensorSpec([None, *image_shape]), tf.TensorSpec([2], tf.int64)])
+        def in_graph(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            return noise(clean, level, seed)
+
+        with user_code.blaming(name, file):
+            same = np.allclose(in_graph(clean, seed), noisy, 1e-3, 1e-5)
+        if not same:
+            raise UsageError(
+                f"{name}: is not the same in a graph as line by line; it is to be a function of clean, level and seed "
+                "alone, without random numbers of its own, NumPy or state"
+            )

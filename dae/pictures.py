@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dae import storage
 from dae.arrays import Found, check_shape
-from dae.errors import UsageError
+from dae.errors import UsageError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
@@ -110,7 +110,7 @@ def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[
         try:
             return read_one(path), ""
         except Exception as error:  # for broken bytes Pillow raises what it likes
-            return None, (str(error).splitlines() or [""])[0] or type(error).__name__
+            return None, first_line(error)
 
     bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
     with ThreadPoolExecutor() as pool, bar:

@@ -49,9 +49,8 @@ def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0)
 
 
 def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> tf.data.Dataset:
-    """(noisy, clean) batches of all `images` in their order; the same noise every time for one `purpose`."""
-    examples, pixels = len(images), storage.reader(images)
-    batch_size = max(LEAST_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // math.prod(images.shape[1:]))
+    """(noisy, clean) batches of all `images` in their order; for one `purpose` the same noise every time."""
+    examples, pixels, batch_size = len(images), storage.reader(images), _evaluation_batch_size(images)
     noised = _noised(config, f"{purpose} noise")
 
     def batch(number: tf.Tensor) -> Batch:
@@ -59,6 +58,15 @@ def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> t
         return noised(pixels(places), number)
 
     return _batches(tf.data.Dataset.range(steps_per_epoch(examples, batch_size)), batch)
+
+
+def first_evaluation_batch(images: np.ndarray, config: RunConfig, purpose: str) -> Batch:
+    """The first of `evaluation_batches`, without holding the other images."""
+    return next(iter(evaluation_batches(images[: _evaluation_batch_size(images)], config, purpose)))
+
+
+def _evaluation_batch_size(images: np.ndarray) -> int:
+    return max(LEAST_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // math.prod(images.shape[1:]))
 
 
 def micro_batches(parts: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:

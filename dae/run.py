@@ -12,7 +12,7 @@ from dae.config import RunConfig
 from dae.datasets import Splits
 from dae.losses import WeightedSum
 from dae.metrics import Evaluate
-from dae.pipeline import Batch, evaluation_batches, steps_per_epoch
+from dae.pipeline import Batch, first_evaluation_batch, steps_per_epoch
 from dae.progress import Progress
 
 
@@ -38,7 +38,7 @@ class Run:
     def examples(self) -> Batch:
         """The first (noisy, clean) validation images, or training images where none validates, for TensorBoard."""
         images = self.splits.validation if self.config.validation_examples else self.splits.train
-        return next(iter(evaluation_batches(images, self.config, "validation")))
+        return first_evaluation_batch(images, self.config, "validation")
 
     def returns_one_image(self) -> bool:
         """Whether the model returns nearly the same, whatever it is given: on average less than 0.005 apart."""

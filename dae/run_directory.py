@@ -111,6 +111,8 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
                 file=sys.stderr,
             )
     (path / REPORT).unlink(missing_ok=True)
+    for left_by_a_kill in path.rglob(".partial-*"):
+        left_by_a_kill.unlink()
     return _write_config(path, config, {})
 
 
@@ -181,7 +183,8 @@ def read_report(path: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, of the same suffix, which becomes `path` at once when the block ends well."""
-    temporary = path.with_name(f".partial{path.suffix}")
+    # Of this process alone; and without the file's name, which might say that it is an event file of TensorBoard's.
+    temporary = path.with_name(f".partial-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -36,6 +36,7 @@ TAGS = {
     "quality/psnr": "peak signal-to-noise ratio of each image, averaged, in dB; higher is better",
     "quality/ssim": "structural similarity of each image, averaged; 1 is equal",
     "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: pixels exactly right once cut at 0.5",
+    "quality/NAME": "any other metric that is added to `METRICS`",
     "optimizer/learning_rate": "Adam's learning rate after the epoch",
     "optimizer/gradient_norm": "length of the gradient of all weights, before any clipping, averaged over the "
     "epoch's steps",
@@ -46,7 +47,7 @@ TAGS = {
     "far these two are apart, from black, 0, to white, 1",
     "weights/NAME": "histogram of the weights of one layer",
     "code/encoder": "histogram of the code, the output of the layer `encoder`, of 500 fixed validation images",
-    "run/configuration": "every setting",
+    "run/configuration": "every setting, as the run was begun",
     "run/layers": "the network's layers, the shapes they return, and their weights",
     "run/environment": "versions, source, command line and machine",
 }
@@ -84,7 +85,7 @@ def curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
 
 
 def _described(tag: str) -> str:
-    """The key in TAGS under which a tag is described."""
+    """The key in TAGS under which a tag is described; "quality/NAME" for a metric that was added."""
     return tag if tag in TAGS else f"{tag.partition('/')[0]}/NAME"
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import keras
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dae import metrics, noise, user_code
+from dae import figures, metrics, noise, user_code
 from dae.config import RunConfig
+from dae.errors import distinct
 from dae.pipeline import evaluation_batches
 from dae.run_directory import replacing
 
 # Of the noisy images themselves.
 BASELINE = "none"
 # How a metric is called on an axis or over a table.
-TITLES = {
+TITLES = {name: name for name in metrics.METRICS} | {
     "bce": "BCE, nats per pixel",
     "bce_excess": "BCE over its floor",
     "mse": "MSE",
@@ -63,19 +63,15 @@ def sweep(
     for name in noises:
         for level in levels:
             noise.check(dataclasses.replace(first.config, noise=name, noise_level=level), first.images.shape[1:])
+    labels = distinct(map(user_code.label, noises))
     for contender in (dataclasses.replace(first, name=BASELINE, model=unchanged), *contenders):
         # Not the loss that each was trained with, which is no common measure.
         evaluate = metrics.evaluator(contender.model, None, contender.config.micro_batches or 1)
-        for name in noises:
+        for name, label in zip(noises, labels, strict=True):
             for level in levels:
                 config = dataclasses.replace(contender.config, noise=name, noise_level=level)
-                figures = evaluate(evaluation_batches(contender.images, config, "test"))
-                yield Result(
-                    contender.name,
-                    user_code.label(name),
-                    level,
-                    {metric: figures[metric] for metric in metrics.METRICS},
-                )
+                means = evaluate(evaluation_batches(contender.images, config, "test"))
+                yield Result(contender.name, label, level, {metric: means[metric] for metric in metrics.METRICS})
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -123,8 +119,7 @@ def draw(path: Path, results: Sequence[Result], contenders: Sequence[Contender])
             axes[row, column].set(xlabel=f"{name} level", title=title if row == 0 else "")
     if len(levels) > 1:
         axes[0, 0].legend(fontsize="small")
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
+    figures.save(path, figure)
 
 
 def level_in_words(level: float | tuple[float, float]) -> str:

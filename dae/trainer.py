@@ -27,9 +27,9 @@ from dae import (
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.datasets import Splits
-from dae.errors import RunError, Stopped, UsageError
+from dae.errors import RunError, Stopped, UsageError, first_line
 from dae.losses import Loss, WeightedSum
-from dae.pipeline import Batch, evaluation_batches, steps_per_epoch, training_batches
+from dae.pipeline import Batch, evaluation_batches, first_evaluation_batch, steps_per_epoch, training_batches
 from dae.progress import Progress, epoch_in_words
 from dae.run import Run
 from dae.summaries import Summaries
@@ -63,14 +63,12 @@ def train(
         text, source = user_code.given(loss)
         config, sources = dataclasses.replace(config, loss=text), {f"{user_code.label(text)}.py": source}
     config = configs.pinned(config)
-    goes_on = False
-    if folder is not None:
-        goes_on = run_directory.has_run(folder)
-        if goes_on and not resume:
-            raise UsageError(f"--run-dir: {folder} has a run already; name another, or add --resume to go on with it")
-    elif resume:
+    saved = None
+    if folder is None and resume:
         raise UsageError("--resume: needs --run-dir, the run to go on with")
-    if folder is not None and goes_on:
+    if folder is not None and run_directory.has_run(folder):
+        if not resume:
+            raise UsageError(f"--run-dir: {folder} has a run already; name another, or add --resume to go on with it")
         saved = configs.read(folder / run_directory.CONFIG)
         config = configs.resuming(saved, config, folder)
         if config.epochs == saved.epochs and (folder / run_directory.REPORT).exists():
@@ -84,10 +82,11 @@ def train(
 
     folder = folder or run_directory.new(config)
     with run_directory.claimed(folder):
-        if run_directory.has_run(folder) != goes_on:
+        now = configs.read(folder / run_directory.CONFIG) if run_directory.has_run(folder) else None
+        if now != saved:
             raise UsageError(f"--run-dir: another process has been working on {folder}")
         checkpoints = Checkpoints(folder / "checkpoints", model, optimizer, losses=len(total.names))
-        if goes_on:
+        if saved is not None:
             checkpoints.restore_newest()
             config = run_directory.reopen(folder, config)
             began = f"going on with {folder} after step {int(checkpoints.state.step)}"
@@ -108,9 +107,8 @@ def train(
             progress.say(f"everything is in {folder}; look at it with: tensorboard --logdir {folder.parent}")
             return report
         except (OSError, tf.errors.OpError) as error:
-            reason = str(error).splitlines()[0]
             raise RunError(
-                f"{reason}; what was saved before is good: go on with --resume --run-dir {folder}"
+                f"{first_line(error)}; what was saved before is good: go on with --resume --run-dir {folder}"
             ) from error
 
 
@@ -144,7 +142,7 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
         batches = profiling.traced(batches, run.folder / "tensorboard", run.progress.say)
     batches = iter(batches)
     validation = evaluation_batches(run.splits.validation, config, "validation")
-    some_training = list(evaluation_batches(run.splits.train, config, "train evaluation").take(1))
+    some_training = [first_evaluation_batch(run.splits.train, config, "train evaluation")]
     run_directory.keep_epochs(run.folder, epochs_done)
     images_done = epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size
     run.progress.start_bar(config.epochs * len(run.splits.train), images_done)
@@ -176,9 +174,10 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
             run_directory.append_metrics(run.folder, line)
             run.progress.say(epoch_in_words(line, config.epochs))
             if epoch == epochs_done + 1 and run.returns_one_image():
+                with_bce = any(term.function is losses.bce for term in run.loss.terms)
                 run.progress.warn(
                     "the network returns nearly the same image whatever it is given, and may never learn more; "
-                    f"add bce to the loss (--loss 'bce + {user_code.label(config.loss)}') or change --learning-rate"
+                    "try another --learning-rate" + ("" if with_bce else ", or bce as a further term of the loss")
                 )
 
             run.checkpoints.end_epoch(epoch, line.get("validation_loss"))

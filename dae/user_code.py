@@ -147,7 +147,7 @@ def blaming(culprit: str, file: str) -> Iterator[None]:
             lines, said = [error.lineno], error.msg
         if said.startswith("in user code:"):  # of a graph: TensorFlow's traceback in words, with the reason at its end
             lines = [int(number) for number in re.findall(rf'File "{re.escape(file)}", line (\d+)', said)]
-            said = said.splitlines()[-1].strip()
+            said = said.splitlines()[-1].strip().removeprefix(f"{type(error).__name__}: ")
         reason = f"{type(error).__name__}: {said.splitlines()[0].strip()}" if said else type(error).__name__
         raise UsageError(f"{culprit}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from dae.checkpoints import saved_in
 from dae.run_directory import METRICS, REPORT, read_metrics
 
 # How long things took is not a result; nor is how often a run was saved.
@@ -80,10 +81,10 @@ def _events(folder: Path) -> dict[tuple[int, str], bytes]:
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
     """Every result in the last checkpoint of a folder, by its name there; nothing where there is none."""
-    newest = tf.train.latest_checkpoint(str(folder))
-    if newest is None:
+    prefixes = saved_in(folder)
+    if not prefixes:
         return {}
-    reader = tf.train.load_checkpoint(newest)
+    reader = tf.train.load_checkpoint(str(prefixes[-1]))
     return {
         key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map() if not key.startswith(NOT_RESULTS)
     }

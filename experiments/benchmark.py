@@ -317,6 +317,8 @@ def main() -> None:
     unknown = [name for name in arguments.only if name not in ENTRIES]
     if unknown:
         raise UsageError(f"--only: {unknown[0]!r} is none of {', '.join(map(repr, ENTRIES))}")
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds: {arguments.rounds} is not a whole number from 1 up")
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
         raise UsageError("--require: needs both 'fit' and 'dae' among --only")
     Path(arguments.output).mkdir(parents=True, exist_ok=True)

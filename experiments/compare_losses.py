@@ -20,7 +20,7 @@ class CompareArguments:
     seeds: int = 5
     """Runs of each loss; they have the seeds --seed, --seed + 1 ..."""
     metric: str = "psnr"
-    """What ranks them: psnr, ssim, mse, bce or accuracy, on validation images."""
+    """What ranks them: psnr, ssim, mse, bce, bce_excess or accuracy, on validation images."""
     output: str = "runs/comparison"
     """Folder of the runs, and of comparison.md, .csv, .json and .png."""
     settings: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = PRESETS["default"]

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from dae import command_line, config
 from dae.config import RunConfig
+from dae.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ def tested(path: Path, arguments: EvaluateArguments) -> RunConfig:
 
 def main() -> None:
     arguments = command_line.parse(EvaluateArguments)
+    if not arguments.models:
+        raise UsageError("name one or more models, such as runs/mnist-conv-bce")
     paths = [Path(name) for name in arguments.models]
     configs = [tested(path, arguments) for path in paths]
     is_sweep = len(paths) > 1 or arguments.noise_levels is not None or arguments.noises is not None
@@ -59,13 +62,14 @@ def main() -> None:
     figure = Path(arguments.figure or folder / ("sweep.png" if is_sweep else "evaluation.png"))
 
     configs[0] = command_line.load_tensorflow(configs[0])
-    from dae import datasets, denoiser, metrics, run_directory, sweep
+    from dae import datasets, denoiser, metrics, noise, run_directory, sweep
 
     run_directory.check_output(figure, (".png",), "--figure")
     contenders = []
     for path, settings in zip(paths, configs, strict=True):
         model, splits = denoiser.load_model(path), datasets.load(settings)
         denoiser.check_fits(model, splits.test)
+        noise.check(settings, splits.image_shape)
         for note in splits.notes:
             print(note)
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)

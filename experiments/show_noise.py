@@ -34,17 +34,17 @@ def main() -> None:
     names = ("dataset", "data", "image_size", "clip_noise", "seed")
     config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
     command_line.load_tensorflow(config)
-    from dae import datasets, figures, pipeline, run_directory, user_code
-    from dae.noise import NOISES
+    from dae import datasets, errors, figures, noise, pipeline, run_directory, user_code
 
     run_directory.check_output(Path(arguments.output), (".png",), "--output")
     images = datasets.load(config).test
-    rows: dict[str, list] = {}
-    for number, name in enumerate(arguments.noises or NOISES):
+    noises = arguments.noises or tuple(noise.NOISES)
+    rows: dict[str, list] = {label: [] for label in errors.distinct(map(user_code.label, noises))}
+    for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
         one = images[number % len(images)][None]
-        row = rows.setdefault(user_code.label(name), [])
         for level in arguments.noise_levels:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
+            noise.check(settings, one.shape[1:])
             ((noisy, _),) = pipeline.evaluation_batches(one, settings, "shown")
             row.append(noisy[0].numpy())
     titles = [f"level {level:g}" for level in arguments.noise_levels]

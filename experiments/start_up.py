@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dae import command_line
-from dae.errors import RunError
+from dae.errors import RunError, UsageError
 
 RUN = (sys.executable, str(Path(__file__).with_name("run.py")))
 
@@ -25,10 +25,12 @@ class StartUpArguments:
     """How many times each; one more goes before as warm-up."""
 
 
-def until_exit(*command: str) -> float:
-    """Seconds until `command` is over."""
+def until_exit(status: int, *command: str) -> float:
+    """Seconds until `command` is over; raises RunError where it does not exit with `status`."""
     started = time.perf_counter()
-    subprocess.run(command, capture_output=True)
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode != status:
+        raise RunError(f"{' '.join(command)} exited with {done.returncode}")
     return time.perf_counter() - started
 
 
@@ -53,11 +55,13 @@ def until_first_step() -> float:
 
 def main() -> None:
     arguments = command_line.parse(StartUpArguments)
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds: {arguments.rounds} is not a whole number from 1 up")
     timed = {
-        "run.py --help": lambda: until_exit(*RUN, "--help"),
-        "run.py --losss bce": lambda: until_exit(*RUN, "--losss", "bce"),
+        "run.py --help": lambda: until_exit(0, *RUN, "--help"),
+        "run.py --losss bce": lambda: until_exit(2, *RUN, "--losss", "bce"),
         "run.py, its first step": until_first_step,
-        "importing TensorFlow alone": lambda: until_exit(sys.executable, "-c", "import tensorflow"),
+        "importing TensorFlow alone": lambda: until_exit(0, sys.executable, "-c", "import tensorflow"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in tqdm(range(arguments.rounds + 1), unit=" rounds", disable=None):

@@ -6,11 +6,13 @@ import json
 from itertools import accumulate
 from pathlib import Path
 
+from benchmark import ENTRIES as CONTENDERS
 from benchmark import Process, about
 from tqdm import tqdm
 
 from dae import command_line
 from dae.config import PRESETS
+from dae.errors import UsageError, choose
 
 # What each trains.
 ENTRIES = {"fit": PRESETS["default"], "default": PRESETS["default"], "fast": PRESETS["fast"]}
@@ -68,6 +70,9 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]], target: float) 
 def main() -> None:
     arguments = command_line.parse(TimeToQualityArguments)
     folder = Path(arguments.output)
+    choose({name: None for name, (contender, *_) in CONTENDERS.items() if contender == "fit"}, arguments.fit, "--fit")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"--output: {folder} is not empty; a race begins anew, so name another")
     folder.mkdir(parents=True, exist_ok=True)
     results = race(arguments.fit, arguments.seed, folder)
     target = results["default"][-1]["validation_bce"]

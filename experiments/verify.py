@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from dae import command_line, config
-from dae.errors import RunError
+from dae.errors import RunError, Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,10 @@ def main() -> None:
     run_directory.check_finished(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
-        trainer.train(rerun, again)
+        try:
+            trainer.train(rerun, again)
+        except Stopped as stop:
+            raise Stopped(stop.signal_number, "stopped; nothing was compared") from None
         difference = verification.first_difference(run, again)
     if difference is not None:
         raise RunError(f"{run} and its rerun part at {difference}")

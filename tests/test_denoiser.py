@@ -8,7 +8,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import fuzz, run_script
+from conftest import fuzz, run_here, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,15 +50,15 @@ def test_evaluate_reports_the_same_figures_for_the_run_and_its_files(tiny_run, t
     shutil.copytree(tiny_run, run)
     shutil.copy(run / "model.h5", tmp_path / "alone.h5")
     report = json.loads((run / "report.json").read_text())
-    for model in (run, run / "model.keras", tmp_path / "alone.h5"):
-        done = run_script("evaluate.py", model, cwd=tmp_path)
+    for model, evaluate in ((run, run_script), (run / "model.keras", run_here), (tmp_path / "alone.h5", run_here)):
+        done = evaluate("evaluate.py", model, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert f"BCE {report['test_bce']:.4f}" in done.stdout
         assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in done.stdout
     assert (run / "evaluation.png").read_bytes() == (run / "denoised.png").read_bytes()
     assert (tmp_path / "evaluation.png").exists()
-    other = run_script("evaluate.py", run, "--noise-level", "0.2", "--figure", tmp_path / "less.png", cwd=tmp_path)
+    other = run_here("evaluate.py", run, "--noise-level", "0.2", "--figure", tmp_path / "less.png", cwd=tmp_path)
     assert f"PSNR {report['test_psnr']:.2f} dB" not in other.stdout
     assert (tmp_path / "less.png").exists()
 
@@ -141,5 +141,5 @@ def test_what_is_no_model_is_refused(tiny_run, tmp_path):
         with pytest.raises(UsageError, match=message) as caught:
             load_model(tmp_path / name)
         assert "\n" not in str(caught.value)
-    done = run_script("evaluate.py", tmp_path / "text.h5")
+    done = run_here("evaluate.py", tmp_path / "text.h5")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import EXPERIMENTS, run_script
+from conftest import EXPERIMENTS, run_here
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -105,7 +105,7 @@ def test_a_killed_comparison_goes_on_and_a_loss_equals_itself(tmp_path, mnist):
     finished = out / "bce" / "seed-0" / "report.json"
     before = finished.stat().st_mtime_ns
 
-    done = run_script("compare_losses.py", *LINE, cwd=tmp_path)
+    done = run_here("compare_losses.py", *LINE, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert finished.stat().st_mtime_ns == before
     assert "bce-2 against bce: no difference, the very same figures in every seed." in done.stdout
@@ -152,7 +152,7 @@ def test_a_killed_comparison_goes_on_and_a_loss_equals_itself(tmp_path, mnist):
     ],
 )
 def test_a_mistake_is_found_before_the_first_run(arguments, message, tmp_path):
-    done = run_script("compare_losses.py", *arguments, "--output", "out", cwd=tmp_path)
+    done = run_here("compare_losses.py", *arguments, "--output", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import keras
 import pytest
-from conftest import EXPERIMENTS, TINY, run_script
+from conftest import EXPERIMENTS, TINY, run_here, run_script
 
+from dae import config as configs
 from dae import models, trainer, verification
 from dae.checkpoints import Checkpoints
 from dae.errors import RunError, UsageError
@@ -94,6 +95,17 @@ def test_no_good_checkpoint_at_all_is_an_error(two_epochs, tmp_path):
         trainer.train(TINY, tmp_path / "run", resume=True)
 
 
+def test_without_a_good_best_checkpoint_the_last_epoch_is_kept(two_epochs, tmp_path, capsys):
+    shutil.copytree(two_epochs, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    (best,) = (tmp_path / "run" / "checkpoints" / "best").glob("*.data-*")
+    zero(best)
+    report = trainer.train(TWO_EPOCHS, tmp_path / "run", resume=True)
+    assert "holds no good checkpoint; the last epoch is kept" in capsys.readouterr().err
+    # Which was the best too.
+    assert report == json.loads((two_epochs / "report.json").read_text())
+
+
 def test_a_checkpoint_of_another_model_is_refused_with_the_reason(two_epochs, tmp_path, capsys):
     shutil.copytree(two_epochs, tmp_path / "run")
     inputs = keras.Input((28, 28, 1))
@@ -112,7 +124,8 @@ def test_checkpoints_within_an_epoch_change_nothing_and_are_gone_on_from(tiny_ru
         path.unlink()  # as if killed in the last epoch
     (tmp_path / "run" / "report.json").unlink()
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert verification.first_difference(tmp_path / "run", tiny_run) is None
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert verification.first_difference(tmp_path / "moved", tiny_run) is None
 
 
 def test_a_changed_configuration_and_other_data_are_refused(two_epochs):
@@ -144,6 +157,22 @@ def test_a_second_process_on_one_run_is_refused(tmp_path):
     finally:
         os.close(held)  # as the system does when a process ends
     assert list(folder.iterdir()) == []
+
+
+def test_a_run_that_was_gone_on_with_by_another_process_meanwhile_is_refused(two_epochs, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(two_epochs, folder)
+    (folder / "report.json").unlink()
+    prepare = trainer.prepare
+
+    def meanwhile(*arguments):
+        saved = configs.read(folder / "config.json")
+        (folder / "config.json").write_text(configs.to_json(replace(saved, epochs=9)))
+        return prepare(*arguments)
+
+    monkeypatch.setattr(trainer, "prepare", meanwhile)
+    with pytest.raises(UsageError, match="another process has been working on"):
+        trainer.train(TWO_EPOCHS, folder, resume=True)
 
 
 # run.py, in a process that may write only 60,000 bytes to one file, which is less than a checkpoint has.
@@ -189,6 +218,6 @@ def test_verify_says_that_the_bits_agree_and_where_they_part(tiny_run, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     lines[1]["validation_mse"] += 1e-12
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = run_script("verify.py", tmp_path / "run")
+    done = run_here("verify.py", tmp_path / "run")
     assert done.returncode == 1
     assert "part at metrics.jsonl, epoch 2: validation_mse is" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_script
+from conftest import run_here
 
 from dae import config as configs
 from dae import datasets, denoiser, metrics, sweep, trainer
@@ -76,7 +76,7 @@ def test_a_level_that_cannot_be_is_refused_before_anything_is_computed(contender
 def test_evaluate_compares_runs_in_tables_a_plot_and_a_csv_file(run, tmp_path):
     shutil.copytree(run, tmp_path / "other")
     arguments = ("--noise-levels", 0.1, 0.5, "--noises", "gaussian", "salt_pepper")
-    done = run_script("evaluate.py", run, "other", *arguments, cwd=tmp_path)
+    done = run_here("evaluate.py", run, "other", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "| PSNR, dB | level | none | small | other |" in done.stdout
     report = json.loads((run / "report.json").read_text())
@@ -87,6 +87,20 @@ def test_evaluate_compares_runs_in_tables_a_plot_and_a_csv_file(run, tmp_path):
     assert rows["small", "gaussian", "0.5"]["psnr"] == rows["other", "gaussian", "0.5"]["psnr"]
     picture = tf.io.decode_png((tmp_path / "sweep.png").read_bytes())
     assert picture.shape[0] > 400
+
+
+def test_evaluate_without_a_model_asks_for_one(tmp_path):
+    done = run_here("evaluate.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name one or more models" in done.stderr
+
+
+def test_noises_of_one_name_are_told_apart(contender, tmp_path):
+    for file, factor in (("a.py", "0.9"), ("b.py", "0.1")):
+        (tmp_path / file).write_text(f"def darker(clean, level, seed):\n    return {factor} * clean\n")
+    named = sweep.sweep([contender], (f"{tmp_path}/a.py:darker", f"{tmp_path}/b.py:darker"), (0.5,))
+    mse = {result.noise: result.figures["mse"] for result in named if result.denoiser == "none"}
+    assert mse["darker-2"] == pytest.approx(81 * mse["darker"], rel=1e-4)
 
 
 def test_at_one_level_the_picture_is_a_matrix_of_noises_and_denoisers(results, contender, tmp_path, monkeypatch):
@@ -113,6 +127,6 @@ def test_the_trained_range_is_shaded_and_a_trained_level_marked(tmp_path, conten
 
 
 def test_the_picture_of_all_noises_is_drawn(tmp_path):
-    done = run_script("show_noise.py", "--noise-levels", 0, 0.5, cwd=tmp_path)
+    done = run_here("show_noise.py", "--noise-levels", 0, 0.5, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert tf.io.decode_png((tmp_path / "noise.png").read_bytes()).shape[0] > 600
