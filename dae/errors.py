@@ -1,7 +1,6 @@
 """What can go wrong, by whose fault it is; the command line turns each into its exit status."""
 
 import difflib
-import itertools
 import signal
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -28,15 +27,6 @@ class Stopped(Exception):
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def distinct(names: Iterable[str], separator: str = "-") -> list[str]:
-    """The names, with a number from the second of each on: a, b, a-2."""
-    taken: list[str] = []
-    for name in names:
-        candidates = itertools.chain([name], (f"{name}{separator}{number}" for number in itertools.count(2)))
-        taken.append(next(candidate for candidate in candidates if candidate not in taken))
-    return taken
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dae import datasets, denoiser, figures, run_directory, trainer
+from dae import datasets, denoiser, figures, run_directory, trainer, user_code
 from dae.config import RunConfig, flag, pinned
-from dae.errors import Stopped, distinct
+from dae.errors import Stopped
 from dae.metrics import HIGHER_IS_BETTER, METRICS
 from dae.pipeline import first_evaluation_batch
 from dae.run_directory import read_metrics, read_report, write
@@ -41,7 +41,7 @@ def train(losses: Sequence[str], settings: RunConfig, seeds: Sequence[int], outp
     for config in each:
         trainer.prepare(config)
     # A loss may be compared with itself.
-    configs = dict(zip(distinct(run_directory.readable(config.loss) for config in each), each, strict=True))
+    configs = dict(zip(user_code.distinct(run_directory.readable(config.loss) for config in each), each, strict=True))
     runs = {name: [output / name / f"seed-{seed}" for seed in seeds] for name in configs}
     todo = [(seed, name) for seed in seeds for name in configs]
     with tqdm(total=len(todo) * settings.epochs, unit=" epochs", disable=None) as bar:

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from dae import user_code, weighted_sum
-from dae.errors import UsageError, distinct
+from dae.errors import UsageError
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -126,7 +126,7 @@ def load(text: str) -> WeightedSum:
         raise UsageError(f"--loss: {name} was a Python function; give it again: dae.train(config, loss={name})")
     weighted = weighted_sum.parse(text)
     # A name of its own for each curve; "total" is that of the sum's.
-    _, *labels = distinct(["total", *(user_code.label(name) for _, name in weighted)], separator="_")
+    _, *labels = user_code.distinct(["total", *(user_code.label(name) for _, name in weighted)], separator="_")
     return WeightedSum(
         tuple(
             Term(

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from dae import figures, metrics, noise, user_code
 from dae.config import RunConfig
-from dae.errors import distinct
 from dae.pipeline import evaluation_batches
 from dae.run_directory import replacing
 
@@ -63,7 +62,7 @@ def sweep(
     for name in noises:
         for level in levels:
             noise.check(dataclasses.replace(first.config, noise=name, noise_level=level), first.images.shape[1:])
-    labels = distinct(map(user_code.label, noises))
+    labels = user_code.distinct(map(user_code.label, noises))
     for contender in (dataclasses.replace(first, name=BASELINE, model=unchanged), *contenders):
         # Not the loss that each was trained with, which is no common measure.
         evaluate = metrics.evaluator(contender.model, None, contender.config.micro_batches or 1)

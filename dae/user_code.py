@@ -11,12 +11,13 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from dae import errors
@@ -92,6 +93,15 @@ def located(text: str, folder: str | os.PathLike) -> str:
 def label(text: str) -> str:
     """`text` for a reader: of each reference, the function's name alone."""
     return _GIVEN.sub(r"\g<function>", substitute(text, lambda one: one.function))
+
+
+def distinct(names: Iterable[str], separator: str = "-") -> list[str]:
+    """The names, with a number from the second of each on: a, b, a-2."""
+    taken: list[str] = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}{separator}{number}" for number in itertools.count(2)))
+        taken.append(next(candidate for candidate in candidates if candidate not in taken))
+    return taken
 
 
 def given(function: Callable) -> tuple[str, str]:

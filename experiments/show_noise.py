@@ -34,12 +34,12 @@ def main() -> None:
     names = ("dataset", "data", "image_size", "clip_noise", "seed")
     config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
     command_line.load_tensorflow(config)
-    from dae import datasets, errors, figures, noise, pipeline, run_directory, user_code
+    from dae import datasets, figures, noise, pipeline, run_directory, user_code
 
     run_directory.check_output(Path(arguments.output), (".png",), "--output")
     images = datasets.load(config).test
     noises = arguments.noises or tuple(noise.NOISES)
-    rows: dict[str, list] = {label: [] for label in errors.distinct(map(user_code.label, noises))}
+    rows: dict[str, list] = {label: [] for label in user_code.distinct(map(user_code.label, noises))}
     for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
         one = images[number % len(images)][None]
         for level in arguments.noise_levels:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from conftest import TINY, run_here, run_script
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dae import command_line, trainer, user_code, verification
 from dae import config as configs
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.user_code import choose, label, references
+from dae.user_code import choose, distinct, label, references
 
 LOSSES = """
 import tensorflow as tf
@@ -36,6 +38,18 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("my_losses.py").write_text(LOSSES)
     Path("my_noise.py").write_text(NOISE)
     return tmp_path
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "a-2", "a-3"]))
+
+
+@given(NAMES)
+def test_names_are_made_distinct_and_first_ones_stay_as_they_are(names):
+    made = distinct(names)
+    assert len(set(made)) == len(names)
+    assert all(one.startswith(name) for one, name in zip(made, names, strict=True))
+    if len(set(names)) == len(names):
+        assert made == names
 
 
 @pytest.mark.parametrize(
