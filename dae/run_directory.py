@@ -111,8 +111,6 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
                 file=sys.stderr,
             )
     (path / REPORT).unlink(missing_ok=True)
-    for left_by_a_kill in path.rglob(".partial-*"):
-        left_by_a_kill.unlink()
     return _write_config(path, config, {})
 
 
@@ -123,6 +121,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """Writes config.json, and first to code/ the files that it names; returns `config` with those in their place."""
+    for left_by_a_kill in path.rglob(".partial-*"):
+        left_by_a_kill.unlink()
     kept = {name: source.encode() for name, source in sources.items()}
 
     def keep(reference: user_code.Reference, flag: str) -> user_code.Reference:

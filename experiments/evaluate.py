@@ -69,7 +69,6 @@ def main() -> None:
     for path, settings in zip(paths, configs, strict=True):
         model, splits = denoiser.load_model(path), datasets.load(settings)
         denoiser.check_fits(model, splits.test)
-        noise.check(settings, splits.image_shape)
         for note in splits.notes:
             print(note)
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
@@ -86,6 +85,7 @@ def main() -> None:
         print(f"picture: {figure}; every figure: {figure.with_suffix('.csv')}")
     else:
         (only,) = contenders
+        noise.check(only.config, only.images.shape[1:])
         evaluate = metrics.evaluator(only.model, None, only.config.micro_batches or 1)
         figures = denoiser.test(only.model, evaluate, only.config, only.images, figure)
         clipped = "clipped" if only.config.clip_noise else "not clipped"
