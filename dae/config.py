@@ -43,14 +43,16 @@ class RunConfig:
     """Loss: bce, mse, mae, huber, charbonnier, ssim, one of your own, FILE.py:FUNCTION, or a sum, "bce + 0.1*ssim"."""
     width: int = 1
     """Multiplies the network's numbers of channels."""
+    optimizer: str = "adam"
+    """Optimizer: adam, or soap, which needs a fraction of the epochs at a learning rate of about 0.01."""
     learning_rate: float = 1e-3
-    """Adam's learning rate, its highest where a schedule changes it."""
+    """The optimizer's learning rate, its highest where a schedule changes it."""
     schedule: str = "constant"
     """Learning rate over the run: constant, or cosine, down to 0 at the end, so that no epochs can be added."""
     warmup_steps: int = 0
     """With cosine: steps of rising learning rate at the start."""
     adam_beta_2: float = 0.999
-    """How slowly Adam forgets the size of past gradients."""
+    """How slowly the optimizer forgets the size of past gradients."""
     max_gradient_norm: float | None = None
     """Scale a gradient of a larger global norm down to it (default: never)."""
     batch_size: int = 128

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from dae import ssim as similarity
 from dae import user_code, weighted_sum
 from dae.errors import UsageError
 
@@ -61,12 +62,8 @@ def charbonnier(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
 
 def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """1 - SSIM, the structural dissimilarity of each image: in [0, 2], 0 for equal ones.
-
-    Source: `tf.image.ssim`, max value 1, 11 x 11 Gaussian window with sigma 1.5; Wang et al., Image Quality
-    Assessment: From Error Visibility to Structural Similarity (2004).
-    """
-    return 1 - tf.image.ssim(clean, denoised, max_val=1.0)
+    """1 - SSIM, the structural dissimilarity of each image: in [0, 2], 0 for equal ones. Source: dae/ssim.py."""
+    return 1 - similarity.ssim(clean, denoised)
 
 
 LOSSES: dict[str, Loss] = {

@@ -8,19 +8,12 @@ import tensorflow as tf
 from dae.layers import fused
 from dae.losses import Loss, WeightedSum, bce, mse
 from dae.pipeline import Batch, micro_batches
+from dae.ssim import ssim
 
 
 def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Peak signal-to-noise ratio of each image, -10 log10(MSE), in dB. Source: `tf.image.psnr`, max value 1."""
     return tf.image.psnr(clean, denoised, max_val=1.0)
-
-
-def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """Structural similarity of each image, in [-1, 1], 1 for equal ones.
-
-    Source: `tf.image.ssim`, max value 1, 11 x 11 Gaussian window with sigma 1.5 (Wang et al. 2004).
-    """
-    return tf.image.ssim(clean, denoised, max_val=1.0)
 
 
 def bce_excess(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Adam, and how its learning rate goes over a run."""
+"""Optimizers, and how their learning rate goes over a run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import keras
 
 from dae.config import RunConfig
 from dae.errors import UsageError, choose
+from dae.soap import Soap
 
 
 def constant(config: RunConfig, steps: int) -> float:
@@ -30,9 +31,14 @@ def cosine(config: RunConfig, steps: int) -> keras.optimizers.schedules.Learning
 
 
 SCHEDULES: dict[str, Callable[[RunConfig, int], Any]] = {"constant": constant, "cosine": cosine}
+OPTIMIZERS: dict[str, type[keras.optimizers.Adam]] = {"adam": keras.optimizers.Adam, "soap": Soap}
 
 
 def build(config: RunConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Adam for a run of so many steps; raises UsageError for an unknown schedule or too long a warm-up."""
+    """The optimizer that `config` names, for a run of so many steps.
+
+    Raises UsageError for an unknown optimizer or schedule, or too long a warm-up.
+    """
+    optimizer = choose(OPTIMIZERS, config.optimizer, "--optimizer")
     rate = choose(SCHEDULES, config.schedule, "--schedule")(config, steps)
-    return keras.optimizers.Adam(rate, beta_2=config.adam_beta_2, global_clipnorm=config.max_gradient_norm)
+    return optimizer(rate, beta_2=config.adam_beta_2, global_clipnorm=config.max_gradient_norm)

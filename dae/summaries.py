@@ -37,7 +37,7 @@ TAGS = {
     "quality/ssim": "structural similarity of each image, averaged; 1 is equal",
     "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: pixels exactly right once cut at 0.5",
     "quality/NAME": "any other metric that is added to `METRICS`",
-    "optimizer/learning_rate": "Adam's learning rate after the epoch",
+    "optimizer/learning_rate": "the learning rate after the epoch",
     "optimizer/gradient_norm": "length of the gradient of all weights, before any clipping, averaged over the "
     "epoch's steps",
     "optimizer/update_to_weight_ratio": "length of the change that the epoch's last step made to the weights, over "

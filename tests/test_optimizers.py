@@ -11,7 +11,7 @@ from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.run_directory import read_metrics
 
-COSINE = replace(TINY, schedule="cosine", warmup_steps=10)
+COSINE = replace(TINY, optimizer="soap", schedule="cosine", warmup_steps=10)
 
 
 def test_the_rate_rises_to_its_highest_and_falls_to_nothing_along_a_cosine():
