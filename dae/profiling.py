@@ -1,43 +1,45 @@
 """Where the time of a training step goes."""
 
+import contextlib
 import gzip
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-Batch = TypeVar("Batch")
+from dae.pipeline import Batch
+from dae.train_step import TrainSteps
 
-# The first steps are slower than the others, and no example of them.
-FIRST, LAST = 10, 15
+# The first calls of the train steps are slower than the others, and no example of them.
+PROFILED_CALL = 4
 
 
-def traced(batches: Iterable[Batch], folder: Path, say: Callable[[str], object]) -> Iterator[Batch]:
-    """Hands on the batches, and profiles what is done with a few of them.
+@contextlib.contextmanager
+def traced(train_steps: TrainSteps, folder: Path, say: Callable[[str], object]) -> Iterator[TrainSteps]:
+    """`train_steps`, of which one call, a few steps, is profiled.
 
     Writes plugins/profile/TIME/ in `folder`: *.xplane.pb for TensorBoard's profile plugin and trace.json.gz for
     Perfetto and chrome://tracing. Where it is, goes to `say`.
     """
-    number, running = -1, False
-    try:
-        for number, batch in enumerate(batches):
-            if number == FIRST:
-                tf.profiler.experimental.start(str(folder))
-                running = True
-            if number == LAST:
-                running = False
-                _finish(folder, say)
-            yield batch
-    finally:
-        if running:
-            _finish(folder, say)
-        elif number < FIRST:
-            skipped = f"that begins after {FIRST} steps and there were {number + 1}"
-            print(f"warning: --profile: no profile, since {skipped}", file=sys.stderr)
+    calls = 0
+
+    def profiled(batches: Iterator[Batch], count: tf.Tensor) -> tf.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls != PROFILED_CALL:
+            return train_steps(batches, count)
+        tf.profiler.experimental.start(str(folder))
+        mean_loss = train_steps(batches, count)
+        _finish(folder, say)
+        return mean_loss
+
+    yield profiled
+    if calls < PROFILED_CALL:
+        print("warning: --profile: no profile, since there were too few steps", file=sys.stderr)
 
 
 def _finish(folder: Path, say: Callable[[str], object]) -> None:

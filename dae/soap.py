@@ -1,5 +1,8 @@
 """SOAP: Adam along axes that each kernel's own gradients choose."""
 
+import itertools
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -9,6 +12,13 @@ AXES_EVERY = 10
 COVARIANCE_BETA = 0.95
 # A longer side of a kernel keeps its axes: to find others takes time with the third power of it.
 LONGEST_SIDE = 256
+
+
+class Side(NamedTuple):
+    """What is known of one side of a kernel, `length` long: two matrices [length, length]."""
+
+    covariance: keras.Variable
+    axes: keras.Variable
 
 
 class Soap(keras.optimizers.Adam):
@@ -22,61 +32,62 @@ class Soap(keras.optimizers.Adam):
     """
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Makes Adam's moments, and for each side of each kernel a covariance and axes; None where it has none."""
+        """Makes Adam's moments, and what is kept of the two sides of each kernel; None of one that keeps its axes."""
         if self.built:
             return
         super().build(variables)
-        self._covariances = [self._squares(variable, "zeros", "covariance") for variable in variables]
-        self._axes = [self._squares(variable, "identity", "axes") for variable in variables]
-
-    def _squares(self, variable: keras.Variable, initializer: str, name: str) -> list[keras.Variable | None]:
-        is_kernel = len(variable.shape) > 1
-        return [
-            self.add_variable((side, side), initializer, name=f"{variable.name}_{name}")
-            if is_kernel and side <= LONGEST_SIDE
-            else None
-            for side in _as_matrix(variable).shape
+        self._sides = [
+            [self._side(variable, length) for length in _as_matrix(variable).shape] for variable in variables
         ]
+
+    def _side(self, variable: keras.Variable, length: int) -> Side | None:
+        if len(variable.shape) == 1 or not 1 < length <= LONGEST_SIDE:
+            return None
+        return Side(
+            covariance=self.add_variable((length, length), "zeros", name=f"{variable.name}_covariance"),
+            axes=self.add_variable((length, length), "identity", name=f"{variable.name}_axes"),
+        )
+
+    def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
+        """Moves the variables, and then from time to time chooses axes.
+
+        After the move, as in the paper: along axes that came of one gradient alone, this one would be zeros but for
+        rounding, which Adam would make as large as the rest.
+        """
+        super().apply(grads, trainable_variables)
+        tf.cond(self.iterations % AXES_EVERY == 0, self._choose_axes, lambda: None)
+
+    def _choose_axes(self) -> None:
+        for side in itertools.chain.from_iterable(self._sides):
+            if side is not None:
+                side.axes.assign(tf.linalg.eigh(side.covariance)[1])
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         """Moves `variable`; the first moment is kept along the kernel's own axes, the second along the chosen ones."""
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
-        first, second, axes = self._momentums[index], self._velocities[index], self._axes[index]
+        first, second, sides = self._momentums[index], self._velocities[index], self._sides[index]
+        matrix = _as_matrix(gradient)
         first.assign_add((1 - self.beta_1) * (gradient - first))
-        turned_square = tf.reshape(tf.square(_turned(_as_matrix(gradient), axes)), gradient.shape)
+        turned_square = tf.reshape(tf.square(_turned(matrix, sides)), gradient.shape)
         second.assign_add((1 - self.beta_2) * (turned_square - second))
         rate = learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        turned_step = _turned(_as_matrix(first), axes) / (tf.sqrt(_as_matrix(second)) + self.epsilon)
-        variable.assign_sub(rate * tf.reshape(_turned(turned_step, axes, back=True), gradient.shape))
-        # After the move, as in the paper: along axes that came of this gradient alone, it would be all zeros but for
-        # rounding, which Adam would make as large as the rest.
-        self._choose_axes(_as_matrix(gradient), self._covariances[index], axes)
-
-    def _choose_axes(
-        self, gradient: tf.Tensor, covariances: list[keras.Variable | None], axes: list[keras.Variable | None]
-    ) -> None:
-        products = (tf.matmul(gradient, gradient, transpose_b=True), tf.matmul(gradient, gradient, transpose_a=True))
-        for product, covariance, side in zip(products, covariances, axes, strict=True):
-            if covariance is not None:
-                covariance.assign_add((1 - COVARIANCE_BETA) * (product - covariance))
-                side.assign(
-                    tf.cond(
-                        (self.iterations + 1) % AXES_EVERY == 0,
-                        lambda covariance=covariance: tf.linalg.eigh(covariance)[1],
-                        lambda side=side: tf.convert_to_tensor(side),
-                    )
-                )
+        turned_step = _turned(_as_matrix(first), sides) / (tf.sqrt(_as_matrix(second)) + self.epsilon)
+        variable.assign_sub(rate * tf.reshape(_turned(turned_step, sides, back=True), gradient.shape))
+        for side, lines in zip(sides, (matrix, tf.transpose(matrix)), strict=True):
+            if side is not None:
+                product = tf.matmul(lines, lines, transpose_b=True)
+                side.covariance.assign_add((1 - COVARIANCE_BETA) * (product - side.covariance))
 
 
 def _as_matrix(kernel: tf.Tensor | keras.Variable) -> tf.Tensor:
     return tf.reshape(kernel, [-1, kernel.shape[-1]])
 
 
-def _turned(matrix: tf.Tensor, axes: list[keras.Variable | None], back: bool = False) -> tf.Tensor:
-    """`matrix` as seen along `axes`, or from there back."""
-    rows, columns = axes
+def _turned(matrix: tf.Tensor, sides: list[Side | None], back: bool = False) -> tf.Tensor:
+    """`matrix` as seen along the axes of its sides, or from there back."""
+    rows, columns = sides
     if rows is not None:
-        matrix = tf.matmul(rows, matrix, transpose_a=not back)
+        matrix = tf.matmul(rows.axes, matrix, transpose_a=not back)
     if columns is not None:
-        matrix = tf.matmul(matrix, columns, transpose_b=back)
+        matrix = tf.matmul(matrix, columns.axes, transpose_b=back)
     return matrix

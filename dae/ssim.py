@@ -9,7 +9,7 @@ LUMINANCE_CONSTANT, CONTRAST_CONSTANT = 0.01**2, 0.03**2
 
 
 def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """Structural similarity of each image [batch, H, W, C], H and W at least 11: float32 [batch] in [-1, 1], 1 for equal.
+    """Structural similarity of each image [batch, H, W, C], H and W at least 11: [batch] in [-1, 1], 1 for equal ones.
 
     The mean over all places of an 11 x 11 Gaussian window with sigma 1.5, and over channels: `tf.image.ssim` with max
     value 1, to 1e-6. Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity

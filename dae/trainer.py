@@ -1,8 +1,9 @@
 """The training loop: the train step only computes; the functions here decide, write and print."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -33,9 +34,12 @@ from dae.pipeline import Batch, evaluation_batches, first_evaluation_batch, step
 from dae.progress import Progress, epoch_in_words
 from dae.run import Run
 from dae.summaries import Summaries
-from dae.train_step import TrainStep, make_train_step, naming_what_is_not_finite
+from dae.train_step import TrainStep, TrainSteps, make_train_step, make_train_steps, naming_what_is_not_finite
 
 AfterEpoch = Callable[[dict[str, float]], object]
+
+# For so long nobody looks at signals and the progress bar: steps are taken several at a time, as many as that allows.
+SECONDS_AT_A_TIME = 0.1
 
 
 def train(
@@ -137,10 +141,8 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
     """
     config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
     epochs_done, steps_into_epoch = divmod(int(state.step), steps)
-    batches: Iterable = training_batches(run.splits.train, config, int(state.step))
-    if profile:
-        batches = profiling.traced(batches, run.folder / "tensorboard", run.progress.say)
-    batches = iter(batches)
+    batches = iter(training_batches(run.splits.train, config, int(state.step)))
+    train_steps = make_train_steps(train_step, config.batch_size)
     validation = evaluation_batches(run.splits.validation, config, "validation")
     some_training = [first_evaluation_batch(run.splits.train, config, "train evaluation")]
     run_directory.keep_epochs(run.folder, epochs_done)
@@ -150,12 +152,17 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
         signals.collected() as received,
         Summaries(run.folder, config, run.model, run.examples, epochs_done) as summaries,
         run.progress,
+        contextlib.ExitStack() as stack,
     ):
+        if profile:
+            train_steps = stack.enter_context(
+                profiling.traced(train_steps, run.folder / "tensorboard", run.progress.say)
+            )
         if epochs_done == 0:
             summaries.write_graph(train_step, min(config.batch_size, len(run.splits.train)))
         run.checkpoints.start_clock()
         for epoch in range(epochs_done + 1, config.epochs + 1):
-            trained = _train_epoch(run, train_step, batches, epoch, received)
+            trained = _train_epoch(run, train_step, train_steps, batches, epoch, received)
             validated = run.evaluate(validation) if config.validation_examples else {}
             started = time.monotonic()
             # The loss of the epoch's batches as they came goes before that of a few images after it.
@@ -188,29 +195,42 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
 
 
 def _train_epoch(
-    run: Run, train_step: TrainStep, batches: Iterator[Batch], epoch: int, received: list[int]
+    run: Run,
+    train_step: TrainStep,
+    train_steps: TrainSteps,
+    batches: Iterator[Batch],
+    epoch: int,
+    received: list[int],
 ) -> dict[str, float]:
     """Trains to the end of `epoch`; returns the epoch's means, and the speed of this process.
 
-    Raises Stopped where a signal is `received` before the last step, with the state saved.
+    Raises Stopped where a signal is `received` before the last step, with the state saved. The last step is taken by
+    itself: its batch may be smaller, and its update is measured.
     """
-    state, last_step = run.checkpoints.state, epoch * run.steps_per_epoch
+    state, last_step, batch_size = run.checkpoints.state, epoch * run.steps_per_epoch, run.config.batch_size
     checkpoint_every = run.config.checkpoint_every or last_step
-    started, images_before, first_step = time.monotonic(), int(state.images), int(state.step)
-    weights = run.model.trainable_variables
-    before: list[tf.Tensor] = []
+    in_words = f"{epoch}/{run.config.epochs}"
+    started, images_before = time.monotonic(), int(state.images)
+    step, at_a_time = int(state.step), 1
     with naming_what_is_not_finite(run):
-        for step, (noisy, clean) in zip(range(first_step + 1, last_step + 1), batches, strict=False):
-            if step == last_step:
-                before = [tf.identity(variable) for variable in weights]
-            mean_loss = train_step(noisy, clean)
-            run.progress.update(f"{epoch}/{run.config.epochs}", clean.shape[0], mean_loss)
-            if step < last_step:
-                if received:
-                    run.checkpoints.save()
-                    raise _stopped(run, received[0])
-                if step % checkpoint_every == 0:
-                    run.checkpoints.save()
+        while step < last_step - 1:
+            began = time.monotonic()
+            count = min(at_a_time, last_step - 1 - step, checkpoint_every - step % checkpoint_every)
+            mean_loss = train_steps(batches, tf.constant(count))
+            step += count
+            run.progress.update(in_words, count * batch_size, mean_loss)
+            if received:
+                run.checkpoints.save()
+                raise _stopped(run, received[0])
+            if step % checkpoint_every == 0:
+                run.checkpoints.save()
+            within_time = int(count * SECONDS_AT_A_TIME / (time.monotonic() - began))
+            at_a_time = max(1, min(within_time, 2 * at_a_time))
+        weights = run.model.trainable_variables
+        before = [tf.identity(variable) for variable in weights]
+        noisy, clean = next(batches)
+        mean_loss = train_step(noisy, clean)
+        run.progress.update(in_words, clean.shape[0], mean_loss)
     images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
     update = [variable - old for variable, old in zip(weights, before, strict=True)]
     means = {

@@ -15,7 +15,6 @@ def test_profile_writes_a_trace_of_training_steps_that_tensorboard_and_perfetto_
     (trace,) = folder.glob("*/trace.json.gz")
     assert str(trace.name) in done.stdout
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    steps = [event for event in events if event["name"] == "train_step"]
-    assert len(steps) == 5
-    assert all(event["dur"] > 0 for event in steps)
+    (steps,) = [event for event in events if event["name"] == "train_steps"]
+    assert steps["dur"] > 0
     assert any("Conv2DBackpropFilter" in event["name"] for event in events)

@@ -197,17 +197,9 @@ def test_a_full_disk_ends_the_run_clearly_and_what_was_saved_is_good(tiny_run, t
     assert verification.first_difference(tmp_path / "run", tiny_run) is None
 
 
-def test_a_folder_that_goes_away_ends_the_run_clearly(tmp_path, monkeypatch):
-    def vanish(images, config, first_step=0):
-        for step, batch in enumerate(training_batches(images, config, first_step)):
-            if step == 15:
-                shutil.rmtree(tmp_path / "run")
-            yield batch
-
-    training_batches = trainer.training_batches
-    monkeypatch.setattr(trainer, "training_batches", vanish)
+def test_a_folder_that_goes_away_ends_the_run_clearly(tmp_path):
     with pytest.raises(RunError, match="what was saved before is good"):
-        trainer.train(TINY, tmp_path / "run")
+        trainer.train(TINY, tmp_path / "run", after_epoch=lambda line: shutil.rmtree(tmp_path / "run"))
 
 
 def test_verify_says_that_the_bits_agree_and_where_they_part(tiny_run, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import EXPERIMENTS, TINY
 
 from dae import trainer, verification
@@ -107,8 +108,8 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     def poisoned(images, config, first_step=0):
-        for step, (noisy, clean) in enumerate(training_batches(images, config, first_step), first_step + 1):
-            yield (noisy * float("nan") if step == 14 else noisy), clean
+        numbered = training_batches(images, config, first_step).enumerate(first_step + 1)
+        return numbered.map(lambda step, batch: (tf.where(step == 14, float("nan"), batch[0]), batch[1]))
 
     training_batches = trainer.training_batches
     monkeypatch.setattr(trainer, "training_batches", poisoned)
