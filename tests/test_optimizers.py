@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,6 +47,26 @@ def test_more_epochs_of_a_schedule_and_a_warmup_longer_than_the_run_are_refused(
     with pytest.raises(UsageError, match="--warmup-steps: is 30, but the whole run has 30 steps"):
         trainer.train(replace(COSINE, warmup_steps=30), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def moved(optimizer: keras.optimizers.Optimizer, gradients: np.ndarray) -> np.ndarray:
+    """Where `optimizer` takes a weight that is 0 and has these gradients [steps, ...], one after the other."""
+    weight = keras.Variable(np.zeros_like(gradients[0]))
+    optimizer.build([weight])
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient)])
+    return weight.numpy()
+
+
+def random_gradients(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 3, 2, 4)])
+def test_adam_moves_weights_as_that_of_keras(shape):
+    gradients = random_gradients(0, 50, *shape)
+    expected = moved(keras.optimizers.Adam(0.01, beta_2=0.99), gradients)
+    np.testing.assert_allclose(moved(optimizers.Adam(0.01, beta_2=0.99), gradients), expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(("gradient", "applied"), [([0.3, 0.0], [0.3, 0.0]), ([3.0, 4.0], [0.3, 0.4])])

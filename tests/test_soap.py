@@ -1,23 +1,10 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from test_optimizers import moved, random_gradients
 
 from dae import models, soap
 from dae.config import RunConfig
-
-
-def moved(optimizer: keras.optimizers.Optimizer, gradients: np.ndarray) -> np.ndarray:
-    """Where `optimizer` takes a weight that is 0 and has these gradients [steps, ...], one after the other."""
-    weight = keras.Variable(np.zeros_like(gradients[0]))
-    optimizer.build([weight])
-    for gradient in gradients:
-        optimizer.apply([tf.constant(gradient)])
-    return weight.numpy()
-
-
-def random_gradients(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_a_bias_moves_as_with_adam():
