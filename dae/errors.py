@@ -1,6 +1,7 @@
 """What can go wrong, by whose fault it is; the command line turns each into its exit status."""
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -24,9 +25,13 @@ class Stopped(Exception):
         self.signal_number = signal.Signals(signal_number)
 
 
+# What TensorFlow says before it comes to the matter.
+_PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack traces unavailable>|  File |    ")
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return next((line for line in str(error).splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

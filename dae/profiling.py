@@ -20,7 +20,7 @@ PROFILED_CALL = 4
 
 @contextlib.contextmanager
 def traced(train_steps: TrainSteps, folder: Path, say: Callable[[str], object]) -> Iterator[TrainSteps]:
-    """`train_steps`, of which one call, a few steps, is profiled.
+    """`train_steps`, of which one call is profiled: the steps of a tenth of a second, at least one.
 
     Writes plugins/profile/TIME/ in `folder`: *.xplane.pb for TensorBoard's profile plugin and trace.json.gz for
     Perfetto and chrome://tracing. Where it is, goes to `say`.
@@ -33,13 +33,14 @@ def traced(train_steps: TrainSteps, folder: Path, say: Callable[[str], object]) 
         if calls != PROFILED_CALL:
             return train_steps(batches, count)
         tf.profiler.experimental.start(str(folder))
-        mean_loss = train_steps(batches, count)
-        _finish(folder, say)
-        return mean_loss
+        try:
+            return train_steps(batches, count)
+        finally:
+            _finish(folder, say)
 
     yield profiled
     if calls < PROFILED_CALL:
-        print("warning: --profile: no profile, since there were too few steps", file=sys.stderr)
+        print("warning: --profile: no profile, since too few steps came before the last of epochs", file=sys.stderr)
 
 
 def _finish(folder: Path, say: Callable[[str], object]) -> None:

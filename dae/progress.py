@@ -43,7 +43,7 @@ class Progress:
         )
 
     def update(self, epoch: str, images: int, loss: tf.Tensor) -> None:
-        """Counts the images of one step of `epoch`, which had the mean `loss`."""
+        """Counts the images of some steps of `epoch`, the last of which had the mean `loss`."""
         # tqdm redraws itself a few times a second, and only then is the loss fetched.
         if self._bar.update(images):
             self._bar.set_description_str(f"epoch {epoch}, loss {float(loss):.4f}", refresh=False)

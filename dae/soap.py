@@ -62,7 +62,7 @@ class Soap(keras.optimizers.Adam):
             if side is not None:
                 side.axes.assign(tf.linalg.eigh(side.covariance)[1])
 
-    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Moves `variable`; the first moment is kept along the kernel's own axes, the second along the chosen ones."""
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
         first, second, sides = self._momentums[index], self._velocities[index], self._sides[index]
@@ -79,7 +79,7 @@ class Soap(keras.optimizers.Adam):
                 side.covariance.assign_add((1 - COVARIANCE_BETA) * (product - side.covariance))
 
 
-def _as_matrix(kernel: tf.Tensor | keras.Variable) -> tf.Tensor:
+def _as_matrix(kernel: tf.Tensor | tf.Variable | keras.Variable) -> tf.Tensor:
     return tf.reshape(kernel, [-1, kernel.shape[-1]])
 
 

@@ -65,7 +65,7 @@ def make_train_steps(train_step: TrainStep, batch_size: int) -> TrainSteps:
         for _ in tf.range(count):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # fetches no batch before its turn
             noisy, clean = next(batches)
-            shape = [batch_size, *noisy.shape[1:]]
+            shape = [batch_size, *clean.shape[1:]]  # a noise of one's own may not know it
             mean_loss = train_step(tf.ensure_shape(noisy, shape), tf.ensure_shape(clean, shape))
         return mean_loss
 

@@ -217,6 +217,8 @@ def _train_epoch(
             began = time.monotonic()
             count = min(at_a_time, last_step - 1 - step, checkpoint_every - step % checkpoint_every)
             mean_loss = train_steps(batches, tf.constant(count))
+            within_time = int(count * SECONDS_AT_A_TIME / (time.monotonic() - began))
+            at_a_time = max(1, min(within_time, 2 * at_a_time))
             step += count
             run.progress.update(in_words, count * batch_size, mean_loss)
             if received:
@@ -224,8 +226,6 @@ def _train_epoch(
                 raise _stopped(run, received[0])
             if step % checkpoint_every == 0:
                 run.checkpoints.save()
-            within_time = int(count * SECONDS_AT_A_TIME / (time.monotonic() - began))
-            at_a_time = max(1, min(within_time, 2 * at_a_time))
         weights = run.model.trainable_variables
         before = [tf.identity(variable) for variable in weights]
         noisy, clean = next(batches)

@@ -202,21 +202,22 @@ def step_alone(config: RunConfig, lap: Lap) -> None:
     from dae import command_line
 
     command_line.load_tensorflow(config)
+    import tensorflow as tf
+
     from dae import optimizers, pipeline, trainer
     from dae.checkpoints import Checkpoints
-    from dae.train_step import make_train_step
+    from dae.train_step import make_train_step, make_train_steps
 
     config, splits, model, loss = trainer.prepare(config)
-    noisy, clean = next(iter(pipeline.training_batches(splits.train, config)))
+    batches = iter(pipeline.training_batches(splits.train, config).take(1).cache().repeat())
     steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
     optimizer = optimizers.build(config, config.epochs * steps)
     with tempfile.TemporaryDirectory() as folder:
         state = Checkpoints(Path(folder), model, optimizer, losses=len(loss.names)).state
         train_step = make_train_step(model, optimizer, loss, state, config.micro_batches or 1)
+        train_steps = make_train_steps(train_step, config.batch_size)
         while True:
-            for _ in range(steps):
-                mean_loss = train_step(noisy, clean)
-            float(mean_loss)
+            train_steps(batches, tf.constant(steps))
             lap()
 
 

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import losses, models
+from dae import losses, models, optimizers
 from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
 from dae.pipeline import training_batches
-from dae.train_step import make_train_step
+from dae.train_step import make_train_step, make_train_steps
 
 STEPS = 50
 
@@ -23,22 +23,21 @@ class RunningLosses(keras.callbacks.Callback):
         self.values.append(logs["loss"])
 
 
-def fifty_steps(make_optimizer, folder, images, wrap=lambda model: model, parts=1):
+def fifty_steps(our_optimizer, their_optimizer, folder, images, wrap=lambda model: model, parts=1):
     """(losses of our steps, running losses of `fit`, (our, their) weights) from the same start on the same batches."""
     config = RunConfig(batch_size=128)
     batches = list(training_batches(images, config).take(STEPS))
     ours, theirs = wrap(models.build(config, (28, 28, 1))), models.build(config, (28, 28, 1))
     theirs.set_weights(ours.get_weights())
 
-    optimizer = make_optimizer()
-    state = Checkpoints(folder, ours, optimizer).state
-    train_step = make_train_step(ours, optimizer, losses.load("bce"), state, parts)
+    state = Checkpoints(folder, ours, our_optimizer).state
+    train_step = make_train_step(ours, our_optimizer, losses.load("bce"), state, parts)
     mean_losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
     assert int(state.step) == STEPS
     assert int(state.images) == STEPS * 128
     assert float(state.loss_sums[0]) / float(state.images) == pytest.approx(np.mean(mean_losses), rel=1e-6)
 
-    theirs.compile(make_optimizer(), "binary_crossentropy")
+    theirs.compile(their_optimizer, "binary_crossentropy")
     running = RunningLosses()
     noisy, clean = (np.concatenate(part) for part in zip(*batches, strict=True))
     theirs.fit(noisy, clean, batch_size=128, epochs=1, shuffle=False, verbose=0, callbacks=[running])
@@ -55,16 +54,45 @@ def unfused(model: keras.Model) -> keras.Model:
 
 
 def test_fifty_steps_equal_those_of_keras_compile_and_fit(mnist, tmp_path):
-    for mine, keras_own in fifty_steps(keras.optimizers.Adam, tmp_path, mnist.train, wrap=unfused):
+    adams = keras.optimizers.Adam(), keras.optimizers.Adam()
+    for mine, keras_own in fifty_steps(*adams, tmp_path, mnist.train, wrap=unfused):
         np.testing.assert_allclose(mine, keras_own, rtol=1e-4, atol=1e-5)
 
 
 def test_fifty_fused_steps_in_micro_batches_equal_those_of_keras_compile_and_fit(mnist, tmp_path):
     """Weights with SGD: Adam makes much of rounding; with it, `fit` on one thread and on two differ by up to 2e-3."""
-    fifty_steps(keras.optimizers.Adam, tmp_path / "adam", mnist.train, parts=2)
-    weights = fifty_steps(lambda: keras.optimizers.SGD(0.05), tmp_path / "sgd", mnist.train, parts=2)
-    for mine, keras_own in weights:
+    adams = optimizers.build(RunConfig(max_gradient_norm=0.1), STEPS), keras.optimizers.Adam(1e-3, global_clipnorm=0.1)
+    fifty_steps(*adams, tmp_path / "adam", mnist.train, parts=2)
+    sgds = keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05)
+    for mine, keras_own in fifty_steps(*sgds, tmp_path / "sgd", mnist.train, parts=2):
         np.testing.assert_allclose(mine, keras_own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+def test_many_steps_in_one_call_are_those_steps_one_by_one(optimizer, mnist, tmp_path):
+    config, results = RunConfig(batch_size=32, optimizer=optimizer), []
+    for counts in ([7, 6], [1] * 13):
+        model, adam = models.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
+        state = Checkpoints(tmp_path / str(len(counts)), model, adam).state
+        train_steps = make_train_steps(make_train_step(model, adam, losses.load("bce"), state, 2), config.batch_size)
+        batches = iter(training_batches(mnist.train, config))
+        last = [float(train_steps(batches, tf.constant(count))) for count in counts][-1]
+        assert int(state.step) == 13
+        results.append([last, state.loss_sums.numpy(), next(batches)[0].numpy(), *model.get_weights()])
+    for together, alone in zip(*results, strict=True):
+        np.testing.assert_array_equal(together, alone)
+
+
+def test_of_many_steps_the_one_that_is_not_finite_is_known(mnist, tmp_path):
+    config = RunConfig(batch_size=32)
+    model, adam = models.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
+    state = Checkpoints(tmp_path, model, adam).state
+    train_steps = make_train_steps(make_train_step(model, adam, losses.load("bce"), state), config.batch_size)
+    numbered = training_batches(mnist.train, config).enumerate(1)
+    batches = numbered.map(lambda step, batch: (tf.where(step == 5, float("nan"), batch[0]), batch[1]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="(loss|gradient) : Tensor had"):
+        train_steps(iter(batches), tf.constant(8))
+    assert int(state.step) == 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
