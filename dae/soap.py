@@ -26,9 +26,11 @@ class Soap(keras.optimizers.Adam):
 
     A kernel [height, width, in, out] is a matrix [height * width * in, out] here, and its gradient G has a covariance
     of its rows, the mean of G G^T, and one of its columns, the mean of G^T G. Adam scales every entry by its own size
-    alone, which serves best where entries do not move together; along the eigenvectors they do so least. Source:
-    Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam (2024), but with the eigenvectors themselves where
-    it takes a step of power iteration towards them.
+    alone, which serves best where entries do not move together; along the eigenvectors they do so least.
+
+    Source: Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam (2024). In place of its step of power
+    iteration towards the eigenvectors, these are computed; until they first are, it is Adam; the covariances forget at
+    a rate of their own. Unlike with Adam, weights without any gradient may move a little, by rounding.
     """
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -49,11 +51,7 @@ class Soap(keras.optimizers.Adam):
         )
 
     def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
-        """Moves the variables, and then from time to time chooses axes.
-
-        After the move, as in the paper: along axes that came of one gradient alone, this one would be zeros but for
-        rounding, which Adam would make as large as the rest.
-        """
+        """Moves the variables, and then, from time to time, chooses axes for the steps to come."""
         super().apply(grads, trainable_variables)
         tf.cond(self.iterations % AXES_EVERY == 0, self._choose_axes, lambda: None)
 

@@ -1,12 +1,15 @@
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dae import trainer
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.noise import NOISES, check, named, small_poisson
@@ -145,3 +148,12 @@ def test_a_noise_that_fails_in_a_graph_only_is_refused_with_its_line(tmp_path):
     message = r"own.py:eager: fails in line 2 .AttributeError: 'SymbolicTensor' object has no attribute 'numpy'"
     with pytest.raises(UsageError, match=message):
         check(RunConfig(noise=f"{tmp_path}/own.py:eager"), (10, 10, 1))
+
+
+def test_a_noise_whose_shape_the_graph_does_not_know_trains(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\nimport tensorflow as tf\n\ndef smeared(clean, level, seed):\n"
+        "    return tf.numpy_function(lambda x: (x + np.roll(x, 1, axis=2)) / 2, [clean], tf.float32)\n"
+    )
+    config = replace(TINY, epochs=1, noise=f"{tmp_path}/own.py:smeared")
+    assert trainer.train(config, tmp_path / "run")["test_loss"] < 0.7

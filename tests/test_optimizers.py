@@ -12,7 +12,8 @@ from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.run_directory import read_metrics
 
-COSINE = replace(TINY, optimizer="soap", schedule="cosine", warmup_steps=10)
+# 13 steps in an epoch, between two choices of SOAP's axes.
+COSINE = replace(TINY, batch_size=48, optimizer="soap", schedule="cosine", warmup_steps=10)
 
 
 def test_the_rate_rises_to_its_highest_and_falls_to_nothing_along_a_cosine():
@@ -37,15 +38,16 @@ def test_a_resumed_run_with_a_schedule_equals_an_uninterrupted_one(tmp_path):
     trainer.train(COSINE, tmp_path / "stopped", resume=True)
     assert verification.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "peace")]
-    assert rates == pytest.approx([1e-3, 0.5e-3, 0], abs=1e-9)
+    expected = [1e-3 * (1 + math.cos(math.pi * (step - 10) / 29)) / 2 for step in (13, 26, 39)]
+    assert rates == pytest.approx(expected, abs=1e-9)
 
 
 def test_more_epochs_of_a_schedule_and_a_warmup_longer_than_the_run_are_refused(tmp_path):
     trainer.train(COSINE, tmp_path / "run")
     with pytest.raises(UsageError, match="--epochs was 3, now 4"):
         trainer.train(replace(COSINE, epochs=4), tmp_path / "run", resume=True)
-    with pytest.raises(UsageError, match="--warmup-steps: is 30, but the whole run has 30 steps"):
-        trainer.train(replace(COSINE, warmup_steps=30), tmp_path / "other")
+    with pytest.raises(UsageError, match="--warmup-steps: is 39, but the whole run has 39 steps"):
+        trainer.train(replace(COSINE, warmup_steps=39), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

@@ -14,7 +14,7 @@ def test_a_bias_moves_as_with_adam():
 
 
 def test_a_kernel_moves_by_the_published_formulas():
-    """The same in NumPy and float64, by the paper's algorithm but for the first moment, which is kept unturned."""
+    """In NumPy and float64, with signs of the eigenvectors of its own, on which nothing depends."""
     gradients = random_gradients(0, 25, 3, 2, 1, 6)
     first, second, left, right, weight = (np.zeros((6, 6)) for _ in range(5))
     rows = columns = np.eye(6)
@@ -39,6 +39,6 @@ def test_a_long_side_keeps_its_axes():
 
 
 @pytest.mark.parametrize("step", [0, 7])
-def test_a_gradient_of_zero_moves_nothing(step):
+def test_without_any_gradient_nothing_moves(step):
     gradients = np.zeros((step + 1, 3, 3, 2, 4), np.float32)
     assert not moved(soap.Soap(0.01), gradients).any()

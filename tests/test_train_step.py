@@ -90,7 +90,7 @@ def test_of_many_steps_the_one_that_is_not_finite_is_known(mnist, tmp_path):
     train_steps = make_train_steps(make_train_step(model, adam, losses.load("bce"), state), config.batch_size)
     numbered = training_batches(mnist.train, config).enumerate(1)
     batches = numbered.map(lambda step, batch: (tf.where(step == 5, float("nan"), batch[0]), batch[1]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="(loss|gradient) : Tensor had"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(loss|gradient) : Tensor had"):
         train_steps(iter(batches), tf.constant(8))
     assert int(state.step) == 4
 
