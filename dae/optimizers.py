@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dae.config import RunConfig
-from dae.errors import UsageError, choose
+from dae.errors import choose
 from dae.soap import Soap
 
 
@@ -17,15 +17,13 @@ def constant(config: RunConfig, steps: int) -> float:
 
 
 def cosine(config: RunConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """From 0 up to `learning_rate` in `warmup_steps`, then down to 0 at the last step, along a cosine.
+    """From 0 up to `learning_rate` in the share `warmup_ratio` of the steps, then along a cosine to 0 at the last.
 
     Source: Keras's CosineDecay; Loshchilov and Hutter, SGDR (2017), without restarts.
     """
-    warmup = config.warmup_steps
+    warmup = int(config.warmup_ratio * steps)
     if warmup == 0:
         return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
-    if warmup >= steps:
-        raise UsageError(f"--warmup-steps: is {warmup}, but the whole run has {steps} steps; give it fewer")
     return keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
     )
@@ -61,7 +59,7 @@ OPTIMIZERS: dict[str, type[keras.optimizers.Adam]] = {"adam": Adam, "soap": Soap
 def build(config: RunConfig, steps: int) -> keras.optimizers.Optimizer:
     """The optimizer that `config` names, for a run of so many steps.
 
-    Raises UsageError for an unknown optimizer or schedule, or too long a warm-up.
+    Raises UsageError for an unknown optimizer or schedule.
     """
     optimizer = choose(OPTIMIZERS, config.optimizer, "--optimizer")
     rate = choose(SCHEDULES, config.schedule, "--schedule")(config, steps)

@@ -30,7 +30,7 @@ def test_flags_go_over_the_preset():
 
 
 def test_flags_that_only_a_preset_allows_go_over_it():
-    assert parse("--preset fast --warmup-steps 300").settings == replace(PRESETS["fast"], warmup_steps=300)
+    assert parse("--preset fast --warmup-ratio 0.1").settings == replace(PRESETS["fast"], warmup_ratio=0.1)
 
 
 def test_flags_go_over_a_config_file(tmp_path):

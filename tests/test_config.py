@@ -24,7 +24,7 @@ CONFIGS = st.builds(
     width=st.integers(1, 1024),
     learning_rate=st.floats(1e-12, 1e3),
     schedule=st.just("cosine"),
-    warmup_steps=st.integers(0, 10**9),
+    warmup_ratio=st.floats(0, 1, exclude_max=True),
     micro_batches=st.none() | st.integers(1, 1024),
     batch_size=st.integers(1, 10**6),
     epochs=st.integers(1, 10**6),
