@@ -6,6 +6,7 @@ FOLDER/run.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,13 +27,14 @@ import tutorial
 from dae import config as configs
 from dae.config import RunConfig
 
+# Ends one epoch, with what is known of it, and starts the next.
 Lap = Callable[..., None]
+# Starts the first epoch; to be called when all that has to be imported is.
+Start = Callable[[], Lap]
 
 
-def stopwatch() -> Lap:
-    """A function that ends one epoch, with what is known of it, and starts the next."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints
+def stopwatch(answers: IO[str]) -> Lap:
+    """The first epoch starts now; what is known of each is written to `answers`."""
     started = time.perf_counter()
 
     def lap(known: Mapping[str, float] | None = None) -> None:
@@ -46,7 +48,7 @@ def stopwatch() -> Lap:
     return lap
 
 
-def loop(config: RunConfig, lap: Lap) -> None:
+def loop(config: RunConfig, start: Start) -> None:
     """This package, as a user gets it: with progress bar, all metrics, summaries and a checkpoint in every epoch."""
     from dae import command_line
 
@@ -54,7 +56,7 @@ def loop(config: RunConfig, lap: Lap) -> None:
     command_line.load_tensorflow(config)
     from dae import trainer
 
-    trainer.train(config, Path(sys.argv[2]).with_name("run"), after_epoch=lap)
+    trainer.train(config, Path(sys.argv[2]).with_name("run"), after_epoch=start())
 
 
 def _make_stderr_a_terminal() -> None:
@@ -69,10 +71,11 @@ def _make_stderr_a_terminal() -> None:
     threading.Thread(target=show, daemon=True).start()
 
 
-def fit(config: RunConfig, lap: Lap) -> None:
+def fit(config: RunConfig, start: Start) -> None:
     """Keras's `fit` as in experiments/tutorial.py, but with the images and the validation of `config`."""
     from dae import datasets, pipeline
 
+    lap = start()
     model, splits = tutorial.compiled(config), datasets.load(config)
     noisy, clean = tutorial.with_noise(splits.train, config)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
@@ -84,12 +87,14 @@ def fit(config: RunConfig, lap: Lap) -> None:
         lap({"validation_bce": history.history["val_loss"][0]})
 
 
-def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:
+def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> None:
     """PyTorch with images in channels_last, noise made on the fly; no validation."""
     import torch
     from torch import nn
 
     from dae import datasets
+
+    lap = start()
 
     def conv(inputs: int, outputs: int, padding: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU()]
@@ -116,18 +121,19 @@ def torch_eager(config: RunConfig, lap: Lap, compile_it: bool = False) -> None:
         lap()
 
 
-def torch_compile(config: RunConfig, lap: Lap) -> None:
+def torch_compile(config: RunConfig, start: Start) -> None:
     """The same through `torch.compile`."""
-    torch_eager(config, lap, compile_it=True)
+    torch_eager(config, start, compile_it=True)
 
 
-def jax_jit(config: RunConfig, lap: Lap) -> None:
+def jax_jit(config: RunConfig, start: Start) -> None:
     """JAX, the whole step with its noise under `jit`; no validation."""
     import jax
     import jax.numpy as jnp
 
     from dae import datasets
 
+    lap = start()
     few, many = 8 * config.width, 16 * config.width
     channels = [(1, many), (many, few), (few, few), (few, few), (few, few), (few, many), (many, 1)]
     glorot = jax.nn.initializers.glorot_uniform()
@@ -165,18 +171,19 @@ def jax_jit(config: RunConfig, lap: Lap) -> None:
     count, random = 0, np.random.default_rng(config.seed)
     while True:
         order = random.permutation(len(images))
-        for start in range(0, len(images), config.batch_size):
+        for place in range(0, len(images), config.batch_size):
             count += 1
-            some = images[order[start : start + config.batch_size]]
+            some = images[order[place : place + config.batch_size]]
             weights, first, second = step(weights, first, second, jnp.float32(count), some)
         jax.block_until_ready(weights)
         lap()
 
 
-def matrix_product(config: RunConfig, lap: Lap) -> None:
+def matrix_product(config: RunConfig, start: Start) -> None:
     """Twenty products of 2,048 x 2,048 float32 matrices: what the machine's arithmetic can do."""
     import tensorflow as tf
 
+    lap = start()
     matrix = tf.random.stateless_normal((2048, 2048), seed=(0, 1))
     while True:
         for _ in range(20):
@@ -184,20 +191,21 @@ def matrix_product(config: RunConfig, lap: Lap) -> None:
         lap()
 
 
-def pipeline_alone(config: RunConfig, lap: Lap) -> None:
+def pipeline_alone(config: RunConfig, start: Start) -> None:
     """The batches of this package, which nobody uses."""
     from dae import command_line
 
     command_line.load_tensorflow(config)
     from dae import datasets, pipeline
 
+    lap = start()
     images = datasets.load(config).train
     for number, _ in enumerate(pipeline.training_batches(images, config), 1):
         if number % pipeline.steps_per_epoch(len(images), config.batch_size) == 0:
             lap()
 
 
-def step_alone(config: RunConfig, lap: Lap) -> None:
+def step_alone(config: RunConfig, start: Start) -> None:
     """The train step of this package, on one batch over and over."""
     from dae import command_line
 
@@ -208,6 +216,7 @@ def step_alone(config: RunConfig, lap: Lap) -> None:
     from dae.checkpoints import Checkpoints
     from dae.train_step import make_train_step, make_train_steps
 
+    lap = start()
     config, splits, model, loss = trainer.prepare(config)
     batches = iter(pipeline.training_batches(splits.train, config).take(1).cache().repeat())
     steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
@@ -238,8 +247,10 @@ CONTENDERS = {
 
 def main() -> None:
     name, config_path = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
     with contextlib.suppress(KeyboardInterrupt):
-        CONTENDERS[name](configs.read(Path(config_path)), stopwatch())
+        CONTENDERS[name](configs.read(Path(config_path)), functools.partial(stopwatch, answers))
 
 
 if __name__ == "__main__":
