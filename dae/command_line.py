@@ -27,7 +27,7 @@ class _Start:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --run-dir; start it if there is none; do nothing if it is finished."""
     preset: str | None = None
-    """Start from a named configuration: default, fast (as good in 6 epochs), tutorial or quick."""
+    """Start from a named configuration: default, fast (as good in 5 epochs), tutorial or quick."""
     config: str | None = None
     """Start from a config.json, such as that of another run."""
 
