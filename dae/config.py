@@ -44,7 +44,7 @@ class RunConfig:
     width: int = 1
     """Multiplies the network's numbers of channels."""
     optimizer: str = "adam"
-    """Optimizer: adam, or soap, which needs a fraction of the epochs at a learning rate of about 0.01."""
+    """Optimizer: adam, or soap, which needs a fraction of the epochs at a learning rate of about 0.02."""
     learning_rate: float = 1e-3
     """The optimizer's learning rate, its highest where a schedule changes it."""
     schedule: str = "constant"
