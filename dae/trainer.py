@@ -142,7 +142,12 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
     config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
     epochs_done, steps_into_epoch = divmod(int(state.step), steps)
     batches = iter(training_batches(run.splits.train, config, int(state.step)))
-    train_steps = make_train_steps(train_step, config.batch_size)
+    untraced = make_train_steps(train_step, config.batch_size)
+    tracing = (
+        profiling.traced(untraced, run.folder / "tensorboard", run.progress.say)
+        if profile
+        else contextlib.nullcontext(untraced)
+    )
     validation = evaluation_batches(run.splits.validation, config, "validation")
     some_training = [first_evaluation_batch(run.splits.train, config, "train evaluation")]
     run_directory.keep_epochs(run.folder, epochs_done)
@@ -152,12 +157,8 @@ def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: A
         signals.collected() as received,
         Summaries(run.folder, config, run.model, run.examples, epochs_done) as summaries,
         run.progress,
-        contextlib.ExitStack() as stack,
+        tracing as train_steps,
     ):
-        if profile:
-            train_steps = stack.enter_context(
-                profiling.traced(train_steps, run.folder / "tensorboard", run.progress.say)
-            )
         if epochs_done == 0:
             summaries.write_graph(train_step, min(config.batch_size, len(run.splits.train)))
         run.checkpoints.start_clock()
