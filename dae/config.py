@@ -128,7 +128,7 @@ PRESETS = {
     "default": RunConfig(),
     # The tutorial to the letter: all 60,000 images train, none validate.
     "tutorial": RunConfig(validation_examples=0),
-    # Better than the default in a tenth of its epochs; experiments/RESULTS.md has both with four seeds.
+    # Better than the default in a tenth of its epochs; experiments/RESULTS.md has both with three seeds.
     "fast": RunConfig(
         optimizer="soap",
         learning_rate=0.02,
