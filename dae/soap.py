@@ -30,7 +30,8 @@ class Soap(keras.optimizers.Adam):
 
     Source: Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam (2024). In place of its step of power
     iteration towards the eigenvectors, these are computed; until they first are, it is Adam; the covariances forget at
-    a rate of their own. Unlike with Adam, weights without any gradient may move a little, by rounding.
+    a rate of their own. Unlike with Adam, weights without any gradient may move a little, by rounding. A training step
+    of `conv` takes a tenth longer.
     """
 
     def build(self, variables: list[keras.Variable]) -> None:
