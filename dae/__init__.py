@@ -23,15 +23,15 @@ __all__ = ["RunConfig", "UsageError", "load_model", "train"]
 _HOME_OF = {
     "RunConfig": "dae.config",
     "UsageError": "dae.errors",
-    "load_model": "dae.denoiser",
-    "train": "dae.trainer",
+    "load_model": "dae.workdir.model_files",
+    "train": "dae.training.trainer",
 }
 
 if TYPE_CHECKING:
     from dae.config import RunConfig
-    from dae.denoiser import load_model
     from dae.errors import UsageError
-    from dae.trainer import train
+    from dae.training.trainer import train
+    from dae.workdir.model_files import load_model
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from dae import user_code, weighted_sum
+from dae import plugins
 from dae.errors import UsageError, nearest
+from dae.losses import expression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +222,7 @@ def read(path: Path) -> RunConfig:
         config = from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
-    return with_code(config, lambda name, text: user_code.located(text, path.parent))
+    return with_code(config, lambda name, text: plugins.located(text, path.parent))
 
 
 def with_code(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig:
@@ -235,11 +236,11 @@ def pinned(config: RunConfig) -> RunConfig:
 
     Raises UsageError where the loss is no sum, or a .py file cannot be read.
     """
-    if not user_code.is_given(config.loss):
-        config = dataclasses.replace(config, loss=weighted_sum.canonical(config.loss, flag("loss")))
+    if not plugins.is_given(config.loss):
+        config = dataclasses.replace(config, loss=expression.canonical(config.loss, flag("loss")))
     if config.data is not None:
         config = dataclasses.replace(config, data=os.path.abspath(config.data))
-    return with_code(config, lambda name, text: user_code.pinned(text, flag(name)))
+    return with_code(config, lambda name, text: plugins.pinned(text, flag(name)))
 
 
 def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
@@ -269,12 +270,12 @@ def resuming(saved: RunConfig, asked: RunConfig, run_dir: Path) -> RunConfig:
 def _same_code(name: str, asked: str, saved: RunConfig, run_dir: Path) -> str:
     """The saved setting where what is `asked` is the same functions of the same texts, wherever these lie."""
     before = getattr(saved, name)
-    parts = [user_code.substitute(text, lambda one: f"{one.function}@{one.digest}") for text in (before, asked)]
+    parts = [plugins.substitute(text, lambda one: f"{one.function}@{one.digest}") for text in (before, asked)]
     if parts[0] == parts[1]:
         return before
-    known = {one.digest for one in user_code.references(before)}
-    edited = [one.path for one in user_code.references(asked) if one.digest not in known]
-    if edited and user_code.label(before) == user_code.label(asked):
+    known = {one.digest for one in plugins.references(before)}
+    edited = [one.path for one in plugins.references(asked) if one.digest not in known]
+    if edited and plugins.label(before) == plugins.label(asked):
         raise UsageError(
             f"{flag(name)}: {' and '.join(edited)}: not the text that {run_dir} was begun with; leave {flag(name)} "
             "out to go on with the run's own copy, or begin another run"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from dae import command_line, config
+from dae import cli, config
 from dae.config import PRESETS, RunConfig
 from dae.errors import UsageError
 
@@ -27,7 +27,7 @@ class CompareArguments:
 
 
 def main() -> None:
-    arguments = command_line.parse(CompareArguments)
+    arguments = cli.parse(CompareArguments)
     settings, output = arguments.settings, Path(arguments.output)
     if not arguments.losses or settings.loss != RunConfig.loss:
         raise UsageError("--losses: name one or more, such as bce mse; --loss is for run.py")
@@ -37,11 +37,12 @@ def main() -> None:
         raise UsageError("--validation-examples: is 0, but losses are ranked on validation images")
     for loss in arguments.losses:
         config.pinned(dataclasses.replace(settings, loss=loss))  # a slip is told before TensorFlow starts
-    command_line.load_tensorflow(settings)
-    from dae import errors, metrics
+    cli.load_tensorflow(settings)
+    from dae import errors
+    from dae.evaluation import metrics
 
     try:
-        from dae import loss_comparison
+        from dae.analysis import loss_comparison
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed, and needed here: pip install '.[compare]'") from None
     errors.choose(metrics.METRICS, arguments.metric, "--metric")
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from dae import command_line, config
+from dae import cli, config
 from dae.config import RunConfig
 from dae.errors import UsageError
 
@@ -52,7 +52,7 @@ def tested(path: Path, arguments: EvaluateArguments) -> RunConfig:
 
 
 def main() -> None:
-    arguments = command_line.parse(EvaluateArguments)
+    arguments = cli.parse(EvaluateArguments)
     if not arguments.models:
         raise UsageError("name one or more models, such as runs/mnist-conv-bce")
     paths = [Path(name) for name in arguments.models]
@@ -61,38 +61,41 @@ def main() -> None:
     folder = (paths[0] if paths[0].is_dir() else paths[0].parent) if len(paths) == 1 else Path()
     figure = Path(arguments.figure or folder / ("sweep.png" if is_sweep else "evaluation.png"))
 
-    configs[0] = command_line.load_tensorflow(configs[0])
-    from dae import datasets, denoiser, metrics, noise, run_directory, sweep
+    configs[0] = cli.load_tensorflow(configs[0])
+    from dae.analysis import noise_sweep
+    from dae.data import datasets, noise
+    from dae.evaluation import metrics
+    from dae.workdir import model_files, workdir
 
-    run_directory.check_output(figure, (".png",), "--figure")
+    workdir.check_output(figure, (".png",), "--figure")
     contenders = []
     for path, settings in zip(paths, configs, strict=True):
-        model, splits = denoiser.load_model(path), datasets.load(settings)
-        denoiser.check_fits(model, splits.test)
+        model, splits = model_files.load_model(path), datasets.load(settings)
+        model_files.check_fits(model, splits.test)
         for note in splits.notes:
             print(note)
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
-        contenders.append(sweep.Contender(name, model, settings, splits.test))
+        contenders.append(noise_sweep.Contender(name, model, settings, splits.test))
 
     if is_sweep:
         noises = arguments.noises or (configs[0].noise,)
         levels = arguments.noise_levels or (configs[0].noise_level,)
         count = (len(contenders) + 1) * len(noises) * len(levels)
-        results = list(tqdm(sweep.sweep(contenders, noises, levels), total=count, disable=None))
-        print(sweep.tables(results))
-        sweep.draw(figure, results, contenders)
-        sweep.write_csv(figure.with_suffix(".csv"), results)
+        results = list(tqdm(noise_sweep.sweep(contenders, noises, levels), total=count, disable=None))
+        print(noise_sweep.tables(results))
+        noise_sweep.draw(figure, results, contenders)
+        noise_sweep.write_csv(figure.with_suffix(".csv"), results)
         print(f"picture: {figure}; every figure: {figure.with_suffix('.csv')}")
     else:
         (only,) = contenders
         noise.check(only.config, only.images.shape[1:])
         evaluate = metrics.evaluator(only.model, None, only.config.micro_batches or 1)
-        figures = denoiser.test(only.model, evaluate, only.config, only.images, figure)
+        figures = model_files.test(only.model, evaluate, only.config, only.images, figure)
         clipped = "clipped" if only.config.clip_noise else "not clipped"
-        level = sweep.level_in_words(only.config.noise_level)
+        level = noise_sweep.level_in_words(only.config.noise_level)
         print(f"{paths[0]} on {only.config.noise} noise {level}, {clipped}: {metrics.in_words(figures)}")
         print(f"picture: {figure}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

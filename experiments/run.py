@@ -1,12 +1,12 @@
 """Trains a denoising autoencoder: python experiments/run.py; --help tells the flags."""
 
-from dae import command_line
+from dae import cli
 
 
 def main() -> None:
-    arguments = command_line.parse_run()
-    command_line.load_tensorflow(arguments.settings, arguments.verbose)
-    from dae import trainer
+    arguments = cli.parse_run()
+    cli.load_tensorflow(arguments.settings, arguments.verbose)
+    from dae.training import trainer
 
     trainer.train(
         arguments.settings,
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dae import command_line
+from dae import cli
 from dae.config import RunConfig
 
 
@@ -30,16 +30,19 @@ class ShowNoiseArguments:
 
 
 def main() -> None:
-    arguments = command_line.parse(ShowNoiseArguments)
+    arguments = cli.parse(ShowNoiseArguments)
     names = ("dataset", "data", "image_size", "clip_noise", "seed")
     config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
-    command_line.load_tensorflow(config)
-    from dae import datasets, figures, noise, pipeline, run_directory, user_code
+    cli.load_tensorflow(config)
+    from dae import plugins
+    from dae.data import datasets, noise, pipeline
+    from dae.reporting import plots
+    from dae.workdir import workdir
 
-    run_directory.check_output(Path(arguments.output), (".png",), "--output")
+    workdir.check_output(Path(arguments.output), (".png",), "--output")
     images = datasets.load(config).test
     noises = arguments.noises or tuple(noise.NOISES)
-    rows: dict[str, list] = {label: [] for label in user_code.distinct(map(user_code.label, noises))}
+    rows: dict[str, list] = {label: [] for label in plugins.distinct(map(plugins.label, noises))}
     for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
         one = images[number % len(images)][None]
         for level in arguments.noise_levels:
@@ -48,9 +51,9 @@ def main() -> None:
             ((noisy, _),) = pipeline.evaluation_batches(one, settings, "shown")
             row.append(noisy[0].numpy())
     titles = [f"level {level:g}" for level in arguments.noise_levels]
-    figures.save_grid(Path(arguments.output), rows, titles)
+    plots.save_grid(Path(arguments.output), rows, titles)
     print(f"picture: {arguments.output}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from dae import command_line, config
+from dae import cli, config
 from dae.errors import RunError, Stopped
 
 
@@ -19,23 +19,25 @@ class VerifyArguments:
 
 
 def main() -> None:
-    run = Path(command_line.parse(VerifyArguments).run)
+    run = Path(cli.parse(VerifyArguments).run)
     rerun = config.read(run / "config.json")
-    command_line.load_tensorflow(rerun)
-    from dae import run_directory, trainer, verification
+    cli.load_tensorflow(rerun)
+    from dae.analysis import reproducibility
+    from dae.training import trainer
+    from dae.workdir import workdir
 
-    run_directory.check_finished(run)
+    workdir.check_finished(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
         try:
             trainer.train(rerun, again)
         except Stopped as stop:
             raise Stopped(stop.signal_number, "stopped; nothing was compared") from None
-        difference = verification.first_difference(run, again)
+        difference = reproducibility.first_difference(run, again)
     if difference is not None:
         raise RunError(f"{run} and its rerun part at {difference}")
     print(f"{run} and its rerun agree in every bit")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -12,15 +12,17 @@ from unittest import mock
 import pytest
 from hypothesis import settings
 
-from dae import datasets, machine, trainer
+from dae import runtime
 from dae.config import RunConfig
+from dae.data import datasets
+from dae.training import trainer
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 # Small enough for seconds, with a smaller last batch: 600 images are 9 batches of 64 and one of 24.
 TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epochs=3)
 
-machine.settle(TINY)  # before any test starts TensorFlow in its own way: with the threads that run.py would choose
+runtime.settle(TINY)  # before any test starts TensorFlow in its own way: with the threads that run.py would choose
 settings.register_profile("dae", deadline=None)  # how long one example takes is a matter of what else runs
 settings.load_profile("dae")
 # How many broken or hostile inputs each fuzz test tries.

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from conftest import EXPERIMENTS, run_here, run_script
 
-from dae import command_line
+from dae import cli
 from dae.config import PRESETS, RunConfig
 from dae.errors import UsageError
 
 
-def parse(line: str) -> command_line.RunArguments:
-    return command_line.parse_run(line.split())
+def parse(line: str) -> cli.RunArguments:
+    return cli.parse_run(line.split())
 
 
 def test_no_arguments_are_the_default_run():
@@ -91,7 +91,7 @@ def test_the_help_tells_every_flag(capsys):
 
 
 def test_parsing_does_not_load_tensorflow():
-    code = "import sys; from dae import command_line; command_line.parse_run([]); sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; from dae import command_line; cli.parse_run([]); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -14,8 +14,8 @@ from conftest import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae import datasets
 from dae.config import RunConfig
+from dae.data import datasets
 from dae.errors import UsageError
 
 
@@ -289,7 +289,9 @@ def test_what_is_for_pictures_is_refused_of_other_images():
 
 # In a process of its own, since Keras reads KERAS_HOME when it is imported.
 LOAD_BOTH = """
-from dae import RunConfig, UsageError, datasets
+from dae import RunConfig
+from dae import UsageError
+from dae.data import datasets
 for name in datasets.KERAS_FILES:
     try:
         print("loaded:", name, datasets.load(RunConfig(dataset=name)).train.shape)

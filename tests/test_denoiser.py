@@ -12,9 +12,9 @@ from conftest import fuzz, run_here, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae import hdf5
-from dae.denoiser import load_model
 from dae.errors import UsageError
+from dae.workdir import hdf5_check
+from dae.workdir.model_files import load_model
 
 # The tutorial's ending: load, predict on noisy test images, stack noisy beside denoised, show in grey.
 PLAIN_KERAS = """
@@ -113,8 +113,8 @@ def test_any_damage_to_a_model_file_is_refused_in_one_line_or_harmless(name, tin
 
 
 def test_a_file_that_holds_the_hdf5_library_for_ever_is_refused(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "SECONDS_ALLOWED", 5.0)
-    hdf5.check(tiny_run / "model.h5")
+    monkeypatch.setattr(hdf5_check, "SECONDS_ALLOWED", 5.0)
+    hdf5_check.check(tiny_run / "model.h5")
     content = bytearray((tiny_run / "model.h5").read_bytes())
     # Found by the test above: a wrong size of the free space in the heap that holds the names of the weights.
     content[content.rindex(b"GCOL") + 1048] = 130

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import models
 from dae.config import RunConfig
-from dae.layers import fused
-from dae.losses import LOSSES
-from dae.pipeline import training_batches
+from dae.data.pipeline import training_batches
+from dae.losses.losses import LOSSES
+from dae.models import networks
+from dae.models.fused_layers import fused
 
 
 def fast(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -20,7 +20,7 @@ def fast(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_outputs_and_gradients_are_those_of_the_plain_keras_graph(loss, mnist):
     noisy, clean = next(iter(training_batches(mnist.train, RunConfig(batch_size=33))))
-    model = models.build(RunConfig(), (28, 28, 1))
+    model = networks.build(RunConfig(), (28, 28, 1))
 
     def outputs_and_gradients(denoise):
         @tf.function

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dae import config as configs
-from dae import loss_comparison
-from dae.loss_comparison import Comparison, conclusion
-from dae.metrics import METRICS
-from dae.statistics import differences, estimate, holm
+from dae.analysis import loss_comparison
+from dae.analysis.loss_comparison import Comparison, conclusion
+from dae.analysis.statistics import differences, estimate, holm
+from dae.evaluation.metrics import METRICS
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -160,9 +160,9 @@ def test_a_mistake_is_found_before_the_first_run(arguments, message, tmp_path):
 
 
 def test_without_scipy_one_line_says_what_to_install(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith(("scipy", "dae.statistics", "dae.loss_comparison"))]:
+    for name in [name for name in sys.modules if name.startswith(("scipy", "dae.analysis.statistics", "dae.analysis.loss_comparison"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("dae.loss_comparison")
+    monkeypatch.delattr("dae.analysis.loss_comparison")
     monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setattr(sys, "argv", ["compare_losses.py", "--losses", "bce"])
     with pytest.raises(SystemExit) as leaving:

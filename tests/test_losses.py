@@ -15,10 +15,12 @@ from hypothesis.extra.numpy import arrays
 from test_summaries import check_curves, events
 
 import dae
-from dae import loss_contract, losses, trainer, verification, weighted_sum
+from dae.analysis import reproducibility
 from dae.errors import UsageError
-from dae.losses import LOSSES, WeightedSum
-from dae.run_directory import read_metrics
+from dae.losses import contract, expression, losses
+from dae.losses.losses import LOSSES, WeightedSum
+from dae.training import trainer
+from dae.workdir.workdir import read_metrics
 
 # Exact 0 and 1, often: that is where logarithms, roots and quotients end.
 IMAGES = arrays(np.float32, (2, 12, 12, 1), elements=st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32))
@@ -67,20 +69,20 @@ SUMS = st.lists(
 @given(SUMS)
 def test_a_sum_is_parsed_as_it_was_written(terms):
     text = "+".join(f" {weight!r} * {name} " for weight, name in terms)
-    assert list(weighted_sum.parse(text)) == terms
-    assert weighted_sum.parse(weighted_sum.canonical(text)) == weighted_sum.parse(text)
+    assert list(expression.parse(text)) == terms
+    assert expression.parse(expression.canonical(text)) == expression.parse(text)
 
 
 @pytest.mark.parametrize("text", ["bce+0.1*ssim", " 1*bce + .1*ssim", "1.0 * bce +1e-1*ssim "])
 def test_every_spelling_of_a_sum_is_the_same(text):
-    assert weighted_sum.canonical(text) == "bce + 0.1*ssim"
+    assert expression.canonical(text) == "bce + 0.1*ssim"
 
 
 @fuzz
 @given(st.text() | st.text("bce +*.019e-:/py"))
 def test_any_text_is_a_sum_or_refused_in_one_line(text):
     try:
-        assert weighted_sum.parse(text)
+        assert expression.parse(text)
     except UsageError as error:
         assert str(error).startswith("--loss: ")
         assert "\n" not in str(error)
@@ -158,7 +160,7 @@ def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_sums_of_the_terms(s
     done = run_here("run.py", "--loss", "1*bce+.1 * ssim", "--resume", "--run-dir", folder)
     assert done.returncode == 0, done.stderr
     assert "after step 16" in done.stdout
-    assert verification.first_difference(folder, sum_run) is None
+    assert reproducibility.first_difference(folder, sum_run) is None
 
 
 def my_loss(clean, denoised):
@@ -238,7 +240,7 @@ def load(body: str, folder: Path) -> WeightedSum:
 )
 def test_what_is_no_loss_is_refused_by_file_and_function_in_one_line(body, message, batch, tmp_path):
     with pytest.raises(UsageError) as caught:
-        loss_contract.check(load(body, tmp_path), *batch)
+        contract.check(load(body, tmp_path), *batch)
     assert str(caught.value).startswith(f"--loss: {tmp_path}/mine.py:mine: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -247,18 +249,18 @@ def test_what_is_no_loss_is_refused_by_file_and_function_in_one_line(body, messa
 def test_a_loss_with_the_wrong_arguments_is_refused(batch, tmp_path):
     (tmp_path / "mine.py").write_text("def mine(clean): ...")
     with pytest.raises(UsageError, match=r"mine.py:mine: fails .TypeError: .*takes 1 positional argument"):
-        loss_contract.check(losses.load(f"{tmp_path}/mine.py:mine"), *batch)
+        contract.check(losses.load(f"{tmp_path}/mine.py:mine"), *batch)
 
 
-@pytest.mark.parametrize("text", [*LOSSES, "bce + 0.1*ssim", f"bce + 0.5*{EXPERIMENTS}/my_losses.py:edges"])
+@pytest.mark.parametrize("text", [*LOSSES, "bce + 0.1*ssim", f"bce + 0.5*{EXPERIMENTS}/examples/edge_loss.py:edges"])
 def test_the_losses_that_ship_and_the_example_keep_the_contract(text, batch, capsys):
-    loss_contract.check(losses.load(text), *batch)
+    contract.check(losses.load(text), *batch)
     assert capsys.readouterr().err == ""
 
 
 def test_a_loss_that_mixes_the_examples_of_a_batch_is_warned_of(batch, tmp_path, capsys):
     mixing = "each = tf.reduce_mean(tf.square(clean - denoised), [1, 2, 3]); return each / tf.reduce_mean(each)"
-    loss_contract.check(load(mixing, tmp_path), *batch)
+    contract.check(load(mixing, tmp_path), *batch)
     assert (
         f"warning: --loss: {tmp_path}/mine.py:mine: one example's loss depends on the others" in capsys.readouterr().err
     )

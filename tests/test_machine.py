@@ -15,8 +15,8 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 {before}
 del os.environ["TF_ENABLE_ONEDNN_OPTS"]
 import dae
-from dae import machine
-print(machine.settle(dae.RunConfig()))
+from dae import runtime
+print(runtime.settle(dae.RunConfig()))
 """
     environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
@@ -28,9 +28,9 @@ print(machine.settle(dae.RunConfig()))
 def test_cores_become_micro_batches_and_small_batches_stay_whole():
     script = """
 import dae
-from dae import machine
+from dae import runtime
 for size in (128, 20):
-    print(machine.settle(dae.RunConfig(batch_size=size, intra_op_threads=1)).micro_batches)
+    print(runtime.settle(dae.RunConfig(batch_size=size, intra_op_threads=1)).micro_batches)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     cores = len(os.sched_getaffinity(0))

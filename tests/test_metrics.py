@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import losses
-from dae.losses import LOSSES
-from dae.metrics import METRICS, bce, evaluator
+from dae.evaluation.metrics import METRICS, bce, evaluator
+from dae.losses import losses
+from dae.losses.losses import LOSSES
 
 
 @pytest.fixture(scope="module")

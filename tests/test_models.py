@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dae import models
 from dae.config import RunConfig
 from dae.errors import UsageError
+from dae.models import networks
 
 SHAPE = (28, 28, 1)
 
 
 def test_conv_is_the_tutorials_network():
-    model = models.build(RunConfig(), SHAPE)
+    model = networks.build(RunConfig(), SHAPE)
     rows = [(type(layer).__name__, *layer.output.shape[1:]) for layer in model.layers]
     assert rows == [
         ("InputLayer", 28, 28, 1),
@@ -37,8 +37,8 @@ def test_conv_is_the_tutorials_network():
 
 
 def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
-    first, again = (models.build(RunConfig(seed=5), SHAPE).get_weights() for _ in range(2))
-    other = models.build(RunConfig(seed=6), SHAPE).get_weights()
+    first, again = (networks.build(RunConfig(seed=5), SHAPE).get_weights() for _ in range(2))
+    other = networks.build(RunConfig(seed=6), SHAPE).get_weights()
     for weights, same in zip(first, again, strict=True):
         np.testing.assert_array_equal(weights, same)
     kernels = [index for index, weights in enumerate(first) if weights.ndim == 4]
@@ -51,7 +51,7 @@ def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
 @settings(max_examples=30)
 @given(st.integers(11, 80), st.integers(11, 80), st.sampled_from([1, 3]))
 def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
-    model = models.build(RunConfig(), (height, width, channels))
+    model = networks.build(RunConfig(), (height, width, channels))
     assert model.output_shape == (None, height, width, channels)
     padding = model.get_layer("decoder_conv_3").padding
     assert padding == ("valid" if height % 8 == width % 8 == 4 else "same")
@@ -62,7 +62,7 @@ def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
 
 def test_what_comes_back_lies_where_it_was():
     """Weights that hand the first channel through: the encoder's pooling and the decoder's doubling, in place."""
-    model = models.build(RunConfig(), (21, 30, 1))
+    model = networks.build(RunConfig(), (21, 30, 1))
     for layer in model.layers:
         if layer.weights:
             kernel = np.zeros(layer.kernel.shape, np.float32)
@@ -76,4 +76,4 @@ def test_what_comes_back_lies_where_it_was():
 
 def test_an_unknown_model_is_refused():
     with pytest.raises(UsageError, match="--model: unknown name 'convv'; did you mean 'conv'"):
-        models.build(RunConfig(model="convv"), SHAPE)
+        networks.build(RunConfig(model="convv"), SHAPE)

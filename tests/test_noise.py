@@ -9,10 +9,10 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dae import trainer
 from dae.config import RunConfig
+from dae.data.noise import NOISES, check, named, small_poisson
 from dae.errors import UsageError
-from dae.noise import NOISES, check, named, small_poisson
+from dae.training import trainer
 
 # 64 images of 28 x 28 of one value each: 50,176 draws.
 PIXELS = 64 * 28 * 28

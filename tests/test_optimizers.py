@@ -7,10 +7,12 @@ import pytest
 import tensorflow as tf
 from conftest import TINY
 
-from dae import optimizers, trainer, verification
+from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.run_directory import read_metrics
+from dae.optimizers import optimizers
+from dae.training import trainer
+from dae.workdir.workdir import read_metrics
 
 # 13 steps in an epoch, between two choices of SOAP's axes.
 COSINE = replace(TINY, batch_size=48, optimizer="soap", schedule="cosine", warmup_ratio=0.26)
@@ -36,7 +38,7 @@ def test_a_resumed_run_with_a_schedule_equals_an_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         trainer.train(COSINE, tmp_path / "stopped", after_epoch=stop)
     trainer.train(COSINE, tmp_path / "stopped", resume=True)
-    assert verification.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
+    assert reproducibility.first_difference(tmp_path / "peace", tmp_path / "stopped") is None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "peace")]
     expected = [1e-3 * (1 + math.cos(math.pi * (step - 10) / 29)) / 2 for step in (13, 26, 39)]
     assert rates == pytest.approx(expected, abs=1e-9)

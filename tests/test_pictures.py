@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dae import datasets
 from dae.config import RunConfig
+from dae.data import datasets
 from dae.errors import UsageError
 
 

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from dae.config import RunConfig
-from dae.noise import NOISES, standard_normal
-from dae.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from dae.randomness import stateless_seed
+from dae.data.noise import NOISES, standard_normal
+from dae.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dae.seeding import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
 

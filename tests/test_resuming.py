@@ -15,9 +15,11 @@ import pytest
 from conftest import EXPERIMENTS, TINY, run_here, run_script
 
 from dae import config as configs
-from dae import models, trainer, verification
-from dae.checkpoints import Checkpoints
+from dae.analysis import reproducibility
 from dae.errors import RunError, UsageError
+from dae.models import networks
+from dae.training import trainer
+from dae.training.checkpoints import Checkpoints
 
 TWO_EPOCHS = replace(TINY, epochs=2)
 
@@ -32,7 +34,7 @@ def two_epochs(tmp_path_factory) -> Path:
 
 def restored_step(folder: Path, model: keras.Model | None = None) -> int:
     """The step of the checkpoint that a resume goes on from."""
-    model = model or models.build(TINY, (28, 28, 1))
+    model = model or networks.build(TINY, (28, 28, 1))
     checkpoints = Checkpoints(folder / "checkpoints", model, keras.optimizers.Adam(1e-3))
     assert checkpoints.restore_newest()
     return int(checkpoints.state.step)
@@ -84,7 +86,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits
         flip(0.5)(data)
     (tmp_path / "run" / "checkpoints" / "newest" / "checkpoint").write_text("")  # TensorFlow's list, lost
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert verification.first_difference(tmp_path / "run", tiny_run) is None
+    assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_no_good_checkpoint_at_all_is_an_error(two_epochs, tmp_path):
@@ -117,7 +119,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(two_epochs, tm
 
 def test_checkpoints_within_an_epoch_change_nothing_and_are_gone_on_from(tiny_run, tmp_path):
     trainer.train(replace(TINY, checkpoint_every=4), tmp_path / "run")
-    assert verification.first_difference(tmp_path / "run", tiny_run) is None
+    assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
     newest = tmp_path / "run" / "checkpoints" / "newest"
     assert sorted(path.stem for path in newest.glob("*.index")) == ["ckpt-24", "ckpt-28", "ckpt-30"]
     for path in newest.glob("ckpt-30.*"):
@@ -125,7 +127,7 @@ def test_checkpoints_within_an_epoch_change_nothing_and_are_gone_on_from(tiny_ru
     (tmp_path / "run" / "report.json").unlink()
     trainer.train(TINY, tmp_path / "run", resume=True)
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    assert verification.first_difference(tmp_path / "moved", tiny_run) is None
+    assert reproducibility.first_difference(tmp_path / "moved", tiny_run) is None
 
 
 def test_a_changed_configuration_and_other_data_are_refused(two_epochs):
@@ -194,7 +196,7 @@ def test_a_full_disk_ends_the_run_clearly_and_what_was_saved_is_good(tiny_run, t
     assert "go on with --resume --run-dir run" in done.stderr
     assert "Traceback" not in done.stderr
     trainer.train(TINY, tmp_path / "run", resume=True)
-    assert verification.first_difference(tmp_path / "run", tiny_run) is None
+    assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_a_folder_that_goes_away_ends_the_run_clearly(tmp_path):

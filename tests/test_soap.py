@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from test_optimizers import moved, random_gradients
 
-from dae import models, soap
 from dae.config import RunConfig
+from dae.models import networks
+from dae.optimizers import soap
 
 
 def test_a_bias_moves_as_with_adam():
@@ -32,7 +33,7 @@ def test_a_kernel_moves_by_the_published_formulas():
 
 def test_a_long_side_keeps_its_axes():
     optimizer = soap.Soap()
-    optimizer.build(models.build(RunConfig(width=16), (28, 28, 1)).trainable_variables)
+    optimizer.build(networks.build(RunConfig(width=16), (28, 28, 1)).trainable_variables)
     sides = {variable.shape[0] for variable in optimizer.variables if variable.path.endswith("axes")}
     assert sides == {9, 128, 256}
     assert np.isfinite(moved(soap.Soap(0.01), random_gradients(0, 12, 3, 3, 128, 4))).all()

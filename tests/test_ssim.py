@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae.ssim import LONGEST_SIDE, ssim
+from dae.losses.ssim import LONGEST_SIDE, ssim
 
 SIDES = st.integers(11, 40)
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import datasets, storage, trainer, verification
+from dae.analysis import reproducibility
 from dae.config import RunConfig
+from dae.data import datasets, storage
 from dae.errors import UsageError
+from dae.training import trainer
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_a_run_on_mapped_images_is_the_run_on_images_in_memory_to_the_bit(tiny_r
     config = trainer.configs.read(tiny_run / "config.json")
     assert isinstance(datasets.load(config).train, np.memmap)
     trainer.train(config, tmp_path / "run")
-    assert verification.first_difference(tmp_path / "run", tiny_run) is None
+    assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
 
 
 def test_a_full_disk_is_said(mapped, monkeypatch, tmp_path):
@@ -49,7 +51,9 @@ UNDER_A_CAP = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (1_500 << 20, 1_500 << 20))
 import numpy as np
-from dae import RunConfig, datasets, pipeline
+from dae import RunConfig
+from dae.data import datasets
+from dae.data import pipeline
 config = RunConfig(data=sys.argv[1], batch_size=2000, epochs=1, micro_batches=1)
 splits = datasets.load(config)
 assert sum(part.nbytes for part in (splits.train, splits.validation, splits.test)) > 1_900 << 20

@@ -17,8 +17,12 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
-from dae import losses, models, pipeline, summaries, trainer
-from dae.run_directory import read_metrics
+from dae.data import pipeline
+from dae.losses import losses
+from dae.models import networks
+from dae.reporting import tensorboard
+from dae.training import trainer
+from dae.workdir.workdir import read_metrics
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -37,8 +41,10 @@ def check_curves(folder: Path) -> None:
     lines = read_metrics(folder)
     for name in ("train", "validation"):
         shown = events(folder / "tensorboard" / name)
-        for tag in summaries.scalars(lines[0], name):
-            expected = [(line["epoch"], pytest.approx(summaries.scalars(line, name)[tag], rel=1e-6)) for line in lines]
+        for tag in tensorboard.scalars(lines[0], name):
+            expected = [
+                (line["epoch"], pytest.approx(tensorboard.scalars(line, name)[tag], rel=1e-6)) for line in lines
+            ]
             assert values(shown, tag) == expected, (name, tag)
 
 
@@ -54,22 +60,22 @@ def test_steps_and_values_read_back_right(tiny_run):
 def test_every_figure_has_one_tag():
     line = {"epoch": 2, "step": 9, "seconds": 1.0, "summary_seconds": 0.1, "images_per_second": 5.0}
     line |= {"train_loss": 1.0, "train_loss_bce": 2.0, "train_psnr": 3.0, "validation_loss": 4.0, "learning_rate": 0.1}
-    assert summaries.scalars(line, "train") == {
+    assert tensorboard.scalars(line, "train") == {
         "loss/total": 1.0,
         "loss/bce": 2.0,
         "quality/psnr": 3.0,
         "optimizer/learning_rate": 0.1,
         "speed/images_per_second": 5.0,
     }
-    assert summaries.scalars(line, "validation") == {"loss/total": 4.0}
-    assert summaries.scalars({"epoch": 2, "test_ssim": 0.5}, "test") == {"quality/ssim": 0.5}
+    assert tensorboard.scalars(line, "validation") == {"loss/total": 4.0}
+    assert tensorboard.scalars({"epoch": 2, "test_ssim": 0.5}, "test") == {"quality/ssim": 0.5}
 
 
 def test_the_readme_describes_every_tag_as_tensorboard_does():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     table = readme.partition("| tag | meaning |\n| --- | --- |\n")[2].partition("\n\n")[0]
     rows = (re.fullmatch(r"\| `(\S+)` \| (.*) \|", row) for row in table.splitlines())
-    assert {row[1]: row[2] for row in rows if row} == summaries.TAGS
+    assert {row[1]: row[2] for row in rows if row} == tensorboard.TAGS
 
 
 def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
@@ -77,7 +83,7 @@ def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
     config = replace(TINY, train_examples=64, epochs=1)
     trainer.train(config, tmp_path / "run")
     (line,) = read_metrics(tmp_path / "run")
-    model = models.build(config, (28, 28, 1))
+    model = networks.build(config, (28, 28, 1))
     ((noisy, clean),) = pipeline.training_batches(mnist.train[:64], config)
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(losses.bce(clean, model(noisy)))
@@ -119,7 +125,7 @@ def test_dropping_twice_or_interrupted_doubles_nothing(tmp_path, tiny_run):
     (file,) = folder.iterdir()
     shutil.copy(file, file.with_name(file.name + ".copy"))
     for _ in range(2):
-        summaries.drop_after(folder, 2)
+        tensorboard.drop_after(folder, 2)
     assert [step for step, _ in values(events(folder), "loss/total")] == [1, 2]
     assert len(list(folder.iterdir())) == 1
 

@@ -10,10 +10,14 @@ import tensorflow as tf
 from conftest import run_here
 
 from dae import config as configs
-from dae import datasets, denoiser, metrics, sweep, trainer
+from dae.analysis import noise_sweep
+from dae.analysis.noise_sweep import Contender, Result
 from dae.config import RunConfig
+from dae.data import datasets
 from dae.errors import UsageError
-from dae.sweep import Contender, Result
+from dae.evaluation import metrics
+from dae.training import trainer
+from dae.workdir import model_files
 
 LEVELS = (0.0, 0.5, 1.0)
 
@@ -31,12 +35,12 @@ def run(tmp_path_factory, mnist) -> Path:
 @pytest.fixture(scope="module")
 def contender(run) -> Contender:
     config = configs.read(run / "config.json")
-    return Contender("small", denoiser.load_model(run), config, datasets.load(config).test)
+    return Contender("small", model_files.load_model(run), config, datasets.load(config).test)
 
 
 @pytest.fixture(scope="module")
 def results(contender) -> list[Result]:
-    return list(sweep.sweep([contender], ("gaussian", "masking"), LEVELS))
+    return list(noise_sweep.sweep([contender], ("gaussian", "masking"), LEVELS))
 
 
 def test_every_denoiser_is_tested_on_every_noise_at_every_level(results):
@@ -64,13 +68,13 @@ def test_a_model_is_compiled_once_for_all_levels(contender, monkeypatch):
         return psnr(clean, denoised)
 
     monkeypatch.setitem(metrics.METRICS, "psnr", counted)
-    list(sweep.sweep([contender], ("gaussian", "poisson"), (0.1, 0.2, 0.3)))
+    list(noise_sweep.sweep([contender], ("gaussian", "poisson"), (0.1, 0.2, 0.3)))
     assert len(traced) == 2 * contender.config.micro_batches  # the model's, and the baseline's
 
 
 def test_a_level_that_cannot_be_is_refused_before_anything_is_computed(contender):
     with pytest.raises(UsageError, match=r"--noise-level: 2.0 is not from 0 to 1, as a level of masking"):
-        next(sweep.sweep([contender], ("gaussian", "masking"), (0.5, 2.0)))
+        next(noise_sweep.sweep([contender], ("gaussian", "masking"), (0.5, 2.0)))
 
 
 def test_evaluate_compares_runs_in_tables_a_plot_and_a_csv_file(run, tmp_path):
@@ -98,30 +102,32 @@ def test_evaluate_without_a_model_asks_for_one(tmp_path):
 def test_noises_of_one_name_are_told_apart(contender, tmp_path):
     for file, factor in (("a.py", "0.9"), ("b.py", "0.1")):
         (tmp_path / file).write_text(f"def darker(clean, level, seed):\n    return {factor} * clean\n")
-    named = sweep.sweep([contender], (f"{tmp_path}/a.py:darker", f"{tmp_path}/b.py:darker"), (0.5,))
+    named = noise_sweep.sweep([contender], (f"{tmp_path}/a.py:darker", f"{tmp_path}/b.py:darker"), (0.5,))
     mse = {result.noise: result.figures["mse"] for result in named if result.denoiser == "none"}
     assert mse["darker-2"] == pytest.approx(81 * mse["darker"], rel=1e-4)
 
 
 def test_at_one_level_the_picture_is_a_matrix_of_noises_and_denoisers(results, contender, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(sweep.Axes, "text", lambda self, column, row, text, **_: written.append((column, row, text)))
+    monkeypatch.setattr(
+        noise_sweep.Axes, "text", lambda self, column, row, text, **_: written.append((column, row, text))
+    )
     one_level = [result for result in results if result.level == 0.5]
-    sweep.draw(tmp_path / "sweep.png", one_level, [contender])
-    assert len(written) == len(sweep.TITLES) * 4
+    noise_sweep.draw(tmp_path / "sweep.png", one_level, [contender])
+    assert len(written) == len(noise_sweep.TITLES) * 4
     masked = next(r for r in one_level if (r.denoiser, r.noise) == ("small", "masking"))
     assert (1, 1, f"{masked.figures['psnr']:.3g}") in written
 
 
 def test_the_trained_range_is_shaded_and_a_trained_level_marked(tmp_path, contender, monkeypatch):
     shaded, marked = [], []
-    monkeypatch.setattr(sweep.Axes, "axvspan", lambda self, low, high, **_: shaded.append((low, high)))
-    monkeypatch.setattr(sweep.Axes, "axvline", lambda self, level, **_: marked.append(level))
+    monkeypatch.setattr(noise_sweep.Axes, "axvspan", lambda self, low, high, **_: shaded.append((low, high)))
+    monkeypatch.setattr(noise_sweep.Axes, "axvline", lambda self, level, **_: marked.append(level))
     blind = replace(contender, name="blind", config=replace(contender.config, noise_level=(0.1, 0.8)))
     contenders = [contender, blind]
-    figures = dict.fromkeys(sweep.TITLES, 1.0)
+    figures = dict.fromkeys(noise_sweep.TITLES, 1.0)
     shown = [Result(name, "gaussian", level, figures) for name in ("small", "blind") for level in LEVELS]
-    sweep.draw(tmp_path / "sweep.png", shown, contenders)
+    noise_sweep.draw(tmp_path / "sweep.png", shown, contenders)
     assert set(shaded) == {(0.1, 0.8)}
     assert set(marked) == {0.5}
 

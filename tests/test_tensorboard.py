@@ -19,7 +19,8 @@ import tensorflow as tf
 from conftest import EXPERIMENTS, TINY
 
 from dae import config as configs
-from dae import datasets, trainer
+from dae.data import datasets
+from dae.training import trainer
 
 EPOCHS = [1, 2, 3]
 QUALITY = {"loss/total"} | {f"quality/{name}" for name in ("bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")}

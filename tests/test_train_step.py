@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae import losses, models, optimizers
-from dae.checkpoints import Checkpoints
 from dae.config import RunConfig
-from dae.pipeline import training_batches
-from dae.train_step import make_train_step, make_train_steps
+from dae.data.pipeline import training_batches
+from dae.losses import losses
+from dae.models import networks
+from dae.optimizers import optimizers
+from dae.training.checkpoints import Checkpoints
+from dae.training.train_step import make_train_step, make_train_steps
 
 STEPS = 50
 
@@ -27,7 +29,7 @@ def fifty_steps(our_optimizer, their_optimizer, folder, images, wrap=lambda mode
     """(losses of our steps, running losses of `fit`, (our, their) weights) from the same start on the same batches."""
     config = RunConfig(batch_size=128)
     batches = list(training_batches(images, config).take(STEPS))
-    ours, theirs = wrap(models.build(config, (28, 28, 1))), models.build(config, (28, 28, 1))
+    ours, theirs = wrap(networks.build(config, (28, 28, 1))), networks.build(config, (28, 28, 1))
     theirs.set_weights(ours.get_weights())
 
     state = Checkpoints(folder, ours, our_optimizer).state
@@ -72,7 +74,7 @@ def test_fifty_fused_steps_in_micro_batches_equal_those_of_keras_compile_and_fit
 def test_many_steps_in_one_call_are_those_steps_one_by_one(optimizer, mnist, tmp_path):
     config, results = RunConfig(batch_size=32, optimizer=optimizer), []
     for counts in ([7, 6], [1] * 13):
-        model, adam = models.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
+        model, adam = networks.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
         state = Checkpoints(tmp_path / str(len(counts)), model, adam).state
         train_steps = make_train_steps(make_train_step(model, adam, losses.load("bce"), state, 2), config.batch_size)
         batches = iter(training_batches(mnist.train, config))
@@ -85,7 +87,7 @@ def test_many_steps_in_one_call_are_those_steps_one_by_one(optimizer, mnist, tmp
 
 def test_of_many_steps_the_one_that_is_not_finite_is_known(mnist, tmp_path):
     config = RunConfig(batch_size=32)
-    model, adam = models.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
+    model, adam = networks.build(config, (28, 28, 1)), optimizers.build(config, STEPS)
     state = Checkpoints(tmp_path, model, adam).state
     train_steps = make_train_steps(make_train_step(model, adam, losses.load("bce"), state), config.batch_size)
     numbered = training_batches(mnist.train, config).enumerate(1)
@@ -97,7 +99,7 @@ def test_of_many_steps_the_one_that_is_not_finite_is_known(mnist, tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_is_refused_before_any_weight_changes(bad, tmp_path):
-    model = models.build(RunConfig(), (28, 28, 1))
+    model = networks.build(RunConfig(), (28, 28, 1))
     optimizer = keras.optimizers.Adam(1e-3)
     state = Checkpoints(tmp_path, model, optimizer).state
     train_step = make_train_step(model, optimizer, losses.load("mse"), state)
@@ -114,7 +116,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_any_weight_changes(bad, tmp
 def test_the_step_moves_the_weights_by_the_gradient_of_the_plain_keras_model(images, parts, mnist, tmp_path):
     """With SGD, since Adam hides a wrong scale; a learning rate of 1 makes the movement the gradient."""
     noisy, clean = next(iter(training_batches(mnist.train, RunConfig(batch_size=images))))
-    model = models.build(RunConfig(), (28, 28, 1))
+    model = networks.build(RunConfig(), (28, 28, 1))
     before = model.get_weights()
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(losses.LOSSES["mse"](clean, model(noisy)))

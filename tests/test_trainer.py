@@ -12,14 +12,15 @@ import pytest
 import tensorflow as tf
 from conftest import EXPERIMENTS, TINY
 
-from dae import trainer, verification
+from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.errors import RunError, UsageError
-from dae.run_directory import read_metrics
+from dae.training import trainer
+from dae.workdir.workdir import read_metrics
 
 
 def assert_same_results(folder, other) -> None:
-    assert verification.first_difference(folder, other) is None
+    assert reproducibility.first_difference(folder, other) is None
     for name in ("model.keras", "model.h5"):
         for weights, same in zip(
             *(keras.models.load_model(run / name).get_weights() for run in (folder, other)), strict=True
@@ -44,7 +45,14 @@ def test_a_run_leaves_every_file_of_the_contract(tiny_run):
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 10), (2, 20), (3, 30)]
     figures = ("loss", "bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")
     for line in lines:
-        others = {"epoch", "step", "learning_rate", "gradient_norm", "update_to_weight_ratio", *verification.DURATIONS}
+        others = {
+            "epoch",
+            "step",
+            "learning_rate",
+            "gradient_norm",
+            "update_to_weight_ratio",
+            *reproducibility.DURATIONS,
+        }
         assert set(line) == others | {f"{name}_{figure}" for name in ("train", "validation") for figure in figures}
         assert line["seconds"] > 600 / line["images_per_second"]
     report = json.loads((tiny_run / "report.json").read_text())

@@ -13,11 +13,13 @@ from conftest import TINY, run_here, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae import command_line, trainer, user_code, verification
+from dae import cli, plugins
 from dae import config as configs
+from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.user_code import choose, distinct, label, references
+from dae.plugins import choose, distinct, label, references
+from dae.training import trainer
 
 LOSSES = """
 import tensorflow as tf
@@ -67,7 +69,7 @@ def test_names_are_made_distinct_and_first_ones_stay_as_they_are(names):
 )
 def test_references_are_found_also_within_a_sum(text, expected):
     assert [(one.path, one.function) for one in references(text)] == expected
-    assert user_code.substitute(text, lambda one: one) == text
+    assert plugins.substitute(text, lambda one: one) == text
 
 
 def test_a_function_of_a_file_is_loaded_and_the_same_text_runs_once(folder):
@@ -131,7 +133,7 @@ def test_a_run_keeps_the_files_and_names_them_by_their_digests_and_another_folde
 
 def test_the_line_that_began_a_run_resumes_it_with_its_own_copy(folder):
     def line(text: str) -> RunConfig:
-        return command_line.parse_run([*text.split(), "--run-dir", "run", "--resume"]).settings
+        return cli.parse_run([*text.split(), "--run-dir", "run", "--resume"]).settings
 
     sizes = "--train-examples 64 --validation-examples 64 --epochs"
     began = line(f"--loss my_losses.py:fourth_power {sizes} 1")
@@ -150,7 +152,7 @@ def test_the_line_that_began_a_run_resumes_it_with_its_own_copy(folder):
 
     os.remove("my_losses.py")
     trainer.train(configs.read(Path("run/config.json")), "again")
-    assert verification.first_difference(Path("run"), Path("again")) is None
+    assert reproducibility.first_difference(Path("run"), Path("again")) is None
 
 
 def test_two_files_of_one_name_are_both_kept(folder):
@@ -159,7 +161,7 @@ def test_two_files_of_one_name_are_both_kept(folder):
     config = replace(TINY, epochs=1, loss="other/my_noise.py:fourth_power", noise="my_noise.py:darker")
     trainer.train(config, "run")
     kept = configs.read(Path("run/config.json"))
-    assert [Path(user_code.references(text)[0].path).name for text in (kept.noise, kept.loss)] == [
+    assert [Path(plugins.references(text)[0].path).name for text in (kept.noise, kept.loss)] == [
         "my_noise.py",
         "my_noise-2.py",
     ]
@@ -180,6 +182,6 @@ def test_a_mistake_is_found_before_anything_is_written(wrong, folder):
 
 
 def test_parsing_a_file_of_the_users_own_does_not_load_tensorflow(folder):
-    code = "import sys; from dae import command_line; command_line.parse_run(sys.argv[1:]); "
+    code = "import sys; from dae import command_line; cli.parse_run(sys.argv[1:]); "
     code += "sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, "--loss", "my_losses.py:fourth_power"]).returncode == 0

@@ -1,0 +1,1 @@
+"""What is learned from finished runs: noise sweeps, comparisons and reproducibility."""

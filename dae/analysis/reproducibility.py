@@ -1,0 +1,90 @@
+"""Whether two runs are the same, bit for bit, and if not, where they first part."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dae.training.checkpoints import saved_in
+from dae.workdir.workdir import METRICS, REPORT, read_metrics
+
+# How long things took is not a result; nor is how often a run was saved.
+DURATIONS = ("seconds", "images_per_second", "summary_seconds")
+PICTURES = ("denoised.png", "curves.png")
+NOT_RESULTS = ("seconds/", "save_counter/", "_CHECKPOINTABLE_OBJECT_GRAPH")
+
+
+def first_difference(run: Path, other: Path) -> str | None:
+    """What is the first thing that differs between two run folders, in words; None where nothing does.
+
+    In the order in which a run makes them: the lines of metrics.jsonl, each event of TensorBoard, every tensor of
+    the last checkpoints (weights, optimizer, best so far), the test figures, the pictures.
+    """
+    for difference in _differences(run, other):
+        return difference
+    return None
+
+
+def _differences(run: Path, other: Path) -> Iterator[str]:
+    lines, other_lines = read_metrics(run), read_metrics(other)
+    for line, other_line in zip(lines, other_lines, strict=False):
+        yield from _fields(f"{METRICS}, epoch {line['epoch']}", line, other_line)
+    if len(lines) != len(other_lines):
+        yield f"{METRICS}: {len(lines)} epochs against {len(other_lines)}"
+    for name in ("train", "validation", "test"):
+        folder = Path("tensorboard") / name
+        events, other_events = _events(run / folder), _events(other / folder)
+        for (step, tag), value in events.items():
+            if other_events.get((step, tag)) != value:
+                yield f"{folder}, step {step}: {tag} differs"
+        if events.keys() != other_events.keys():
+            yield f"{folder}: holds {len(events)} values against {len(other_events)}"
+    for name in ("newest", "best"):
+        folder = Path("checkpoints") / name
+        tensors, other_tensors = _tensors(run / folder), _tensors(other / folder)
+        if tensors.keys() != other_tensors.keys():
+            yield f"{folder}: holds other tensors"
+        for key, tensor in tensors.items():
+            if not np.array_equal(tensor, other_tensors[key]):
+                yield f"{folder}: {key} differs"
+    yield from _fields(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
+    for name in PICTURES:
+        if (run / name).read_bytes() != (other / name).read_bytes():
+            yield f"{name} differs"
+
+
+def _fields(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    for name in values | other:
+        if name not in DURATIONS and values.get(name) != other.get(name):
+            yield f"{where}: {name} is {values.get(name)} against {other.get(name)}"
+
+
+def _events(folder: Path) -> dict[tuple[int, str], bytes]:
+    """The value of every (step, tag) in the event files of a folder, what is known at the start and durations aside.
+
+    Raises ValueError where a step has two values.
+    """
+    values: dict[tuple[int, str], bytes] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                if (event.step, value.tag) in values:
+                    raise ValueError(f"{folder}: two values of {value.tag} at step {event.step}")
+                if not value.tag.startswith(("speed/", "run/")):
+                    values[event.step, value.tag] = value.tensor.SerializeToString()
+    return values
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every result in the last checkpoint of a folder, by its name there; nothing where there is none."""
+    prefixes = saved_in(folder)
+    if not prefixes:
+        return {}
+    reader = tf.train.load_checkpoint(str(prefixes[-1]))
+    return {
+        key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map() if not key.startswith(NOT_RESULTS)
+    }

@@ -1,0 +1,1 @@
+"""Losses, the expressions that combine them, and the contract that each must keep."""

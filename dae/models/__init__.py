@@ -1,0 +1,1 @@
+"""Networks, and fused forms of their layers."""

@@ -1,0 +1,1 @@
+"""The train step, the train state, the loop around them, and checkpoints."""

@@ -1,0 +1,1 @@
+"""A run's folder: lock, atomic files, environment and model files."""

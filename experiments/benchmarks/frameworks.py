@@ -1,0 +1,259 @@
+"""What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
+
+python experiments/frameworks.py NAME FOLDER/config.json: after each epoch, says on stdout, as JSON, its `seconds` and
+what else it knows of it (`validation_bce`, in nats per pixel), and waits for a line on stdin. A run that it writes is
+FOLDER/run.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+if sys.argv[1:2] == ["fit"]:  # as in the tutorial: TensorFlow starts before dae could turn oneDNN on
+    import tensorflow  # noqa: F401
+
+import keras_fit as tutorial
+
+from dae import config as configs
+from dae.config import RunConfig
+
+# Ends one epoch, with what is known of it, and starts the next.
+Lap = Callable[..., None]
+# Starts the first epoch; to be called when all that has to be imported is.
+Start = Callable[[], Lap]
+
+
+def stopwatch(answers: IO[str]) -> Lap:
+    """The first epoch starts now; what is known of each is written to `answers`."""
+    started = time.perf_counter()
+
+    def lap(known: Mapping[str, float] | None = None) -> None:
+        nonlocal started
+        answer = {**(known or {}), "seconds": time.perf_counter() - started}
+        print(json.dumps(answer), file=answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        started = time.perf_counter()
+
+    return lap
+
+
+def loop(config: RunConfig, start: Start) -> None:
+    """This package, as a user gets it: with progress bar, all metrics, summaries and a checkpoint in every epoch."""
+    from dae import cli
+
+    _make_stderr_a_terminal()
+    cli.load_tensorflow(config)
+    from dae.training import trainer
+
+    trainer.train(config, Path(sys.argv[2]).with_name("run"), after_epoch=start())
+
+
+def _make_stderr_a_terminal() -> None:
+    """So that the progress bar is drawn, as for a user; what it draws goes on to where stderr went."""
+    before, (screen, terminal) = os.dup(2), os.openpty()
+    os.dup2(terminal, 2)
+
+    def show() -> None:
+        while shown := os.read(screen, 65536):
+            os.write(before, shown)
+
+    threading.Thread(target=show, daemon=True).start()
+
+
+def fit(config: RunConfig, start: Start) -> None:
+    """Keras's `fit` as in experiments/tutorial.py, but with the images and the validation of `config`."""
+    from dae.data import datasets, pipeline
+
+    lap = start()
+    model, splits = tutorial.compiled(config), datasets.load(config)
+    noisy, clean = tutorial.with_noise(splits.train, config)
+    batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
+    validation = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    while True:
+        history = model.fit(
+            noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0
+        )
+        lap({"validation_bce": history.history["val_loss"][0]})
+
+
+def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> None:
+    """PyTorch with images in channels_last, noise made on the fly; no validation."""
+    import torch
+    from torch import nn
+
+    from dae.data import datasets
+
+    lap = start()
+
+    def conv(inputs: int, outputs: int, padding: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU()]
+
+    few, many = 8 * config.width, 16 * config.width
+    pool, up = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)
+    encoder = [*conv(1, many), pool, *conv(many, few), pool, *conv(few, few), pool]
+    decoder = [*conv(few, few), up, *conv(few, few), up, *conv(few, many, 0), up, nn.Conv2d(many, 1, 3, padding=1)]
+    model = nn.Sequential(*encoder, *decoder).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=1e-7)
+    images = torch.from_numpy(np.ascontiguousarray(datasets.load(config).train.transpose(0, 3, 1, 2)))
+
+    def loss_of(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(model(noisy), clean)
+
+    compute = torch.compile(loss_of) if compile_it else loss_of
+    while True:
+        for some in torch.randperm(len(images)).split(config.batch_size):
+            clean = (images[some].float() / 255).contiguous(memory_format=torch.channels_last)
+            noisy = (clean + config.noise_level * torch.randn_like(clean)).clamp(0, 1)
+            optimizer.zero_grad()
+            compute(noisy, clean).backward()
+            optimizer.step()
+        lap()
+
+
+def torch_compile(config: RunConfig, start: Start) -> None:
+    """The same through `torch.compile`."""
+    torch_eager(config, start, compile_it=True)
+
+
+def jax_jit(config: RunConfig, start: Start) -> None:
+    """JAX, the whole step with its noise under `jit`; no validation."""
+    import jax
+    import jax.numpy as jnp
+
+    from dae.data import datasets
+
+    lap = start()
+    few, many = 8 * config.width, 16 * config.width
+    channels = [(1, many), (many, few), (few, few), (few, few), (few, few), (few, many), (many, 1)]
+    glorot = jax.nn.initializers.glorot_uniform()
+    keys = jax.random.split(jax.random.key(config.seed), len(channels))
+    weights = [(glorot(key, (3, 3, *sizes)), jnp.zeros(sizes[1])) for key, sizes in zip(keys, channels, strict=True)]
+
+    def conv(x: Any, weight: tuple[Any, Any], padding: str = "SAME") -> Any:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, weight[0], (1, 1), padding, dimension_numbers=layout) + weight[1]
+
+    def loss_of(weights: Any, noisy: Any, clean: Any) -> Any:
+        x = noisy
+        for weight in weights[:3]:
+            x = jax.nn.relu(conv(x, weight))
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+        for weight, padding in zip(weights[3:6], ("SAME", "SAME", "VALID"), strict=True):
+            x = jax.nn.relu(conv(x, weight, padding)).repeat(2, 1).repeat(2, 2)
+        logits = conv(x, weights[6])
+        return jnp.mean(jax.nn.softplus(logits) - clean * logits)
+
+    @jax.jit
+    def step(weights: Any, first: Any, second: Any, count: Any, pixels: Any) -> Any:
+        clean = pixels / 255.0
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), count), clean.shape)
+        noisy = jnp.clip(clean + config.noise_level * noise, 0, 1)
+        gradients = jax.grad(loss_of)(weights, noisy, clean)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradients)
+        rate = config.learning_rate * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        moved = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), weights, first, second)
+        return moved, first, second
+
+    images = datasets.load(config).train
+    first = second = jax.tree.map(jnp.zeros_like, weights)
+    count, random = 0, np.random.default_rng(config.seed)
+    while True:
+        order = random.permutation(len(images))
+        for place in range(0, len(images), config.batch_size):
+            count += 1
+            some = images[order[place : place + config.batch_size]]
+            weights, first, second = step(weights, first, second, jnp.float32(count), some)
+        jax.block_until_ready(weights)
+        lap()
+
+
+def matrix_product(config: RunConfig, start: Start) -> None:
+    """Twenty products of 2,048 x 2,048 float32 matrices: what the machine's arithmetic can do."""
+    import tensorflow as tf
+
+    lap = start()
+    matrix = tf.random.stateless_normal((2048, 2048), seed=(0, 1))
+    while True:
+        for _ in range(20):
+            tf.matmul(matrix, matrix).numpy()
+        lap()
+
+
+def pipeline_alone(config: RunConfig, start: Start) -> None:
+    """The batches of this package, which nobody uses."""
+    from dae import cli
+
+    cli.load_tensorflow(config)
+    from dae.data import datasets, pipeline
+
+    lap = start()
+    images = datasets.load(config).train
+    for number, _ in enumerate(pipeline.training_batches(images, config), 1):
+        if number % pipeline.steps_per_epoch(len(images), config.batch_size) == 0:
+            lap()
+
+
+def step_alone(config: RunConfig, start: Start) -> None:
+    """The train step of this package, on one batch over and over."""
+    from dae import cli
+
+    cli.load_tensorflow(config)
+    import tensorflow as tf
+
+    from dae.data import pipeline
+    from dae.optimizers import optimizers
+    from dae.training import trainer
+    from dae.training.checkpoints import Checkpoints
+    from dae.training.train_step import make_train_step, make_train_steps
+
+    lap = start()
+    config, splits, model, loss = trainer.prepare(config)
+    batches = iter(pipeline.training_batches(splits.train, config).take(1).cache().repeat())
+    steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    optimizer = optimizers.build(config, config.epochs * steps)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Checkpoints(Path(folder), model, optimizer, losses=len(loss.names)).state
+        train_step = make_train_step(model, optimizer, loss, state, config.micro_batches or 1)
+        train_steps = make_train_steps(train_step, config.batch_size)
+        while True:
+            train_steps(batches, tf.constant(steps))
+            lap()
+
+
+CONTENDERS = {
+    function.__name__: function
+    for function in (
+        loop,
+        fit,
+        torch_eager,
+        torch_compile,
+        jax_jit,
+        matrix_product,
+        pipeline_alone,
+        step_alone,
+    )
+}
+
+
+def main() -> None:
+    name, config_path = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
+    with contextlib.suppress(KeyboardInterrupt):
+        CONTENDERS[name](configs.read(Path(config_path)), functools.partial(stopwatch, answers))
+
+
+if __name__ == "__main__":
+    main()
