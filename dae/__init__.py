@@ -1,26 +1,26 @@
-"""Denoising autoencoders in TensorFlow, trained by a loop that its owner can read in one sitting.
+"""Denoising autoencoders in TensorFlow, with a training loop that its owner can read in one sitting.
 
     import dae
     report = dae.train(dae.RunConfig(epochs=1), "runs/first")
 
-Importing the package is quick: TensorFlow is loaded when the first thing that needs it is used.
+Importing the package is quick: TensorFlow is imported when the first function that needs it is used.
 """
 
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# TensorFlow reads these once, when it is imported, so they are set here; the user's own values win.
-# oneDNN more than halves the time of a training step, and TensorFlow leaves it off on some CPUs.
+# TensorFlow reads these when it is imported, so they are set here; values set by the user take precedence.
+# oneDNN more than halves the time of a training step, and TensorFlow turns it off on some processors.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# The train step is a tf.function: no other Keras backend can run it.
+# The train step is a tf.function, which no other backend of Keras can run.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["RunConfig", "UsageError", "load_model", "train"]
 
-_HOME_OF = {
+_LAZY_IMPORTS = {
     "RunConfig": "dae.config",
     "UsageError": "dae.errors",
     "load_model": "dae.workdir.model_files",
@@ -35,6 +35,6 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'dae' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""From arguments to dataclasses, and from exceptions to exit statuses. Does not load TensorFlow."""
+"""Command lines to dataclasses, and exceptions to exit statuses. Importing it does not load TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -13,108 +13,148 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from dae import config as configs
-from dae.config import PRESETS, RunConfig
-from dae.errors import RunError, Stopped, UsageError, choose
+from dae import config as config_module
+from dae.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    NoiseConfig,
+    OptimizationConfig,
+    RunConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+from dae.errors import Interrupted, RunError, UsageError, lookup
 
 
 @dataclasses.dataclass(frozen=True)
-class _Start:
-    """What decides the configuration that the other flags go over."""
+class ConfigArguments:
+    """The fields of RunConfig as flags, in the groups that --help shows."""
+
+    data: Annotated[DataConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=DataConfig)
+    noise: Annotated[NoiseConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=NoiseConfig)
+    model_and_loss: Annotated[ModelConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=ModelConfig)
+    optimization: Annotated[OptimizationConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=OptimizationConfig
+    )
+    schedule: Annotated[ScheduleConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=ScheduleConfig)
+    runtime: Annotated[RuntimeConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=RuntimeConfig)
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that the flags describe. Raises UsageError for a value out of range."""
+        groups = (getattr(self, field.name) for field in dataclasses.fields(ConfigArguments))
+        return RunConfig(**{name: value for group in groups for name, value in vars(group).items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _BaseArguments:
+    """The flags that select the configuration which all other flags override."""
 
     run_dir: str | None = None
-    """Folder for everything that the run writes (default: a new one under runs/)."""
+    """Folder of the run (default: a new folder below runs/)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in --run-dir; start it if there is none; do nothing if it is finished."""
+    """Resume the run in --run-dir; start it if there is none; do nothing if it is finished."""
     preset: str | None = None
-    """Start from a named configuration: default, fast (as good in 5 epochs), tutorial or quick."""
-    config: str | None = None
+    """Start from a preset: default, fast (as good as the default in 5 epochs), tutorial or quick."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
     """Start from a config.json, such as that of another run."""
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Profile a few training steps for TensorBoard's profile plugin."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print only warnings and errors."""
+    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also print TensorFlow's messages at its start."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RunArguments(_Start):
-    """Train a denoising autoencoder, as the tutorial does, with a training loop of its own."""
-
-    profile: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write a trace of a few training steps to the run's tensorboard folder."""
-    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print warnings and errors only."""
-    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print also what TensorFlow says while it starts."""
-    settings: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = PRESETS["default"]
+class RunArguments(ConfigArguments, _BaseArguments):
+    """Train a denoising autoencoder."""
 
 
 def parse_run(argv: list[str] | None = None) -> RunArguments:
-    """The arguments of experiments/run.py: flags, over the configuration they start from.
+    """Return the arguments of experiments/run.py.
 
-    That is --preset or --config where given, else, with --resume, the run's own, else the default.
-    Prints the help and exits with 0 for --help; raises UsageError for a mistake.
+    Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
+    else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
-    given, _ = parse(_Start, argv, add_help=False, return_unknown_args=True)
-    if given.preset is not None and given.config is not None:
-        raise UsageError("--preset and --config: give one of them")
-    saved_at = Path(given.run_dir) / "config.json" if given.run_dir and given.resume else None
-    saved = configs.read(saved_at) if saved_at is not None and os.path.exists(saved_at) else None
-    start = saved or PRESETS["default"]
-    if given.preset is not None:
-        start = choose(PRESETS, given.preset, "--preset")
-    elif given.config is not None:
-        start = configs.read(Path(given.config))
-    arguments = parse(RunArguments, argv, default=RunArguments(settings=start))
-    settings = configs.pinned(arguments.settings)
-    if saved is not None and given.run_dir is not None:
-        settings = configs.resuming(saved, settings, Path(given.run_dir))
-    return dataclasses.replace(arguments, settings=settings)
+    base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
+    saved = Path(base.run_dir or "", "config.json")
+    if base.preset is not None and base.config_file is not None:
+        raise UsageError("--preset and --config: give only one of them")
+    if base.preset is not None:
+        config = lookup(PRESETS, base.preset, "--preset")
+    elif base.config_file is not None:
+        config = config_module.read(Path(base.config_file))
+    elif base.resume and base.run_dir and os.path.exists(saved):
+        config = config_module.read(saved)
+    else:
+        config = PRESETS["default"]
+    return parse(RunArguments, argv, default=RunArguments(**config_groups(config)))
+
+
+def config_groups(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of ConfigArguments that describe `config`."""
+    groups: dict[str, Any] = {group.name: group.default_factory for group in dataclasses.fields(ConfigArguments)}
+    return {
+        name: group(**{field.name: getattr(config, field.name) for field in dataclasses.fields(group)})
+        for name, group in groups.items()
+    }
 
 
 def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) -> Any:
-    """The command line as a dataclass; prints help and exits with 0 for --help; raises UsageError for a mistake.
+    """Return the command line as a dataclass; `options` are those of `tyro.cli`.
 
-    `options` are those of `tyro.cli`.
+    Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
-    said = io.StringIO()
+    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(captured):
             return tyro.cli(arguments_class, args=argv, **options)
-    except SystemExit as leaving:
-        if not leaving.code:
+    except SystemExit as exit:
+        if not exit.code:
             raise
-        raise UsageError(_in_one_line(said.getvalue())) from None
+        raise UsageError(_one_line(captured.getvalue())) from None
 
 
-def load_tensorflow(config: RunConfig, verbose: bool = False) -> RunConfig:
-    """Starts TensorFlow as `config` asks for, without the dozen lines that it prints meanwhile.
+def _one_line(box: str) -> str:
+    """Return tyro's error, a box of several lines with rules between its parts, as the one line of our contract."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    # The title stands above the first rule, or, on terminals with Unicode, within the upper edge.
+    parts = re.split(r"\n?[─-]{3,}\n?", "\n".join(lines[1:]).strip())
+    first, *others = (part.split("\n") for part in parts if part)
+    line = " ".join(first).partition("Got errors:")[0].strip()  # followed by an error for each type of a union
+    for part in others:
+        if part[0] in ("Perhaps you meant:", "Argument helptext:") and len(part) > 1:
+            line += f" ({'did you mean' if part[0].startswith('Perhaps') else 'allowed:'} {part[1]})"
+    return line
 
-    Returns `config` with what it leaves to the machine filled in. TensorFlow writes its lines past every setting of
-    its own, straight to the file descriptor of stderr; they are shown with `verbose`, where the user has set
-    TF_CPP_MIN_LOG_LEVEL to 0, and where the start fails.
+
+def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None:
+    """Import TensorFlow with or without oneDNN, and without the messages that it prints meanwhile.
+
+    It writes them straight to the file descriptor of stderr, whatever TF_CPP_MIN_LOG_LEVEL says. They are shown with
+    `verbose`, if that variable is 0, and if the import fails.
     """
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    if config.onednn is not None:
-        os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(config.onednn))
-    with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _hidden_stderr():
-        from dae import runtime
-
-        config = runtime.settle(config)
+    if onednn is not None:
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
+    with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _stderr_hidden():
         import tensorflow as tf
 
-        tf.config.list_logical_devices()
-    return config
+        tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
 
 
 @contextlib.contextmanager
-def _hidden_stderr() -> Iterator[None]:
-    """Keeps back what is written to the file descriptor of stderr, and shows it if the block fails."""
+def _stderr_hidden() -> Iterator[None]:
+    """Withhold what is written to the file descriptor of stderr, and show it if the block fails."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as hidden:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
-        except UsageError:
-            raise
         except BaseException:
             hidden.seek(0)
             os.write(shown, hidden.read())
@@ -124,40 +164,27 @@ def _hidden_stderr() -> Iterator[None]:
             os.close(shown)
 
 
-def _in_one_line(box: str) -> str:
-    """tyro's error, a box of several lines with rules between its parts, as one line."""
-    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    # The first part is the title: above a rule where the terminal has ASCII only, else within the upper edge.
-    parts = re.split(r"\n?[─-]{3,}\n?", "\n".join(lines[1:]).strip())
-    first, *others = (part.split("\n") for part in parts if part)
-    line = " ".join(first).partition("Got errors:")[0].strip()  # those of each type that a value may have
-    for part in others:
-        if part[0] in ("Perhaps you meant:", "Argument helptext:") and len(part) > 1:
-            line += f" ({'did you mean' if part[0].startswith('Perhaps') else 'allowed:'} {part[1]})"
-    return line
-
-
 def run(main: Callable[[], object]) -> NoReturn:
-    """Calls a script's `main` and leaves with 0, or with what is wrong on stderr and its status.
+    """Call a script's `main`, print a failure as one line on stderr, and exit.
 
-    2: a mistake of the user's; 1: a failure of the run; 130 and 143: stopped by SIGINT and SIGTERM.
+    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130 and 143 after SIGINT and SIGTERM.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a line per epoch is to be seen at once in a log file too
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch at once
     try:
         main()
         status = 0
     except UsageError as error:
-        status = _say(error, 2)
+        status = _fail(error, 2)
     except (RunError, OSError) as error:
-        status = _say(error, 1)
-    except Stopped as stop:
-        status = _say(stop, 128 + stop.signal_number)
+        status = _fail(error, 1)
+    except Interrupted as interruption:
+        status = _fail(interruption, 128 + interruption.signal_number)
     except KeyboardInterrupt:
-        status = _say("interrupted", 130)
+        status = _fail("interrupted", 130)
     sys.exit(status)
 
 
-def _say(message: object, status: int) -> int:
+def _fail(message: object, status: int) -> int:
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     return status

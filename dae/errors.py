@@ -1,51 +1,66 @@
-"""What can go wrong, by whose fault it is; the command line turns each into its exit status."""
+"""Exceptions for user errors, failed runs and interruption; `dae.cli` maps each to an exit status."""
 
+import contextlib
 import difflib
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class UsageError(Exception):
-    """A mistake of the user's: one line naming the flag or file, the bad value and what is allowed."""
+    """A user's mistake, in one line: the flag or file, what is wrong with it, and what is allowed."""
 
 
 class RunError(Exception):
-    """A failure of the run itself, such as a loss that is no longer finite."""
+    """A failure of the run itself, such as a loss that is not finite."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop by a signal, and has saved its state."""
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state has been saved."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal.Signals(signal_number)
 
 
-# What TensorFlow says before it comes to the matter.
+# Lines that TensorFlow prints before the reason of an error in a graph.
 _PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack traces unavailable>|  File |    ")
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
+    """Return the first informative line of an exception's message, or its type if it has no message."""
     return next((line for line in str(error).splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the name most like `name`, or nothing where none is."""
+@contextlib.contextmanager
+def as_usage_error(source: str, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
+    """Raise exceptions of these kinds as `UsageError("source: problem (first line)")`.
+
+    A UsageError is raised again with `source: ` before its message.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+    except kinds as error:
+        raise UsageError(f"{source}: {problem} ({first_line(error)})") from None
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the most similar of `names`, or an empty string if none is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def choose(table: Mapping[str, T], name: str, flag: str, *others: str) -> T:
-    """The entry of `table` called `name`; raises UsageError naming `flag` where there is none.
+def lookup(table: Mapping[str, T], name: str, flag: str, also: str = "") -> T:
+    """Return the entry of `table` called `name`.
 
-    `others` says in words what may be named beside the entries.
+    Raises UsageError, with `flag`, the most similar name and all names (and `also`), if there is none.
     """
     if name not in table:
-        known = ", ".join([*table, *others])
-        raise UsageError(f"{flag}: unknown name {name!r}{nearest(name, table)} (known: {known})")
+        known = ", ".join([*table, *filter(None, [also])])
+        raise UsageError(f"{flag}: unknown name {name!r}{suggestion(name, table)} (known: {known})")
     return table[name]

@@ -1,15 +1,15 @@
-"""Trains a denoising autoencoder: python experiments/run.py; --help tells the flags."""
+"""Train a denoising autoencoder: `python experiments/run.py`; `--help` lists the flags."""
 
 from dae import cli
 
 
 def main() -> None:
     arguments = cli.parse_run()
-    cli.load_tensorflow(arguments.settings, arguments.verbose)
-    from dae.training import trainer
+    cli.import_tensorflow(arguments.config.onednn, arguments.verbose)
+    from dae.training.trainer import train
 
-    trainer.train(
-        arguments.settings,
+    train(
+        arguments.config,
         arguments.run_dir,
         resume=arguments.resume,
         quiet=arguments.quiet,

@@ -1,8 +1,8 @@
-"""Which of several losses is better, as far as their runs can tell: the runs, tables, words and a picture.
+"""Comparison of losses: their runs, statistics, a conclusion in words, and plots.
 
-The runs of one seed share initial weights, order and noise, so losses are compared seed by seed (paired). Each run
-counts with the epoch that it kept, that of its least validation loss. Losses are ranked by metrics, never by their
-own values, which are not comparable.
+Runs with the same seed share initial weights, order and noise, so losses are compared seed by seed (paired). Each run
+counts with the epoch that it kept, that of its lowest validation loss. Losses are ranked by metrics, never by their own
+values, which are not comparable.
 """
 
 import csv
@@ -19,78 +19,75 @@ from tqdm import tqdm
 
 from dae import plugins
 from dae.analysis.statistics import LEVEL, Difference, Estimate, differences, estimate
-from dae.config import RunConfig, flag, pinned
+from dae.config import RunConfig, canonicalize, flag
 from dae.data import datasets
-from dae.data.pipeline import first_evaluation_batch
-from dae.errors import Stopped
+from dae.evaluation.evaluate import denoise_samples
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.reporting import plots
-from dae.training import trainer
-from dae.workdir import model_files, workdir
-from dae.workdir.workdir import read_metrics, read_report, write
+from dae.training.task import prepare
+from dae.training.trainer import train
+from dae.workdir.files import atomic_write
+from dae.workdir.model_files import load_model
+from dae.workdir.workdir import read_metrics, read_report, slug
 
 SPLITS = ("validation", "test")
-SHOWN_IN_FIGURE = 10
 
 
-def train(losses: Sequence[str], settings: RunConfig, seeds: Sequence[int], output: Path) -> dict[str, list[Path]]:
-    """Trains each loss with each seed and returns the runs' folders, one per seed, by readable names of the losses.
+def train_all(losses: Sequence[str], config: RunConfig, seeds: Sequence[int], output: Path) -> dict[str, list[Path]]:
+    """Train each loss with each seed, and return the runs' folders, one per seed, by a readable name of the loss.
 
-    The runs are in `output`/NAME/seed-N; finished ones are left alone and others gone on with, so that the same call
-    goes on after any stop. Raises UsageError for a mistake in any of the losses before the first is trained.
+    The runs are in `output`/NAME/seed-N; finished ones are left alone and others resumed, so that the same call continues
+    after any interruption. Raises UsageError for a mistake in any of the losses before the first is trained.
     """
-    # Each run compiles functions of its own; TensorFlow takes them for one that is compiled again and again.
+    # Each run compiles functions of its own, which TensorFlow takes for one function that is compiled too often.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
-    each = [pinned(dataclasses.replace(settings, loss=loss)) for loss in losses]
-    for config in each:
-        trainer.prepare(config)
-    # A loss may be compared with itself.
-    configs = dict(zip(plugins.distinct(workdir.readable(config.loss) for config in each), each, strict=True))
+    each = [canonicalize(dataclasses.replace(config, loss=loss)) for loss in losses]
+    for one in each:
+        prepare(one)
+    # A loss can be compared with itself.
+    configs = dict(zip(plugins.unique_names(slug(one.loss) for one in each), each, strict=True))
     runs = {name: [output / name / f"seed-{seed}" for seed in seeds] for name in configs}
-    todo = [(seed, name) for seed in seeds for name in configs]
-    with tqdm(total=len(todo) * settings.epochs, unit=" epochs", disable=None) as bar:
+    todo = list(itertools.product(seeds, configs))
+    with tqdm(total=len(todo) * config.epochs, unit=" epochs", disable=None) as bar:
         for done, (seed, name) in enumerate(todo):
             bar.set_description(f"{name}, seed {seed}")
 
-            def show(line: Mapping[str, float], before: int = done * settings.epochs) -> None:
+            def advance(line: Mapping[str, float], before: int = done * config.epochs) -> None:
                 bar.update(before + int(line["epoch"]) - bar.n)
 
-            config = dataclasses.replace(configs[name], seed=seed)
+            one = dataclasses.replace(configs[name], seed=seed)
             folder = output / name / f"seed-{seed}"
-            try:
-                report = trainer.train(config, folder, resume=True, quiet=True, after_epoch=show)
-            except Stopped as stop:
-                raise Stopped(stop.signal_number, f"stopped in {folder}, saved; the same command goes on") from None
-            show({"epoch": settings.epochs})
-            bar.write(f"{name}, seed {seed}: kept epoch {report['epoch']} of {settings.epochs}")
+            report = train(one, folder, resume=True, quiet=True, on_epoch_end=advance)
+            advance({"epoch": config.epochs})
+            bar.write(f"{name}, seed {seed}: kept epoch {report['epoch']} of {config.epochs}")
     return runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The figures of finished runs: for each loss and metric one per seed, of validation and of test images."""
+    """The metrics of finished runs, one value per seed for each loss."""
 
     losses: list[str]
     seeds: list[int]
     epochs: dict[str, list[int]]
     """The epoch that each run kept."""
-    figures: dict[str, dict[str, dict[str, list[float]]]]
-    """By split, metric and loss."""
+    metrics: dict[str, dict[str, dict[str, list[float]]]]
+    """By split (validation, test), metric and loss."""
 
     def estimates(self, split: str, metric: str) -> dict[str, Estimate]:
-        """Of each loss, the mean over seeds."""
-        return {loss: estimate(values) for loss, values in self.figures[split][metric].items()}
+        """Return the mean over seeds for each loss."""
+        return {loss: estimate(values) for loss, values in self.metrics[split][metric].items()}
 
     def differences(self, split: str, metric: str) -> dict[str, Difference]:
-        """Of each loss but the first, the difference to the first."""
-        first, *others = self.figures[split][metric].values()
+        """Return the difference from the first loss for each of the others."""
+        first, *others = self.metrics[split][metric].values()
         return dict(zip(self.losses[1:], differences(first, others), strict=True))
 
 
 def gather(runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Comparison:
-    """Reads finished runs: of each loss, by the name that it is to have, one per seed."""
+    """Read finished runs, one per seed, by the names of their losses."""
     epochs: dict[str, list[int]] = {}
-    figures: dict = {split: {metric: {loss: [] for loss in runs} for metric in METRICS} for split in SPLITS}
+    metrics: dict = {split: {metric: {loss: [] for loss in runs} for metric in METRICS} for split in SPLITS}
     for loss, folders in runs.items():
         for folder in folders:
             report = read_report(folder)
@@ -98,12 +95,12 @@ def gather(runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Comparis
             epochs.setdefault(loss, []).append(int(report["epoch"]))
             for split, source in zip(SPLITS, (line, report), strict=True):
                 for metric in METRICS:
-                    figures[split][metric][loss].append(source[f"{split}_{metric}"])
-    return Comparison(list(runs), list(seeds), epochs, figures)
+                    metrics[split][metric][loss].append(source[f"{split}_{metric}"])
+    return Comparison(list(runs), list(seeds), epochs, metrics)
 
 
 def conclusion(comparison: Comparison, metric: str) -> str:
-    """What can and what cannot be concluded from validation images, one sentence for each loss."""
+    """Return what can and what cannot be concluded from validation images, a sentence for each loss."""
     means = {loss: one.mean for loss, one in comparison.estimates("validation", metric).items()}
     ranked = sorted(means, key=lambda loss: means[loss], reverse=metric in HIGHER_IS_BETTER)
     count = len(comparison.seeds)
@@ -113,32 +110,32 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         + "."
     ]
     if count == 1:
-        sentences.append("One seed says nothing about how much of this is chance; give --seeds 3 or more.")
+        sentences.append("A single seed does not show how much of this is chance; use --seeds 3 or more.")
     first = comparison.losses[0]
     for loss, difference in comparison.differences("validation", metric).items():
         interval = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
-        if difference.same:
-            sentences.append(f"{loss} against {first}: no difference, the very same figures in every seed.")
+        if difference.identical:
+            sentences.append(f"{loss} and {first} are identical in every seed.")
         elif difference.p_corrected < 1 - LEVEL:
             better = (difference.mean > 0) == (metric in HIGHER_IS_BETTER)
             sentences.append(
-                f"{loss} is {'better' if better else 'worse'} than {first}: {interval}, p = "
-                f"{difference.p_corrected:.2g} corrected."
+                f"{loss} is {'better' if better else 'worse'} than {first}: {interval}, corrected p = "
+                f"{difference.p_corrected:.2g}."
             )
         elif count > 1:
             sentences.append(
-                f"{loss} against {first}: no difference can be concluded: {interval}, "
-                f"p = {difference.p_corrected:.2g} corrected; that is no proof that there is none."
+                f"{loss} and {first}: no significant difference, {interval}, corrected p = "
+                f"{difference.p_corrected:.2g}, which does not prove that there is none."
             )
     sentences.append(
-        "This holds for these settings and so many epochs, each loss at the same learning rate; orders among the other "
-        "losses were not tested."
+        "This holds for these settings and this number of epochs, with one learning rate for all losses; the other losses "
+        "were not tested against each other."
     )
     return "\n".join(sentences)
 
 
-def save(comparison: Comparison, metric: str, folder: Path, settings: RunConfig) -> None:
-    """Writes comparison.md, .csv (a row per split, metric and loss), .json (all, with each seed's figures) and .png."""
+def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -> None:
+    """Write comparison.md, .csv (a row per split, metric and loss), .json (everything, per seed) and .png."""
     rows = []
     for split, name in itertools.product(SPLITS, METRICS):
         others = comparison.differences(split, name)
@@ -151,37 +148,37 @@ def save(comparison: Comparison, metric: str, folder: Path, settings: RunConfig)
     writer = csv.DictWriter(text, max(rows, key=len), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(folder / "comparison.csv", text.getvalue())
+    atomic_write(folder / "comparison.csv", text.getvalue())
     everything = {**dataclasses.asdict(comparison), "ranked_by": metric, "statistics": rows}
     everything["conclusion"] = conclusion(comparison, metric)
-    write(folder / "comparison.json", json.dumps(everything, indent=2) + "\n")
-    write(folder / "comparison.md", _markdown(comparison, metric, settings))
+    atomic_write(folder / "comparison.json", json.dumps(everything, indent=2) + "\n")
+    atomic_write(folder / "comparison.md", _markdown(comparison, metric, config))
     panels = {
         f"{split} {name}": {loss: dataclasses.astuple(one) for loss, one in comparison.estimates(split, name).items()}
         for split in SPLITS
         for name in ("psnr", "ssim", "mse", "bce")
     }
-    plots.save_comparison(folder / "comparison.png", panels, _examples(comparison, folder, settings))
+    plots.save_comparison(folder / "comparison.png", panels, _sample_rows(comparison, folder, config))
 
 
-def _examples(comparison: Comparison, folder: Path, settings: RunConfig) -> dict[str, np.ndarray]:
-    """The first few test images: noisy, as each loss's model of the first seed denoises them, and clean."""
-    seed = comparison.seeds[0]
-    config = dataclasses.replace(settings, seed=seed)
-    batch = first_evaluation_batch(datasets.load(config).test, config, "test")
-    noisy, clean = (images[:SHOWN_IN_FIGURE] for images in batch)
-    models = {loss: model_files.load_model(folder / loss / f"seed-{seed}") for loss in comparison.losses}
-    denoised = {loss: model(noisy).numpy() for loss, model in models.items()}
-    return {"noisy": noisy.numpy(), **denoised, "clean": clean.numpy()}
+def _sample_rows(comparison: Comparison, folder: Path, config: RunConfig) -> dict[str, np.ndarray]:
+    """Return the first test images: noisy, denoised with the first seed's model of each loss, and clean."""
+    config = dataclasses.replace(config, seed=comparison.seeds[0])
+    images = datasets.load(config).test
+    models = {loss: load_model(folder / loss / f"seed-{config.seed}") for loss in comparison.losses}
+    samples = {loss: denoise_samples(model, config, images) for loss, model in models.items()}
+    any_samples = next(iter(samples.values()))
+    denoised = {loss: one.denoised for loss, one in samples.items()}
+    return {"noisy": any_samples.noisy, **denoised, "clean": any_samples.clean}
 
 
-def _markdown(comparison: Comparison, metric: str, settings: RunConfig) -> str:
-    lines = [f"# {' against '.join(f'`{loss}`' for loss in comparison.losses)}", ""]
+def _markdown(comparison: Comparison, metric: str, config: RunConfig) -> str:
+    lines = [f"# Comparison of {', '.join(f'`{loss}`' for loss in comparison.losses)}", ""]
     lines += [*(f"- {sentence}" for sentence in conclusion(comparison, metric).splitlines()), ""]
     for split in SPLITS:
         lines += _table(
             f"{split.capitalize()} images: mean over seeds [{LEVEL:.0%} interval]"
-            + ("; scored once, at the end of each run, and used for no choice" if split == "test" else ""),
+            + ("; evaluated once, at the end of each run, and used for no choice" if split == "test" else ""),
             ["loss", *METRICS],
             [
                 [f"`{loss}`", *(_cell(comparison.estimates(split, name)[loss], ".4f") for name in METRICS)]
@@ -190,24 +187,24 @@ def _markdown(comparison: Comparison, metric: str, settings: RunConfig) -> str:
         )
     for split in SPLITS:
         lines += _table(
-            f"{split.capitalize()} images: difference to `{comparison.losses[0]}`, seed by seed "
-            "[95% interval], p and p corrected (Holm, over the comparisons of one metric)",
+            f"{split.capitalize()} images: paired difference from `{comparison.losses[0]}` [{LEVEL:.0%} interval], p, and "
+            "p corrected for the number of losses (Holm, separately for each metric)",
             ["loss", *METRICS],
             [
-                [f"`{loss}`", *(_difference(comparison.differences(split, name)[loss]) for name in METRICS)]
+                [f"`{loss}`", *(_difference_cell(comparison.differences(split, name)[loss]) for name in METRICS)]
                 for loss in comparison.losses[1:]
             ],
         )
     kept = "; ".join(f"`{loss}` {', '.join(map(str, epochs))}" for loss, epochs in comparison.epochs.items())
-    seeds = ", ".join(map(str, comparison.seeds))
-    set_to = [
-        f"{flag(field.name)} {getattr(settings, field.name)}"
-        for field in dataclasses.fields(RunConfig)
-        if getattr(settings, field.name) != field.default and field.name != "seed"
+    defaults = dataclasses.asdict(RunConfig())
+    flags = [
+        f"{flag(name)} {value}"
+        for name, value in dataclasses.asdict(config).items()
+        if value != defaults[name] and name != "seed"
     ]
     lines += [
-        f"Seeds {seeds}; {' '.join(set_to) or 'default settings'}.",
-        f"Epochs kept, by each run's own validation loss: {kept}.",
+        f"Seeds {', '.join(map(str, comparison.seeds))}; {' '.join(flags) or 'default settings'}.",
+        f"Epochs kept, by the lowest validation loss of each run: {kept}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -221,7 +218,7 @@ def _cell(one: Estimate, form: str) -> str:
     return f"{one.mean:{form}}" + (f" [{one.low:{form}}, {one.high:{form}}]" if one.low == one.low else "")
 
 
-def _difference(one: Difference) -> str:
-    if one.same:
-        return "the very same"
+def _difference_cell(one: Difference) -> str:
+    if one.identical:
+        return "identical"
     return _cell(one, "+.4f") + (f" p {one.p:.2g}, {one.p_corrected:.2g}" if one.p == one.p else "")

@@ -1,4 +1,4 @@
-"""Whether two runs are the same, bit for bit, and if not, where they first part."""
+"""Whether two runs are identical, bit for bit, and if not, what differs first."""
 
 import json
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ import tensorflow as tf
 from dae.training.checkpoints import saved_in
 from dae.workdir.workdir import METRICS, REPORT, read_metrics
 
-# How long things took is not a result; nor is how often a run was saved.
-DURATIONS = ("seconds", "images_per_second", "summary_seconds")
-PICTURES = ("denoised.png", "curves.png")
-NOT_RESULTS = ("seconds/", "save_counter/", "_CHECKPOINTABLE_OBJECT_GRAPH")
+# Durations are not results.
+DURATIONS = ("seconds", "images_per_second")
+IMAGES = ("denoised.png", "curves.png")
+NOT_RESULTS = ("seconds/", "_CHECKPOINTABLE_OBJECT_GRAPH")
 
 
 def first_difference(run: Path, other: Path) -> str | None:
-    """What is the first thing that differs between two run folders, in words; None where nothing does.
+    """Describe the first difference between the results in two run folders; None if they are identical.
 
-    In the order in which a run makes them: the lines of metrics.jsonl, each event of TensorBoard, every tensor of
-    the last checkpoints (weights, optimizer, best so far), the test figures, the pictures.
+    In the order in which a run writes them: the lines of metrics.jsonl, TensorBoard's events, every tensor of the last
+    checkpoints (weights, optimizer, best result), the report, the plots.
     """
     for difference in _differences(run, other):
         return difference
@@ -31,41 +31,41 @@ def first_difference(run: Path, other: Path) -> str | None:
 def _differences(run: Path, other: Path) -> Iterator[str]:
     lines, other_lines = read_metrics(run), read_metrics(other)
     for line, other_line in zip(lines, other_lines, strict=False):
-        yield from _fields(f"{METRICS}, epoch {line['epoch']}", line, other_line)
+        yield from _field_differences(f"{METRICS}, epoch {line['epoch']}", line, other_line)
     if len(lines) != len(other_lines):
-        yield f"{METRICS}: {len(lines)} epochs against {len(other_lines)}"
+        yield f"{METRICS}: {len(lines)} epochs and {len(other_lines)}"
     for name in ("train", "validation", "test"):
         folder = Path("tensorboard") / name
         events, other_events = _events(run / folder), _events(other / folder)
         for (step, tag), value in events.items():
             if other_events.get((step, tag)) != value:
-                yield f"{folder}, step {step}: {tag} differs"
+                yield f"{folder}, step {step}: {tag}"
         if events.keys() != other_events.keys():
-            yield f"{folder}: holds {len(events)} values against {len(other_events)}"
-    for name in ("newest", "best"):
+            yield f"{folder}: {len(events)} values and {len(other_events)}"
+    for name in ("latest", "best"):
         folder = Path("checkpoints") / name
         tensors, other_tensors = _tensors(run / folder), _tensors(other / folder)
         if tensors.keys() != other_tensors.keys():
-            yield f"{folder}: holds other tensors"
+            yield f"{folder}: the names of the tensors"
         for key, tensor in tensors.items():
-            if not np.array_equal(tensor, other_tensors[key]):
-                yield f"{folder}: {key} differs"
-    yield from _fields(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
-    for name in PICTURES:
+            if not np.array_equal(tensor, other_tensors[key], equal_nan=True):
+                yield f"{folder}: {key}"
+    yield from _field_differences(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
+    for name in IMAGES:
         if (run / name).read_bytes() != (other / name).read_bytes():
-            yield f"{name} differs"
+            yield name
 
 
-def _fields(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+def _field_differences(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
     for name in values | other:
         if name not in DURATIONS and values.get(name) != other.get(name):
-            yield f"{where}: {name} is {values.get(name)} against {other.get(name)}"
+            yield f"{where}: {name} is {values.get(name)} and {other.get(name)}"
 
 
 def _events(folder: Path) -> dict[tuple[int, str], bytes]:
-    """The value of every (step, tag) in the event files of a folder, what is known at the start and durations aside.
+    """Return the value of every (step, tag) in the event files of a folder, except durations and run/.
 
-    Raises ValueError where a step has two values.
+    Raises ValueError if a step has two values.
     """
     values: dict[tuple[int, str], bytes] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
@@ -80,7 +80,7 @@ def _events(folder: Path) -> dict[tuple[int, str], bytes]:
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every result in the last checkpoint of a folder, by its name there; nothing where there is none."""
+    """Return every result in the last checkpoint of a folder by its name there; empty if there is none."""
     prefixes = saved_in(folder)
     if not prefixes:
         return {}

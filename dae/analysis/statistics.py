@@ -1,8 +1,9 @@
-"""Estimates over seeds: intervals, paired differences, and p-values corrected for their number. Needs SciPy."""
+"""Statistics over seeds: confidence intervals, paired differences and corrected p-values. Needs SciPy."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
@@ -12,7 +13,7 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % t-interval; NaN ends where one seed gives none."""
+    """A mean over seeds with its 95 % t-interval; the bounds are NaN for a single seed."""
 
     mean: float
     low: float
@@ -21,43 +22,44 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Estimate):
-    """A loss's metric less that of the first loss, seed by seed; p-values of the paired t-test, NaN where none.
+    """The mean over seeds of a loss's metric minus that of the first loss, with the p-values of the paired t-test.
 
-    `p_corrected` is Holm's, over the comparisons of one metric; `same` says that every seed gave the very same figure.
+    `p_corrected` is Holm's, over the comparisons of one metric. P-values are NaN for a single seed. `identical` says that
+    every seed gave exactly the same value.
     """
 
     p: float
     p_corrected: float
-    same: bool
+    identical: bool
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval of the mean of one value per seed, by Student's t. Source: SciPy."""
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread / len(values) ** 0.5 if spread else 0.0
-    return Estimate(mean, mean - half, mean + half)
+    """Return the mean of one value per seed and its 95 % t-interval. Source: SciPy's `ttest_1samp`."""
+    mean = float(np.mean(values))
+    if len(set(values)) == 1 and len(values) > 1:  # no variance, for which SciPy returns NaN
+        return Estimate(mean, mean, mean)
+    with _no_warnings():
+        interval = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return Estimate(mean, float(interval.low), float(interval.high))
 
 
 def differences(first: Sequence[float], others: Sequence[Sequence[float]]) -> list[Difference]:
-    """Of each of `others`, one value per seed, how it differs from `first`. Source: SciPy's `ttest_rel`."""
-    found = []
-    for other in others:
-        each = np.subtract(other, first).tolist()
-        if not any(each):
-            found.append((estimate(each), 1.0, True))
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of one seed, and of nearly equal differences
-            found.append((estimate(each), float(stats.ttest_rel(other, first).pvalue), False))
-    corrected = holm([p for _, p, _ in found])
+    """Compare each of `others`, one value per seed, with `first`. Source: SciPy's `ttest_rel`."""
+    paired = [np.subtract(other, first).tolist() for other in others]
+    identical = [not any(each) for each in paired]
+    with _no_warnings():
+        p_values = [
+            1.0 if same else float(stats.ttest_rel(other, first).pvalue)
+            for other, same in zip(others, identical, strict=True)
+        ]
     return [
-        Difference(mean.mean, mean.low, mean.high, p, p_corrected, same)
-        for (mean, p, same), p_corrected in zip(found, corrected, strict=True)
+        Difference(**vars(estimate(each)), p=p, p_corrected=p_corrected, identical=same)
+        for each, p, p_corrected, same in zip(paired, p_values, holm(p_values), identical, strict=True)
     ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number; NaN stays NaN.
+    """Correct p-values for their number; NaN stays NaN.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
     """
@@ -66,3 +68,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values, float)[order] * factors), 1)
     return corrected.tolist()
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Ignore SciPy's warnings about single seeds and nearly equal values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield

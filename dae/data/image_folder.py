@@ -1,34 +1,60 @@
-"""Images from a folder of pictures: PNG, JPEG, BMP, and the first frame of GIF, read by Pillow.
+"""Images from a folder of pictures: PNG, JPEG, BMP, and the first frame of a GIF, read by Pillow.
 
-Every picture is decoded once, when a run starts, so that a broken one is found then and not in the middle of it.
-Pictures are turned as their EXIF says, transparent ones laid on white, and 16 bits cut to 8. They come in an order
-drawn by a fixed seed, since folders are often sorted by kind, and the last training images validate.
+Every picture is decoded when a run starts, so that a broken one is found then and not in the middle of it. Pictures are
+rotated as their EXIF says, transparent ones are blended with white, and 16 bits are reduced to 8. They are shuffled by a
+fixed seed, since folders are often sorted by class and the last training images validate.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from dae.data import storage
-from dae.data.array_files import Found, check_shape
+from dae.data.array_files import RawImages, check_shape
 from dae.errors import UsageError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
-_ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the sides change places
-# Pictures that are decoded ahead of the one that is asked for, at most.
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap the sides
+# Most pictures that are decoded ahead.
 _AHEAD = 256
 
 
+class _Header(NamedTuple):
+    path: Path
+    size: tuple[int, int]  # height, width
+    is_colour: bool
+
+
+class _Reader:
+    """Reads pictures in threads; raises UsageError for a broken one, or with `skip_broken` skips and remembers it."""
+
+    def __init__(self, skip_broken: bool) -> None:
+        self._skip_broken = skip_broken
+        self.broken: list[Path] = []
+
+    def __call__(self, read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[Any]:
+        """Yield `read_one(file)` for each readable file, in order."""
+        for path, (value, reason) in zip(files, _in_threads(read_one, files), strict=True):
+            if reason is None:
+                yield value
+            elif self._skip_broken:
+                self.broken.append(path)
+            else:
+                raise UsageError(
+                    f"--data: {path}: broken ({reason}); repair or remove it, or skip broken pictures with --skip-broken"
+                )
+
+
 def find(folder: Path) -> list[Path]:
-    """All pictures in `folder` and the folders in it, sorted; hidden ones are left out."""
+    """Return all pictures in `folder` and below, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -38,78 +64,79 @@ def find(folder: Path) -> list[Path]:
     )
 
 
-def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bool) -> Found:
-    """The pictures of `folder`; if it has the folders train and test, they are the two parts, else there is one.
+def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bool) -> RawImages:
+    """Read the pictures of `folder`; if it has the folders train and test, they are the two parts.
 
-    All in grey if every picture is grey, else all in colour. With `image_size`, one side or (height, width), each is
-    scaled until it just covers that, then cut to its middle. Raises UsageError for pictures of several sizes without
-    it, and for a broken one unless `skip_broken`.
+    All become grey if every picture is grey, else colour. With `image_size`, one side or (height, width), each is scaled
+    to cover that size and cropped to the centre. Raises UsageError for pictures of several sizes without it, and for a broken
+    one unless `skip_broken`.
     """
+    parts = _parts(folder)
+    reader = _Reader(skip_broken)
+    headers = list(reader(_read_header, [path for files in parts.values() for path in files]))
+    if not headers:
+        raise UsageError(f"--data: {folder}: all pictures are broken")
+    notes: list[str] = []
+    shape = _common_shape(folder, headers, image_size, notes)
+    images = []
+    for path, files in parts.items():
+        decoded = reader(functools.partial(_decode, shape=shape), files)
+        images.append(storage.materialize((len(files), *shape), decoded))
+        if not len(images[-1]):
+            raise UsageError(f"--data: {path}: all pictures are broken")
+    broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
+    if broken:
+        notes.append(f"skipped broken pictures: {', '.join(broken[:5])}" + ("" if len(broken) <= 5 else ", ..."))
+    return RawImages(images[0], images[1] if len(images) > 1 else None, notes)
+
+
+def _parts(folder: Path) -> dict[Path, list[Path]]:
+    """Return the shuffled files of the folders train and test, or of `folder` if it does not have both."""
     folders = [folder / "train", folder / "test"]
     if not all(path.is_dir() for path in folders):
         folders = [folder]
-    # RandomState's permutations are the same in every version of NumPy.
-    parts = [[files[i] for i in np.random.RandomState(0).permutation(len(files))] for files in map(find, folders)]
-    for path, files in zip(folders, parts, strict=True):
+    parts = {}
+    for path in folders:
+        files = find(path)
         if not files:
             raise UsageError(f"--data: {path}: holds no pictures ({', '.join(SUFFIXES)})")
-    broken: dict[Path, str] = {}
+        # RandomState's permutations are the same in every version of NumPy.
+        parts[path] = [files[index] for index in np.random.RandomState(0).permutation(len(files))]
+    return parts
 
-    def good(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[Any]:
-        for path, (value, reason) in zip(files, _in_threads(read_one, files), strict=True):
-            if reason and not skip_broken:
-                raise UsageError(
-                    f"--data: {path}: broken ({reason}); mend or remove it, or leave out all such by --skip-broken"
-                )
-            if reason:
-                broken[path] = reason
-            else:
-                yield value
 
-    examples: dict[tuple[int, int], Path] = {}
-    colours = set()
-    for path, size, colour in good(_look, [path for files in parts for path in files]):
-        examples.setdefault(size, path)
-        colours.add(colour)
-    if not examples:
-        raise UsageError(f"--data: {folder}: all its pictures are broken")
-    notes = []
+def _common_shape(
+    folder: Path, headers: list[_Header], image_size: int | tuple[int, int] | None, notes: list[str]
+) -> tuple[int, int, int]:
+    """Return the (H, W, C) that all pictures are brought to, with notes on what that changes."""
+    examples = {header.size: header.path for header in reversed(headers)}
     if image_size is None and len(examples) > 1:
         least, most = (of(examples, key=lambda size: size[0] * size[1]) for of in (min, max))
         raise UsageError(
             f"--data: {folder}: pictures of {len(examples)} sizes, from {least[0]} x {least[1]} "
             f"({examples[least].name}) to {most[0]} x {most[1]} ({examples[most].name}); "
-            "add --image-size to scale and cut them to one"
+            "add --image-size to scale and crop them to one"
         )
     if image_size is None:
         (size,) = examples
     else:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        notes.append(f"pictures scaled to cover {size[0]} x {size[1]} (height x width), and cut to their middle")
+        notes.append(f"pictures scaled to cover {size[0]} x {size[1]} (height x width) and cropped to the centre")
+    colours = {header.is_colour for header in headers}
     if len(colours) > 1:
-        notes.append("grey pictures among coloured ones are shown in colour")
+        notes.append("grey pictures among coloured ones converted to colour")
     shape = (*size, 3 if any(colours) else 1)
-    check_shape((1, *shape), "the pictures: ")
-
-    decode = functools.partial(_decode, shape=shape)
-    images = []
-    for path, files in zip(folders, parts, strict=True):
-        images.append(storage.stored((len(files), *shape), good(decode, files)))
-        if not len(images[-1]):
-            raise UsageError(f"--data: {path}: all its pictures are broken")
-    if broken:
-        names = ", ".join(str(path.relative_to(folder)) for path in sorted(broken)[:5])
-        notes.append(f"broken pictures left out: {names}" + (f" and {len(broken) - 5} more" if len(broken) > 5 else ""))
-    return images[0], images[1] if len(images) > 1 else None, notes
+    check_shape((1, *shape), f"--data: {folder}: ")
+    return shape
 
 
-def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[tuple[Any, str]]:
-    """(what `read_one` returns, "") or (None, why it could not) of each file, in order; Pillow decodes side by side."""
+def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[tuple[Any, str | None]]:
+    """Yield (what `read_one` returns, None) or (None, why it failed) for each file, in order."""
 
-    def attempt(path: Path) -> tuple[Any, str]:
+    def attempt(path: Path) -> tuple[Any, str | None]:
         try:
-            return read_one(path), ""
-        except Exception as error:  # for broken bytes Pillow raises what it likes
+            return read_one(path), None
+        except Exception as error:  # Pillow raises many types for damaged files
             return None, first_line(error)
 
     bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
@@ -120,21 +147,21 @@ def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[
                 yield result
 
 
-def _look(path: Path) -> tuple[Path, tuple[int, int], bool]:
-    """(path, (height, width), whether it has colour) of a picture, as its header says."""
+def _read_header(path: Path) -> _Header:
     with Image.open(path, formats=_FORMATS) as image:
-        sides = (image.width, image.height) if image.getexif().get(_ORIENTATION, 1) >= 5 else image.size[::-1]
+        swapped = image.getexif().get(_ORIENTATION, 1) >= 5
+        size = (image.width, image.height) if swapped else (image.height, image.width)
         if image.mode == "P":
             red, green, blue = np.reshape(image.getpalette("RGB"), (-1, 3)).T
-            return path, sides, bool((red != green).any() or (green != blue).any())
-        return path, sides, image.mode not in _GREY_MODES
+            return _Header(path, size, bool((red != green).any() or (green != blue).any()))
+        return _Header(path, size, image.mode not in _GREY_MODES)
 
 
 def _decode(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture as uint8 [1, H, W, C] of `shape`."""
+    """Return a picture as uint8 [1, H, W, C] of `shape`."""
     height, width, channels = shape
     with Image.open(path, formats=_FORMATS) as opened:
-        # A JPEG is decoded at an eighth, a quarter or half of its size where that is still twice what is wanted.
+        # A JPEG can be decoded at an eighth, a quarter or half of its size if that is still twice the wanted size.
         if opened.width > 2 * width and opened.height > 2 * height:
             opened.draft(opened.mode, (2 * max(height, width), 2 * max(height, width)))
         image = ImageOps.exif_transpose(opened)

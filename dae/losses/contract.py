@@ -1,4 +1,4 @@
-"""What every loss must be, checked on a real batch before a run writes anything."""
+"""The contract of a loss, checked on real images before a run writes anything."""
 
 import inspect
 import sys
@@ -7,82 +7,84 @@ import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError
-from dae.losses.losses import Loss, Term, WeightedSum
-from dae.plugins import blaming
+from dae.losses.composite import CompositeLoss, Term
+from dae.losses.losses import Loss
+from dae.plugins import errors_with_line
 
-# Rounding may differ between a batch and a part of it, or a graph and its lines one by one; results may not.
-RELATIVE, ABSOLUTE = 1e-3, 1e-5
+# Tolerance for rounding, between a graph and eager mode, or between a batch and a part of it.
+RTOL, ATOL = 1e-3, 1e-5
 
 
-def check(loss: WeightedSum, clean: tf.Tensor, denoised: tf.Tensor) -> None:
-    """Raises UsageError, naming file, function and line, for a term that is not a loss.
+def check(loss: CompositeLoss, clean: tf.Tensor, denoised: tf.Tensor) -> None:
+    """Check every term of a loss on a batch, float32 [batch, H, W, C] in [0, 1].
 
-    A loss returns one finite float32 number per example, with a finite gradient, also where pixels are 0 or 1
-    exactly, and the same in a graph as line by line. Warns where an example's loss depends on the others of its
-    batch. `clean` and `denoised` are float32 [batch, H, W, C] in [0, 1].
+    A term must return one finite float32 value per example, with a finite gradient, even where pixels are exactly 0 or
+    1, and the same values in a graph and in eager mode. Raises UsageError, with file, function and line, if it does not.
+    Warns if the value of an example depends on the other examples of the batch.
     """
-    denoised = tf.identity(denoised)  # without the logits that Keras keeps with it, and derives by in place of it
+    denoised = tf.identity(denoised)  # drops the logits that Keras attaches and would differentiate instead
     for term in loss.terms:
-        culprit = f"--loss: {term.where}"
-        with blaming(culprit, _file(term.function)):
-            _check(term, culprit, clean, denoised)
+        prefix = f"--loss: {term.source}"
+        with errors_with_line(prefix, _file(term.function)):
+            _check(term, prefix, clean, denoised)
 
 
-def _check(term: Term, culprit: str, clean: tf.Tensor, denoised: tf.Tensor) -> None:
-    values = _values(term.function, culprit, clean, denoised, "a batch of training images")
+def _check(term: Term, prefix: str, clean: tf.Tensor, denoised: tf.Tensor) -> None:
+    values = _values(term.function, prefix, clean, denoised, "training images")
     zeros, ones, binary = tf.zeros_like(clean[:1]), tf.ones_like(clean[:1]), tf.round(clean[:4])
     _values(
         term.function,
-        culprit,
+        prefix,
         tf.concat([zeros, zeros, ones, ones, binary, binary], axis=0),
         tf.concat([zeros, ones, zeros, ones, binary, 1 - binary], axis=0),
-        "images whose pixels are all 0 or 1",
+        "images of only 0 and 1",
     )
     in_graph = tf.function(term.function).get_concrete_function(clean, denoised)(clean, denoised).numpy()
-    if not np.allclose(in_graph, values, RELATIVE, ABSOLUTE):
+    if not np.allclose(in_graph, values, RTOL, ATOL):
         raise UsageError(
-            f"{culprit}: is {_some(in_graph)} in a graph, but {_some(values)} line by line; it is to be a function of "
-            "clean and denoised alone, without random numbers, NumPy or state"
+            f"{prefix}: differs between a graph, {_head(in_graph)}, and eager mode, {_head(values)}; it must depend "
+            "only on clean and denoised, without random numbers, NumPy or state"
         )
-    part = max(1, len(values) // 2)
-    alone = term.function(clean[:part], denoised[:part]).numpy()
-    if not np.allclose(alone, values[:part], RELATIVE, ABSOLUTE):
+    half = max(1, len(values) // 2)
+    alone = term.function(clean[:half], denoised[:half]).numpy()
+    if not np.allclose(alone, values[:half], RTOL, ATOL):
         print(
-            f"warning: {culprit}: one example's loss depends on the others in its batch, which are those of its "
-            "micro-batch in training (see --micro-batches) and others again in validation",
+            f"warning: {prefix}: the loss of an example depends on the others in its batch; training computes it per "
+            "shard of a batch (see --shards), validation on other batches",
             file=sys.stderr,
         )
 
 
-def _values(function: Loss, culprit: str, clean: tf.Tensor, denoised: tf.Tensor, images: str) -> np.ndarray:
-    """The loss of each image; raises UsageError unless there is one, with its gradient."""
+def _values(function: Loss, prefix: str, clean: tf.Tensor, denoised: tf.Tensor, images: str) -> np.ndarray:
+    """Return the loss of each image. Raises UsageError unless there is one per image, finite and with a gradient."""
     with tf.GradientTape() as tape:
         tape.watch(denoised)
         losses = function(clean, denoised)
-    count = clean.shape[0]
+    expected = f"float32 [{clean.shape[0]}], one value per image"
     if not tf.is_tensor(losses):
-        raise UsageError(f"{culprit}: returns a {type(losses).__name__}, not a tensor, float32 [{count}]")
-    if losses.shape != (count,) or losses.dtype != tf.float32:
-        hint = "; take the mean over axis=[1, 2, 3] only" if losses.shape != (count,) else ""
+        raise UsageError(f"{prefix}: expected a tensor, {expected}, got a {type(losses).__name__}")
+    if losses.shape != (clean.shape[0],):
         raise UsageError(
-            f"{culprit}: returns {losses.dtype.name} {list(losses.shape)} for {count} images, "
-            f"not one number each, float32 [{count}]{hint}"
+            f"{prefix}: expected {expected}, got {losses.dtype.name} {list(losses.shape)}; "
+            "take the mean over axis=[1, 2, 3] only"
         )
+    if losses.dtype != tf.float32:
+        raise UsageError(f"{prefix}: expected {expected}, got {losses.dtype.name}")
     gradient = tape.gradient(losses, denoised)
     if gradient is None:
-        raise UsageError(f"{culprit}: has no gradient: it does not depend on `denoised` in a way that can be derived")
-    for what, numbers in (("is", losses), ("has a gradient of", tf.convert_to_tensor(gradient))):
+        raise UsageError(f"{prefix}: has no gradient with respect to `denoised`")
+    for quantity, numbers in (("value", losses), ("gradient", tf.convert_to_tensor(gradient))):
         wrong = tf.boolean_mask(numbers, ~tf.math.is_finite(numbers))
         if len(wrong):
-            raise UsageError(f"{culprit}: {what} {float(wrong[0])} for {images}, which is not finite")
+            raise UsageError(f"{prefix}: expected a finite {quantity} for {images}, got {float(wrong[0])}")
     return losses.numpy()
 
 
-def _some(values: np.ndarray) -> str:
+def _head(values: np.ndarray) -> str:
     return str(values[:3].tolist())
 
 
 def _file(function: Loss) -> str:
-    """The file that the function was written in, or nothing."""
+    """Return the file that defines the function, or an empty string."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code.co_filename if code else ""

@@ -1,4 +1,4 @@
-"""The grammar of --loss: terms joined by +, each a name or number*name. Nothing of it is evaluated as code."""
+"""The grammar of --loss: terms joined by +, each NAME or WEIGHT*NAME. Nothing in it is evaluated as code."""
 
 import math
 import re
@@ -13,8 +13,8 @@ _TERM = re.compile(
 )
 
 
-class Term(NamedTuple):
-    """A term of a sum: its weight, and the name of a loss or a function in a file of the user's own."""
+class WeightedName(NamedTuple):
+    """One term of an expression: a weight, and the name of a loss or a reference to a user's function."""
 
     weight: float
     name: str
@@ -23,33 +23,33 @@ class Term(NamedTuple):
         return self.name if self.weight == 1 else f"{repr(self.weight).removesuffix('.0')}*{self.name}"
 
 
-def parse(text: str, flag: str = "--loss") -> tuple[Term, ...]:
-    """The terms of `text`, at least one; raises UsageError, naming `flag` and the place, where it is no such sum."""
-    terms: list[Term] = []
-    place, ended = 0, False
-    while not ended:
-        found = _TERM.match(text, place)
-        if found is None:
+def parse(text: str, flag: str = "--loss") -> tuple[WeightedName, ...]:
+    """Return the terms of `text`, at least one. Raises UsageError, with `flag` and the position, for anything else."""
+    terms: list[WeightedName] = []
+    position, at_end = 0, False
+    while not at_end:
+        match = _TERM.match(text, position)
+        if match is None:
             raise UsageError(
-                f"{flag}: cannot read {text!r} at {text[place:].strip()!r}{_guess(text)}; "
-                "it is to be one or more terms NAME or NUMBER*NAME, joined by +"
+                f"{flag}: invalid expression {text!r} at {text[position:].strip()!r}{_correction(text)}; "
+                "expected terms NAME or WEIGHT*NAME, joined by +"
             )
-        term = Term(float(found["weight"] or 1), found["name"])
+        term = WeightedName(float(match["weight"] or 1), match["name"])
         if not 0 < term.weight < math.inf:
-            raise UsageError(f"{flag}: the weight {found['weight']} of {term.name} is not a finite number above 0")
+            raise UsageError(f"{flag}: the weight of {term.name} must be a finite number > 0, got {match['weight']}")
         if term.name in [other.name for other in terms]:
-            raise UsageError(f"{flag}: {text!r} has {term.name} twice; give it one weight")
+            raise UsageError(f"{flag}: {term.name} occurs twice in {text!r}; give it one weight")
         terms.append(term)
-        place, ended = found.end(), found["end"] != "+"
+        position, at_end = match.end(), match["end"] != "+"
     return tuple(terms)
 
 
-def canonical(text: str, flag: str = "--loss") -> str:
-    """The one spelling of a sum: `1*bce+.1 * ssim` is `bce + 0.1*ssim`; raises UsageError where it is none."""
-    return " + ".join(map(str, parse(text, flag)))
+def canonical(text: str) -> str:
+    """Return the canonical spelling: `1*bce+.1 * ssim` becomes `bce + 0.1*ssim`. Raises UsageError as `parse` does."""
+    return " + ".join(map(str, parse(text)))
 
 
-def _guess(text: str) -> str:
-    """`; did you mean 'x'?` where an operator too many is all that is wrong."""
+def _correction(text: str) -> str:
+    """Return `; did you mean 'x'?` if a superfluous operator is all that is wrong."""
     guess = re.sub(r"[\s*+]*\+[\s*+]*", " + ", text).strip(" *+")
     return f"; did you mean {guess!r}?" if guess != text.strip() and _TERM.match(guess) else ""

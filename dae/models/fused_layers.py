@@ -1,4 +1,4 @@
-"""Layers in a form that computes faster on a CPU: the same functions of the same weights."""
+"""Fused forms of pairs of layers, which compute the same function of the same weights faster on a CPU."""
 
 import functools
 import itertools
@@ -8,19 +8,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Layers that do the same in training as in use, so that calling one after the other is calling the model.
+# Layers that do the same in training and inference, so that calling them in order is the same as calling the model.
 _PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D, keras.layers.Cropping2D)
-
 
 Compute = Callable[[tf.Tensor], tf.Tensor]
 
 
 def fused(model: keras.Model, training: bool = True) -> Compute:
-    """The fast form of `model`, noisy -> denoised: pairs of its layers, as FUSIONS lists them, computed as one.
+    """Return the fast form of `model`, noisy -> denoised, in which the pairs of layers that FUSIONS lists are one.
 
-    Outputs agree to 1e-6 with those of `model` and the weights that it has at the time of this call: in a graph, call
-    it there, once for all micro-batches. A model that is not a chain of plain layers, or that runs on a GPU, is called
-    as it is.
+    Outputs agree to 1e-6 with those of `model` with its weights at the time of this call: within a `tf.function`, call it
+    there, once for all shards. A model that is not a chain of plain layers, or that runs on a GPU, is called as it is.
     """
     if tf.config.list_physical_devices("GPU") or not _is_plain_chain(model):
         return functools.partial(model, training=training)
@@ -51,7 +49,7 @@ def _is_plain_chain(model: keras.Model) -> bool:
 
 
 def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
-    """Whether `before` doubles the sides by repeating pixels and `layer` is an ordinary 3 x 3 convolution of that."""
+    """Return whether `before` doubles the sides by repeating pixels, and `layer` is an ordinary 3 x 3 convolution."""
     return (
         isinstance(before, keras.layers.UpSampling2D)
         and (before.size, before.interpolation) == ((2, 2), "nearest")
@@ -63,16 +61,16 @@ def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
 
 
 def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layers.Conv2D) -> Compute:
-    """`layer` applied to an image [batch, H, W, C] with both sides doubled.
+    """Return `layer` applied to images [batch, H, W, C] after `before`.
 
-    The doubled image repeats pixels, so a pixel of the result sees only 2 x 2 different ones: its 3 x 3 weights add
-    up to 2 x 2, in another way for each of the four positions in a doubled pixel. One convolution of the small image
-    computes all four as channels, and the large image, with its gradient, is never made. Saves a third of the time
-    of a training step of `conv`, mostly in the last layer.
+    The doubled image repeats pixels, so each output pixel depends on only 2 x 2 different ones: its 3 x 3 weights add up
+    to 2 x 2 weights, differently for each of the four positions within a doubled pixel. One convolution of the small image
+    computes all four as channels, and the large image and its gradient are never made. Saves a third of the time of a
+    training step of `conv`, mostly in the last layer.
     """
     kernel = tf.convert_to_tensor(layer.kernel)
     pad = 1 if layer.padding == "same" else 0
-    # Rows 2k and 2k + 1 of the result see rows of the doubled image, tap by tap, that repeat these of the small one.
+    # Which row of the small image each tap sees, for the even and for the odd rows of the result.
     parity, tap = np.indices((2, 3))
     rows = np.zeros((2, 2 + pad, 3), np.float32)
     rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
@@ -88,18 +86,17 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
 
 
 def _pixels_from_channels(x: tf.Tensor) -> tf.Tensor:
-    """`tf.nn.depth_to_space(x, 2)`: from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
+    """Return `tf.nn.depth_to_space(x, 2)`: from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
 
-    TensorFlow's own operation is slow where C is 1, and its gradient more so. Saves 5 % of the time of a training step
-    of `conv`.
+    TensorFlow's operation is slow for C = 1, and its gradient even more so: this saves 5 % of a training step of `conv`.
     """
-    _, height, width, channels = keras.ops.shape(x)  # numbers where the graph knows them
+    _, height, width, channels = keras.ops.shape(x)  # static if the graph knows them
     x = tf.reshape(x, [-1, height, width, 2, 2, channels // 4])
     return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, 2 * height, 2 * width, channels // 4])
 
 
 def _pools(layer: keras.layers.Layer, pooling: keras.layers.Layer) -> bool:
-    """Whether `pooling` takes the maximum of what `layer`, a convolution, passes through a ReLU."""
+    """Return whether `layer` is a convolution with ReLU and `pooling` takes the maximum of its output."""
     return (
         isinstance(layer, keras.layers.Conv2D)
         and isinstance(pooling, keras.layers.MaxPooling2D)
@@ -109,10 +106,10 @@ def _pools(layer: keras.layers.Layer, pooling: keras.layers.Layer) -> bool:
 
 
 def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPooling2D) -> Compute:
-    """`pooling` applied to `layer` applied to an image [batch, H, W, C].
+    """Return `pooling` applied to the output of `layer`.
 
-    Bias and ReLU never change which pixel is the largest, so they come after the pooling, with a quarter of the
-    work. Saves 6 % of the time of a training step of `conv`.
+    Bias and ReLU are monotonic, so they can follow the pooling, on a quarter of the values. Saves 6 % of the time of a
+    training step of `conv`.
     """
 
     def compute(x: tf.Tensor) -> tf.Tensor:
@@ -122,7 +119,7 @@ def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPoo
     return compute
 
 
-# Whether two layers are such a pair, and the function that computes it.
+# A test for a pair of layers, and the function that fuses it.
 FUSIONS: tuple[tuple[Callable[..., bool], Callable[..., Compute]], ...] = (
     (_upsamples, _upsampled_convolution),
     (_pools, _pooled_convolution),

@@ -1,4 +1,4 @@
-"""Pictures made with matplotlib."""
+"""Plots and grids of images, drawn by matplotlib and written as PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,42 +9,34 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
-from dae.workdir.workdir import replacing
-
-# PSNR and SSIM of some images, each [N].
-Quality = tuple[np.ndarray, np.ndarray]
+from dae.evaluation.evaluate import Samples
+from dae.workdir.files import atomic_path
 
 
-def save_denoised(
-    path: Path,
-    noisy: np.ndarray,
-    denoised: np.ndarray,
-    clean: np.ndarray,
-    noisy_quality: Quality,
-    denoised_quality: Quality,
-) -> None:
-    """Writes a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
+def save_denoised(path: Path, samples: Samples) -> None:
+    """Write a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
 
-    Images are float32 [N, H, W, C] in [0, 1] with C 1 (shown in grey) or 3; an error of 1 is white. PSNR in dB and
-    SSIM, each [N], stand under the noisy and the denoised ones.
+    An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images.
     """
-    rows = {"noisy": noisy, "denoised": denoised, "clean": clean, "error": np.abs(denoised - clean)}
-    figure = Figure(figsize=(1.1 * len(clean), 5.2), layout="constrained")
+    error = np.abs(samples.denoised - samples.clean)
+    rows = {"noisy": samples.noisy, "denoised": samples.denoised, "clean": samples.clean, "error": error}
+    figure = Figure(figsize=(1.1 * len(samples.clean), 5.2), layout="constrained")
     axes = _draw_rows(figure, rows)
-    for row, quality in zip(axes[:2], (noisy_quality, denoised_quality), strict=True):
-        for axis, psnr, ssim in zip(row, *quality, strict=True):
+    quality = (samples.noisy_psnr, samples.noisy_ssim), (samples.denoised_psnr, samples.denoised_ssim)
+    for row, (psnr_values, ssim_values) in zip(axes[:2], quality, strict=True):
+        for axis, psnr, ssim in zip(row, psnr_values, ssim_values, strict=True):
             axis.set_xlabel(f"{psnr:.1f} dB\nSSIM {ssim:.2f}", fontsize=8)
     save(path, figure)
 
 
-# Okabe and Ito's colours, which all eyes tell apart; the kinds of line do it in print.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles do so in print.
 CURVES: dict[str, tuple[str, Literal["-", "--"]]] = {"train": ("#0072b2", "-"), "validation": ("#d55e00", "--")}
 
 
 def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]], kept_epoch: int) -> None:
-    """Writes a PNG with a panel for each tag: a curve over the epochs for each of `train` and `validation` it has.
+    """Write a PNG with a panel for each tag, with a curve over the epochs for each of `train` and `validation`.
 
-    A line marks the epoch whose model was kept.
+    A vertical line marks the epoch whose model was kept.
     """
     columns = 4
     rows = -(-len(curves) // columns)
@@ -69,7 +61,7 @@ def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
 
 
 def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
-    """Writes a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` over the columns."""
+    """Write a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` above the columns."""
     figure = Figure(figsize=(1.1 * len(next(iter(rows.values()))), 3.5 / 3 * len(rows)), layout="constrained")
     _draw_rows(figure, rows, titles)
     save(path, figure)
@@ -78,9 +70,9 @@ def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Seq
 def save_comparison(
     path: Path, panels: Mapping[str, Mapping[str, tuple[float, float, float]]], rows: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a PNG: for each panel (mean, low, high) of each loss, and below these a row of images for each name.
+    """Write a PNG with a panel of (mean, low, high) for each loss, and below the panels a row of images for each name.
 
-    `rows` are float32 [N, H, W, C] in [0, 1], as many in each.
+    Each of `rows` is float32 [N, H, W, C] in [0, 1], with the same N.
     """
     columns = 4
     lines = -(-len(panels) // columns)
@@ -100,7 +92,7 @@ def save_comparison(
 
 
 def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
-    """A row of pictures for each name, which stands at its left, with `titles` over the columns; returns their axes."""
+    """Draw a row of images for each name, with the name on its left and `titles` above the columns; return the axes."""
     axes = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row_axes, images, strict=True):
@@ -113,7 +105,7 @@ def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], ti
 
 
 def save(path: Path, figure: Figure) -> None:
-    """Writes `figure` as a PNG."""
-    with replacing(path) as temporary:
-        # No metadata: the same images give the same bytes.
+    """Write `figure` as a PNG."""
+    with atomic_path(path) as temporary:
+        # Without metadata the same plot is the same bytes.
         FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})

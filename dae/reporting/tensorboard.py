@@ -1,14 +1,14 @@
 """What TensorBoard shows: one writer each for train and validation, written once per epoch.
 
-TensorBoard's step is the epoch, counted from 1; step 0 holds what is known at the start. The HParams tab takes the
-folder above these for a session: it holds the settings, and the last values of `train`, `validation` and `test` are
-its metrics.
+TensorBoard's step is the epoch, counted from 1; step 0 holds what is known at the start. The folder above those of the
+writers is a session of the HParams tab: it holds the settings, and the last values of `train`, `validation` and `test`
+are its metrics.
 """
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,135 +19,127 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api as hparams_api
 
 from dae import plugins
-from dae.config import RunConfig
+from dae.config import PLUGIN_FIELDS, RunConfig
 from dae.data.pipeline import Batch
 from dae.models import networks
-from dae.workdir.workdir import read_environment, replacing
+from dae.workdir.files import atomic_path
+from dae.workdir.workdir import read_environment
 
-# Every tag and its meaning, as TensorBoard and README.md show them; in capitals, what stands for several names.
+# Every tag with its description, as TensorBoard and docs/tensorboard.md show it; NAME stands for several names.
 TAGS = {
-    "loss/total": "what is minimised: the mean over the epoch's training batches as they came, each before its step; "
-    "over all validation images after the epoch",
-    "loss/NAME": "its terms, where it has several, without their weights",
-    "quality/bce": "binary cross-entropy, nats per pixel; like all of `quality/` after the epoch, on all validation "
-    "images, and on the first 500 training images with noise that is always the same",
-    "quality/bce_excess": "the same less its floor, the entropy of the clean images' grey pixels, which no denoiser "
-    "can go below",
+    "loss/total": "the loss that is minimized: for train, the mean over the epoch's batches, each before its update; for "
+    "validation, the mean over all images after the epoch",
+    "loss/NAME": "each term of the loss, without its weight, if there are several",
+    "quality/bce": "binary cross-entropy in nats per pixel, after the epoch; like all of quality/, on all validation "
+    "images, and for train on the first 500 training images, always with the same noise",
+    "quality/bce_excess": "the binary cross-entropy above its lower bound, the entropy of the grey pixels of clean images",
     "quality/mse": "mean squared error",
     "quality/psnr": "peak signal-to-noise ratio of each image, averaged, in dB; higher is better",
-    "quality/ssim": "structural similarity of each image, averaged; 1 is equal",
-    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: pixels exactly right once cut at 0.5",
-    "quality/NAME": "any other metric that is added to `METRICS`",
-    "optimizer/learning_rate": "the learning rate after the epoch",
-    "optimizer/gradient_norm": "length of the gradient of all weights, before any clipping, averaged over the "
-    "epoch's steps",
-    "optimizer/update_to_weight_ratio": "length of the change that the epoch's last step made to the weights, over "
-    "the length of the weights; often near 0.001, and far above it where the learning rate is too high",
-    "speed/images_per_second": "training speed, without validation, summaries and checkpoint",
-    "images/noisy_denoised_clean_error": "eight fixed validation images, a row each: noisy, denoised, clean, and how "
-    "far these two are apart, from black, 0, to white, 1",
+    "quality/ssim": "structural similarity of each image, averaged; 1 for equal images",
+    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: share of pixels that are exactly right when "
+    "rounded at 0.5",
+    "quality/NAME": "any metric that is added to METRICS",
+    "optimizer/learning_rate": "learning rate after the epoch",
+    "optimizer/gradient_norm": "global norm of the gradient before clipping, mean over the epoch",
+    "optimizer/update_to_weight_ratio": "global norm of a step's update divided by that of the weights, mean over the "
+    "epoch; often near 0.001, and much larger if the learning rate is too high",
+    "speed/images_per_second": "training speed, without validation, summaries and checkpoints",
+    "images/noisy_denoised_clean_error": "eight fixed validation images, one per row: noisy, denoised, clean, and the "
+    "absolute error, from black, 0, to white, 1",
     "weights/NAME": "histogram of the weights of one layer",
-    "code/encoder": "histogram of the code, the output of the layer `encoder`, of 500 fixed validation images",
-    "run/configuration": "every setting, as the run was begun",
-    "run/layers": "the network's layers, the shapes they return, and their weights",
+    "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of 500 fixed validation images",
+    "run/configuration": "every setting",
+    "run/layers": "the layers of the network, their output shapes, and their numbers of weights",
     "run/environment": "versions, source, command line and machine",
 }
-# What the run `train` shows beside its losses and quality: field of metrics.jsonl -> tag.
-OF_TRAINING = {tag.partition("/")[2]: tag for tag in TAGS if tag.startswith(("optimizer/", "speed/"))}
+# What the writer `train` shows besides losses and quality: field of metrics.jsonl -> tag.
+TRAIN_ONLY = {tag.partition("/")[2]: tag for tag in TAGS if tag.startswith(("optimizer/", "speed/"))}
 EVENTS = "events.out.tfevents.*"
 IMAGES_SHOWN = 8
 
 
-def scalars(line: Mapping[str, float], run: str) -> dict[str, float]:
-    """Tag -> value: what `run` (train, validation or test) shows of a line of metrics.jsonl or of a report."""
-    shown = {}
+def scalars(line: Mapping[str, float], writer: str) -> dict[str, float]:
+    """Return tag -> value: what `writer` (train, validation or test) shows of a line of metrics.jsonl or a report."""
+    values = {}
     for field, value in line.items():
-        name = field.removeprefix(f"{run}_")
-        if run == "train" and field in OF_TRAINING:
-            shown[OF_TRAINING[field]] = value
+        name = field.removeprefix(f"{writer}_")
+        if writer == "train" and field in TRAIN_ONLY:
+            values[TRAIN_ONLY[field]] = value
         elif name == "loss":
-            shown["loss/total"] = value
+            values["loss/total"] = value
         elif name.startswith("loss_"):
-            shown[f"loss/{name.removeprefix('loss_')}"] = value
+            values[f"loss/{name.removeprefix('loss_')}"] = value
         elif name != field:
-            shown[f"quality/{name}"] = value
-    return shown
+            values[f"quality/{name}"] = value
+    return values
 
 
 def curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[float]]]:
-    """Tag -> run -> the value of each line of metrics.jsonl; without what measures time."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for run in ("train", "validation"):
+    """Return tag -> writer -> the value in each line of metrics.jsonl, without speed, in the order of TAGS."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for writer in ("train", "validation"):
         for line in lines:
-            for tag, value in scalars(line, run).items():
+            for tag, value in scalars(line, writer).items():
                 if not tag.startswith("speed/"):
-                    found.setdefault(tag, {}).setdefault(run, []).append(value)
-    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+                    values.setdefault(tag, {}).setdefault(writer, []).append(value)
+    order = list(TAGS)
+    return dict(sorted(values.items(), key=lambda item: order.index(_generic(item[0]))))
 
 
-def _described(tag: str) -> str:
-    """The key in TAGS under which a tag is described; "quality/NAME" for a metric that was added."""
+def _generic(tag: str) -> str:
+    """Return the key of `tag` in TAGS: itself, or with NAME."""
     return tag if tag in TAGS else f"{tag.partition('/')[0]}/NAME"
 
 
-def _place(tag: str) -> int:
-    return list(TAGS).index(_described(tag))
-
-
 def description(tag: str) -> str:
-    """What a tag means."""
-    return TAGS[_described(tag)]
+    """Return what a tag means."""
+    return TAGS[_generic(tag)]
 
 
-class Summaries:
-    """The summary writers of a run; a context that closes them."""
+class TensorBoard:
+    """Writes a run's TensorBoard files."""
 
-    def __init__(self, folder: Path, config: RunConfig, model: keras.Model, examples: Batch, last_epoch: int) -> None:
-        """Goes on in the run `folder` after `last_epoch`; what a killed run wrote beyond it is dropped.
+    def __init__(self, run_dir: Path, config: RunConfig, model: keras.Model, samples: Batch, epochs_done: int) -> None:
+        """Continue after `epochs_done` epochs; what a killed run wrote after them is dropped.
 
-        `examples` are (noisy, clean), float32 [some, H, W, C]: the first few are shown, and the codes of all.
+        `samples` are (noisy, clean), float32 [N, H, W, C]: the first few are shown, and the latents of all.
         """
+        self.folder = run_dir / "tensorboard"
         self._model, encoder = model, networks.encoder(model)
-        # Compiled: layer by layer they would take ten times as long.
+        # Compiled, since called layer by layer they would take ten times as long.
         self._denoise, self._encode = tf.function(model), encoder and tf.function(encoder)
-        self._noisy, self._clean = examples
-        shown = folder / "tensorboard"
+        self._noisy, self._clean = samples
         for name in ("train", "validation"):
-            drop_after(shown / name, last_epoch if last_epoch > 0 else -1)  # -1: the start too
-        for file in (*shown.glob(EVENTS), *(shown / "test").glob(EVENTS)):
+            truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
+        for file in (*self.folder.glob(EVENTS), *(self.folder / "test").glob(EVENTS)):
             file.unlink()
-        with contextlib.closing(tf.summary.create_file_writer(str(shown))) as writer, writer.as_default(step=0):
-            hparams_api.hparams(_hparams(config))
         self._writers = {
-            name: tf.summary.create_file_writer(str(shown / name))
+            name: tf.summary.create_file_writer(str(self.folder / name))
             for name in (("train", "validation") if config.validation_examples else ("train",))
         }
-        if last_epoch == 0:
-            layers = [
-                (layer.name, type(layer).__name__, layer.output.shape[1:], f"{layer.count_params():,}")
-                for layer in model.layers
-            ]
+        with _file_writer(self.folder, step=0):
+            hparams_api.hparams(_hparams(config), trial_id=str(run_dir))
+        if epochs_done == 0:
             with self._writers["train"].as_default(step=0):
-                _text("run/configuration", ("field", "value"), dataclasses.asdict(config).items())
-                _text("run/layers", ("layer", "kind", "returns", "weights"), layers)
-                environment = read_environment(folder)
-                _text("run/environment", ("what", "value"), ((k, json.dumps(v)) for k, v in environment.items()))
+                self._write_texts(config, read_environment(run_dir))
 
-    def __enter__(self) -> "Summaries":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
+    def _write_texts(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        layers = [
+            (layer.name, type(layer).__name__, layer.output.shape[1:], f"{layer.count_params():,}")
+            for layer in self._model.layers
+        ]
+        _text("run/configuration", ("field", "value"), dataclasses.asdict(config).items())
+        _text("run/layers", ("layer", "type", "output", "weights"), layers)
+        _text("run/environment", ("field", "value"), ((name, json.dumps(value)) for name, value in environment.items()))
 
     def write_graph(self, train_step: Any, batch_size: int) -> None:
-        """Shows the graph of `train_step`, a tf.function, for a batch of so many images."""
+        """Show the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
         batch = tf.TensorSpec([batch_size, *self._clean.shape[1:]], tf.float32)
         with self._writers["train"].as_default(step=0):
             tf.summary.graph(train_step.get_concrete_function(batch, batch).graph)
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
-        """Shows one line of metrics.jsonl, and what the model does with the examples, and flushes all to disk."""
+        """Show a line of metrics.jsonl and what the model makes of the samples, and flush everything to disk."""
         for name, writer in self._writers.items():
             with writer.as_default(step=line["epoch"]):
                 for tag, value in scalars(line, name).items():
@@ -159,72 +151,82 @@ class Summaries:
             noisy, clean = self._noisy[:IMAGES_SHOWN], self._clean[:IMAGES_SHOWN]
             denoised = self._denoise(noisy)
             tag = "images/noisy_denoised_clean_error"
-            picture = grid(noisy, denoised, clean, abs(denoised - clean))
-            tf.summary.image(tag, picture[np.newaxis], description=description(tag))
+            image = image_grid(noisy, denoised, clean, abs(denoised - clean))
+            tf.summary.image(tag, image[np.newaxis], description=description(tag))
             if self._encode is not None:
-                _histogram("code/encoder", self._encode(self._noisy).numpy())
+                _histogram("latents/encoder", self._encode(self._noisy).numpy())
         for writer in self._writers.values():
             writer.flush()
 
+    def close(self) -> None:
+        """Close the files."""
+        for writer in self._writers.values():
+            writer.close()
+
 
 def write_test(folder: Path, report: Mapping[str, float]) -> None:
-    """Shows the test figures of a report at the epoch that they are of, as the run `test` in `folder`."""
+    """Show the test metrics of a report, at the epoch of its model, as the run `test` in `folder`."""
     for file in (folder / "test").glob(EVENTS):
         file.unlink()
-    writer = tf.summary.create_file_writer(str(folder / "test"))
-    with contextlib.closing(writer), writer.as_default(step=report["epoch"]):
+    with _file_writer(folder / "test", step=report["epoch"]):
         for tag, value in scalars(report, "test").items():
             tf.summary.scalar(tag, value, description=description(tag))
 
 
+@contextlib.contextmanager
+def _file_writer(folder: Path, step: float) -> Iterator[None]:
+    """Write summaries of one step to a new file in `folder`."""
+    writer = tf.summary.create_file_writer(str(folder))
+    with contextlib.closing(writer), writer.as_default(step=step):
+        yield
+
+
 def _histogram(tag: str, values: np.ndarray) -> None:
-    """Shows a histogram; tf.summary.histogram takes 10 ms for each, which is too much for so many."""
+    # tf.summary.histogram computes the bins with TensorFlow, which takes 10 ms for each histogram.
     tf.summary.experimental.write_raw_pb(histogram_pb(tag, values, description=description(tag)).SerializeToString())
 
 
-def _text(tag: str, head: Sequence[str], rows) -> None:
-    """Shows a table."""
+def _text(tag: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Show a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
     tf.summary.text(tag, table, description=description(tag))
 
 
 def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
-    """The settings as TensorBoard's HParams tab takes them: pairs as text, without what is not set, and digests."""
-    settings = dataclasses.asdict(config) | {"loss": plugins.label(config.loss), "data_digest": None}
-    settings["noise"] = plugins.label(config.noise)
+    """Return the settings for the HParams tab: pairs as text, without digests and settings that are None."""
+    settings = dataclasses.asdict(config) | {name: plugins.label(getattr(config, name)) for name in PLUGIN_FIELDS}
+    del settings["data_digest"]
     return {
         name: str(value) if isinstance(value, tuple) else value for name, value in settings.items() if value is not None
     }
 
 
-def grid(*columns: np.ndarray) -> np.ndarray:
-    """One picture, float32 [rows * (H + 2), columns * (W + 2), C] in [0, 1]: a column for each argument.
+def image_grid(*columns: np.ndarray) -> np.ndarray:
+    """Return one image, float32 [rows * (H + 2), columns * (W + 2), C] in [0, 1], with a column for each argument.
 
-    Each argument is [rows, H, W, C]; what leaves [0, 1] is clipped.
+    Each argument is [rows, H, W, C]; values outside [0, 1] are clipped.
     """
     framed = [np.pad(np.clip(column, 0, 1), [(0, 0), (1, 1), (1, 1), (0, 0)]) for column in columns]
     return np.concatenate([np.concatenate(list(column)) for column in framed], axis=1)
 
 
-def drop_after(folder: Path, last_step: int) -> None:
-    """Rewrites the event files in `folder` as one, without what comes after `last_step`.
+def truncate_events(folder: Path, last_step: int) -> None:
+    """Rewrite the event files in `folder` as one, without the events after `last_step`.
 
-    TensorBoard would show a step that a killed run wrote and its resume writes again twice. A record that the
-    kill cut short ends the reading of its file.
+    Otherwise TensorBoard would show a step twice that a killed run wrote and its resume writes again. A record that the
+    kill cut short ends its file.
     """
     files = sorted(folder.glob(EVENTS))
-    kept: dict[bytes, None] = {}  # a kill during this rewriting may have left a record in two files
+    records: dict[bytes, None] = {}  # a kill during this rewriting can leave a record in two files
     for file in files:
-        try:
+        with contextlib.suppress(tf.errors.DataLossError):
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 if tf.compat.v1.Event.FromString(record).step <= last_step:
-                    kept[record] = None
-        except tf.errors.DataLossError:
-            pass
+                    records[record] = None
     if files:
-        with replacing(files[0]) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-            for record in kept:
+        with atomic_path(files[0]) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in records:
                 writer.write(record)
         for file in files[1:]:
             file.unlink()

@@ -1,42 +1,51 @@
-"""What a finished run leaves: the model, pictures, codes, and last, as the sign that it is finished, the report."""
+"""What a finished run leaves: model files, plots, latents, and last the report, which marks it as finished."""
+
+from pathlib import Path
 
 from dae.data import datasets
+from dae.evaluation.evaluate import Evaluate, denoise_samples, evaluate_test
 from dae.models import networks
 from dae.reporting import plots, projector, tensorboard
-from dae.training.run import Run
+from dae.training.checkpoints import Checkpoints
+from dae.training.task import Task
+from dae.training.train_state import TrainState
 from dae.workdir import model_files, workdir
 
 
-def write(run: Run) -> dict[str, float]:
-    """Writes all of it and returns the report.
+def write(
+    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints
+) -> dict[str, float]:
+    """Write everything and return the report.
 
-    The model is that of the epoch with the least validation loss; where none validates, of the last epoch.
+    The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates.
     """
-    if run.config.validation_examples:
-        run.checkpoints.restore_best()
+    if len(task.data.validation):
+        checkpoints.restore_best()
     for name in model_files.MODEL_FILES:
-        model_files.save_model(run.model, run.folder / name)
+        model_files.save_model(task.model, folder / name)
     report = {
-        "epoch": int(run.checkpoints.state.step) // run.steps_per_epoch,
-        "parameters": run.model.count_params(),
-        **model_files.test(run.model, run.evaluate, run.config, run.splits.test, run.folder / "denoised.png"),
+        "epoch": int(state.step) // task.steps_per_epoch,
+        "parameters": task.model.count_params(),
+        **evaluate_test(evaluate, task.config, task.data.test),
     }
-    curves = tensorboard.curves(workdir.read_metrics(run.folder))
-    plots.save_curves(run.folder / "curves.png", curves, report["epoch"])
-    tensorboard.write_test(run.folder / "tensorboard", report)
-    _write_codes(run)
-    workdir.write_report(run.folder, report)
+    plots.save_denoised(folder / "denoised.png", denoise_samples(task.model, task.config, task.data.test))
+    curves = tensorboard.curves(workdir.read_metrics(folder))
+    plots.save_curves(folder / "curves.png", curves, report["epoch"])
+    tensorboard.write_test(folder / "tensorboard", report)
+    _write_latents(folder / "tensorboard", task)
+    workdir.write_report(folder, report)
     return report
 
 
-def _write_codes(run: Run) -> None:
-    """The codes of the examples, with their labels if these are known."""
-    encoder = networks.encoder(run.model)
+def _write_latents(folder: Path, task: Task) -> None:
+    """Write the latents of the samples, with their labels if these are known."""
+    encoder = networks.encoder(task.model)
     if encoder is None:
         return
-    noisy, clean = run.examples
-    labels = datasets.training_labels(run.config)
-    if labels is not None:
-        # Those that validate come last.
-        labels = labels[-len(run.splits.validation) :][: len(clean)]
-    projector.write_codes(run.folder / "tensorboard", encoder(noisy).numpy(), clean.numpy(), labels)
+    noisy, clean = task.samples
+    labels = datasets.training_labels(task.config)
+    if labels is not None and len(task.data.validation):
+        labels = labels[-len(task.data.validation) :]
+    projector.write_latents(
+        folder, encoder(noisy).numpy(), clean.numpy(), None if labels is None else labels[: len(clean)]
+    )

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, kept until the loop is ready for them."""
+"""SIGINT and SIGTERM, deferred until the training loop can save and stop."""
 
 import contextlib
 import signal
@@ -8,21 +8,21 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the loop can stop at a good moment; a second SIGINT stops at once."""
-    received: list[int] = []
+def deferred_signals() -> Iterator[list[int]]:
+    """Yield the list of SIGINT and SIGTERM received so far; a second SIGINT raises KeyboardInterrupt at once."""
+    pending: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
+        if pending and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
+        pending.append(number)
 
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-        yield received
+        yield pending
         return
     previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield pending
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

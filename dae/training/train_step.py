@@ -1,88 +1,78 @@
-"""The train step: what one batch does to the weights. It computes only; nothing is written or printed here."""
+"""The gradient computation: what one batch does to the train state. Nothing is read, written or printed here."""
 
-import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import keras
 import tensorflow as tf
 
-from dae.data.pipeline import Batch, micro_batches
-from dae.errors import RunError
-from dae.losses.losses import WeightedSum
+from dae.data.pipeline import Batch, split_batch
+from dae.losses.composite import CompositeLoss
 from dae.models.fused_layers import fused
-from dae.training.run import Run
+from dae.training.train_state import TrainState
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-TrainSteps = Callable[[Iterator[Batch], tf.Tensor], tf.Tensor]
+TrainLoop = Callable[[Iterator[Batch], tf.Tensor, int], tf.Tensor]
 
 
 def make_train_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: WeightedSum, state: Any, parts: int = 1
+    state: TrainState, loss: CompositeLoss, shards: int = 1, max_gradient_norm: float | None = None
 ) -> TrainStep:
-    """The step `(noisy, clean) -> mean loss of the batch` that trains `model` and counts in `Checkpoints.state`.
+    """Return the function `(noisy, clean) -> mean loss of the batch` that takes one step of `state`.
 
-    The batch is computed as `parts` micro-batches side by side, which changes nothing but the last bits. Raises
-    InvalidArgumentError, before any weight changes, where the loss or its gradient is not finite.
+    Images are float32 [batch, H, W, C]. The batch is computed in `shards` parts in parallel, which changes only the last
+    bits of the result. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
+    finite.
     """
+    model, optimizer = state.model, state.optimizer
 
     @tf.function
     def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        weights = model.trainable_variables
         with tf.GradientTape() as tape:
             denoise = fused(model)
-            of_parts = [
-                tf.stack(list(loss(some_clean, denoise(some_noisy)).values()))
-                for some_noisy, some_clean in micro_batches(parts, noisy, clean)
+            shard_losses = [
+                tf.stack(list(loss(clean_shard, denoise(noisy_shard)).values()))
+                for noisy_shard, clean_shard in split_batch(shards, noisy, clean)
             ]
-            losses = tf.concat(of_parts, axis=1)  # [the whole and its terms, batch]
-            mean_loss = tf.reduce_mean(losses[0])
-        gradients = tape.gradient(mean_loss, model.trainable_variables)
+            losses = tf.unstack(tf.reduce_mean(tf.concat(shard_losses, axis=1), axis=1))  # the total and its terms
+            mean_loss = losses[0]
+        gradients = tape.gradient(mean_loss, weights)
         gradient_norm = tf.linalg.global_norm(gradients)
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
             tf.debugging.assert_all_finite(gradient_norm, "the gradient"),
         ]
         with tf.control_dependencies(finite):
-            optimizer.apply(gradients, model.trainable_variables)
+            if max_gradient_norm is not None:
+                gradients, _ = tf.clip_by_global_norm(gradients, max_gradient_norm, use_norm=gradient_norm)
+            before = [tf.identity(weight) for weight in weights]
+            optimizer.apply(gradients, weights)
+            update_norm = tf.linalg.global_norm([weight - old for weight, old in zip(weights, before, strict=True)])
+            means = dict(zip(loss.names, losses, strict=True))
+            means["gradient_norm"] = gradient_norm
+            means["update_to_weight_ratio"] = update_norm / tf.linalg.global_norm(before)
+            state.means.update(means, images=clean.shape[0])
             state.step.assign_add(1)
-            state.loss_sums.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64), axis=1))
-            state.images.assign_add(tf.size(losses[0], tf.int64))
-            state.gradient_norms.assign_add(tf.cast(gradient_norm, tf.float64))
         return mean_loss
 
     return train_step
 
 
-def make_train_steps(train_step: TrainStep, batch_size: int) -> TrainSteps:
-    """`(batches, count) -> mean loss of the last one`: so many steps, each of a full batch of a `tf.data` iterator.
+def make_train_loop(train_step: TrainStep) -> TrainLoop:
+    """Return the function `(batches, num_steps, batch_size) -> mean loss of the last step` that takes several steps.
 
-    One call for many steps, so that no core waits for Python between them: a step of `conv` takes a tenth less.
+    `batches` is an iterator of a `tf.data` pipeline whose next `num_steps` batches have `batch_size` images. One call
+    takes many steps because cores would otherwise wait for Python between two steps (docs/results.md, "Train loop").
     """
 
     @tf.function
-    def train_steps(batches: Iterator[Batch], count: tf.Tensor) -> tf.Tensor:
+    def train_loop(batches: Iterator[Batch], num_steps: tf.Tensor, batch_size: int) -> tf.Tensor:
         mean_loss = tf.constant(0.0)
-        for _ in tf.range(count):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # fetches no batch before its turn
+        for _ in tf.range(num_steps):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # fetch no batch ahead of its step
             noisy, clean = next(batches)
-            shape = [batch_size, *clean.shape[1:]]  # a noise of one's own may not know it
+            # A static shape makes a step 7 % faster, and the graph of a user's noise may not know it.
+            shape = [batch_size, *clean.shape[1:]]
             mean_loss = train_step(tf.ensure_shape(noisy, shape), tf.ensure_shape(clean, shape))
         return mean_loss
 
-    return train_steps
-
-
-@contextlib.contextmanager
-def naming_what_is_not_finite(run: Run) -> Iterator[None]:
-    """Turns the train step's refusal of a number that is not finite into a RunError that says where."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        culprit = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
-        if culprit is None:
-            raise
-        raise RunError(
-            f"the {culprit} of step {int(run.checkpoints.state.step) + 1} is not finite; "
-            f"what was saved before it in {run.folder} is good; another run may need a lower --learning-rate than "
-            f"{run.config.learning_rate}"
-        ) from None
+    return train_loop

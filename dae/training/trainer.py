@@ -1,4 +1,4 @@
-"""The training loop: the train step only computes; the functions here decide, write and print."""
+"""The training loop. The train step only computes; the functions here decide, write and print."""
 
 import contextlib
 import dataclasses
@@ -6,33 +6,34 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import keras
+import numpy as np
 import tensorflow as tf
 
-from dae import config as configs
-from dae import plugins, runtime
-from dae.config import RunConfig
-from dae.data import datasets, noise
-from dae.data.datasets import Splits
-from dae.data.pipeline import Batch, evaluation_batches, first_evaluation_batch, steps_per_epoch, training_batches
-from dae.errors import RunError, Stopped, UsageError, first_line
-from dae.evaluation import metrics
-from dae.losses import contract, losses
-from dae.losses.losses import Loss, WeightedSum
-from dae.models import networks
+from dae import plugins
+from dae.config import RunConfig, canonicalize
+from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
+from dae.errors import Interrupted, RunError, first_line
+from dae.evaluation.evaluate import Evaluate, make_evaluator
+from dae.evaluation.metrics import format_metrics
+from dae.losses.losses import Loss, bce
 from dae.optimizers import optimizers
-from dae.reporting.console import Progress, epoch_in_words
-from dae.reporting.tensorboard import Summaries
-from dae.training import export, profiler, signals
+from dae.reporting.console import Console, warn
+from dae.reporting.logger import Logger
+from dae.training import export
 from dae.training.checkpoints import Checkpoints
-from dae.training.run import Run
-from dae.training.train_step import TrainStep, TrainSteps, make_train_step, make_train_steps, naming_what_is_not_finite
+from dae.training.profiler import profiled
+from dae.training.signals import deferred_signals
+from dae.training.stopwatch import Stopwatch
+from dae.training.task import Task, prepare
+from dae.training.train_state import TrainState
+from dae.training.train_step import make_train_loop, make_train_step
 from dae.workdir import workdir
 
-AfterEpoch = Callable[[dict[str, float]], object]
+OnEpochEnd = Callable[[dict[str, float]], object]
 
-# For so long nobody looks at signals and the progress bar: steps are taken several at a time, as many as that allows.
-SECONDS_AT_A_TIME = 0.1
+# Values of the images in one call of the train loop: 20 steps of 128 MNIST images. Signals and the progress bar wait for
+# a call to end, so larger images, whose steps take longer, get fewer steps per call.
+VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
 def train(
@@ -43,202 +44,154 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     profile: bool = False,
-    after_epoch: AfterEpoch | None = None,
+    on_epoch_end: OnEpochEnd | None = None,
 ) -> dict[str, float]:
-    """Trains as `config` says, writing to the folder `run_dir`, by default a new one under runs/.
+    """Train as `config` describes, in the folder `run_dir`, and return the run's report.json.
 
-    A function given as `loss` is minimised in place of `config.loss`, and a resume needs it again. With `resume`, goes
-    on with the run in `run_dir` if there is one; a finished one is left as it is. With `quiet`, prints warnings only.
-    With `profile`, writes a trace of a few steps to the run's TensorBoard folder. `after_epoch` is called with each
-    line of metrics.jsonl, once all of that epoch is on disk. Returns what the run's report.json says. Raises UsageError
-    for mistakes, before anything is written; RunError where the run itself fails; Stopped after SIGINT or SIGTERM, once
-    the state is saved.
+    Args:
+        config: The settings of the run.
+        run_dir: Its folder; by default a new one below runs/.
+        loss: A function `(clean, denoised) -> loss [batch]` to minimize instead of `config.loss`. To resume such a run,
+            pass the function again.
+        resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
+        quiet: Print only warnings.
+        profile: Profile a few steps for TensorBoard's profile plugin.
+        on_epoch_end: Called with each line of metrics.jsonl once all results of its epoch are on disk.
+
+    Raises:
+        UsageError: For a user's mistake, before anything is written.
+        RunError: If the run fails.
+        Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
-    folder = None if run_dir is None else Path(run_dir)
     sources = {}
     if loss is not None:
-        text, source = plugins.given(loss)
+        text, source = plugins.from_callable(loss)
         config, sources = dataclasses.replace(config, loss=text), {f"{plugins.label(text)}.py": source}
-    config = configs.pinned(config)
-    saved = None
-    if folder is None and resume:
-        raise UsageError("--resume: needs --run-dir, the run to go on with")
-    if folder is not None and workdir.has_run(folder):
-        if not resume:
-            raise UsageError(f"--run-dir: {folder} has a run already; name another, or add --resume to go on with it")
-        saved = configs.read(folder / workdir.CONFIG)
-        config = configs.resuming(saved, config, folder)
-        if config.epochs == saved.epochs and (folder / workdir.REPORT).exists():
-            if not quiet:
-                print(f"{folder} is finished ({config.epochs} epochs); nothing to do")
-            return workdir.read_report(folder)
-
-    config, splits, model, total = prepare(config, loss)
-    optimizer = optimizers.build(config, config.epochs * steps_per_epoch(len(splits.train), config.batch_size))
-    parts = config.micro_batches or 1
-
-    folder = folder or workdir.new(config)
-    with workdir.claimed(folder):
-        now = configs.read(folder / workdir.CONFIG) if workdir.has_run(folder) else None
-        if now != saved:
-            raise UsageError(f"--run-dir: another process has been working on {folder}")
-        checkpoints = Checkpoints(folder / "checkpoints", model, optimizer, losses=len(total.names))
-        if saved is not None:
-            checkpoints.restore_newest()
-            config = workdir.reopen(folder, config)
-            began = f"going on with {folder} after step {int(checkpoints.state.step)}"
+    console = Console(quiet)
+    with workdir.opened(run_dir, canonicalize(config), resume) as run:
+        if run.is_finished:
+            console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
+            return workdir.read_report(run.path)
+        task = prepare(run.config, loss)
+        optimizer = optimizers.build(task.config, task.config.epochs * task.steps_per_epoch)
+        state = TrainState(task.model, optimizer, task.loss.names)
+        checkpoints = Checkpoints(run.path / "checkpoints", state)
+        if run.has_run:
+            checkpoints.restore_latest()
+            config = workdir.reopen(run.path, task.config)
+            console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
         else:
-            config = workdir.start(folder, config, sources)
-            began = f"writing to {folder}"
-        evaluate = metrics.evaluator(model, total, parts)
-        progress = Progress(quiet)
-        run = Run(config, folder, splits, model, total, evaluate, checkpoints, progress)
-        for said in (*splits.notes, began):
-            progress.say(said)
-        progress.show_layers(model)
+            config = workdir.start(run.path, task.config, sources)
+            console.print(*task.data.notes, f"writing to {run.path}")
+        task = dataclasses.replace(task, config=config)
+        console.print_layers(task.model)
+        evaluate = make_evaluator(task.model, task.loss, config.shards or 1)
         try:
-            train_step = make_train_step(model, optimizer, total, checkpoints.state, parts)
-            _train_epochs(run, train_step, profile, after_epoch)
-            report = export.write(run)
-            progress.say(f"the model of epoch {report['epoch']} on the test images: {metrics.in_words(report)}")
-            progress.say(f"everything is in {folder}; look at it with: tensorboard --logdir {folder.parent}")
-            return report
+            images = len(task.data.train)
+            with Logger(run.path, config, task.model, task.samples, console, int(state.step), images) as logger:
+                train_epochs(task, state, evaluate, checkpoints, logger, profile, on_epoch_end)
+            report = export.write(run.path, task, state, evaluate, checkpoints)
         except (OSError, tf.errors.OpError) as error:
             raise RunError(
-                f"{first_line(error)}; what was saved before is good: go on with --resume --run-dir {folder}"
+                f"{first_line(error)}; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
             ) from error
+        except Interrupted as stop:
+            raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
+    console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
+    console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")
+    return report
 
 
-def prepare(config: RunConfig, given: Loss | None = None) -> tuple[RunConfig, Splits, keras.Model, WeightedSum]:
-    """What a run of `config` is made of, checked, with `config` as it will be recorded; `given` goes before its loss.
+def train_epochs(
+    task: Task,
+    state: TrainState,
+    evaluate: Evaluate,
+    checkpoints: Checkpoints,
+    logger: Logger,
+    profile: bool = False,
+    on_epoch_end: OnEpochEnd | None = None,
+) -> None:
+    """Train from the current step of `state` to the last epoch; each epoch ends with its results on disk.
 
-    Raises UsageError for what the run would be refused for.
-    """
-    config = runtime.settle(config)
-    splits = datasets.load(config)
-    config = dataclasses.replace(config, data_digest=splits.digest, validation_examples=len(splits.validation))
-    model = networks.build(config, splits.image_shape)
-    loss = losses.load(config.loss) if given is None else losses.given(given, config.loss)
-    noise.check(config, splits.image_shape)
-    if not {term.function for term in loss.terms} <= set(losses.LOSSES.values()):  # those that ship are tested
-        noisy, clean = next(iter(training_batches(splits.train, config).take(1)))
-        contract.check(loss, clean, model(noisy))
-    return config, splits, model, loss
-
-
-def _train_epochs(run: Run, train_step: TrainStep, profile: bool, after_epoch: AfterEpoch | None) -> None:
-    """Trains from the step that the state is at to the last one; every epoch ends with its results on disk.
-
-    An epoch's checkpoint comes last: a resume drops what was written after the checkpoint it goes on from, and
+    An epoch's checkpoint is written last. A resume drops whatever was written after the checkpoint that it restores, and
     writes it again.
     """
-    config, state, steps = run.config, run.checkpoints.state, run.steps_per_epoch
-    epochs_done, steps_into_epoch = divmod(int(state.step), steps)
-    batches = iter(training_batches(run.splits.train, config, int(state.step)))
-    untraced = make_train_steps(train_step, config.batch_size)
-    tracing = (
-        profiler.traced(untraced, run.folder / "tensorboard", run.progress.say)
-        if profile
-        else contextlib.nullcontext(untraced)
-    )
-    validation = evaluation_batches(run.splits.validation, config, "validation")
-    some_training = [first_evaluation_batch(run.splits.train, config, "train evaluation")]
-    workdir.keep_epochs(run.folder, epochs_done)
-    images_done = epochs_done * len(run.splits.train) + steps_into_epoch * config.batch_size
-    run.progress.start_bar(config.epochs * len(run.splits.train), images_done)
-    with (
-        signals.collected() as received,
-        Summaries(run.folder, config, run.model, run.examples, epochs_done) as summaries,
-        run.progress,
-        tracing as train_steps,
-    ):
-        if epochs_done == 0:
-            summaries.write_graph(train_step, min(config.batch_size, len(run.splits.train)))
-        run.checkpoints.start_clock()
-        for epoch in range(epochs_done + 1, config.epochs + 1):
-            trained = _train_epoch(run, train_step, train_steps, batches, epoch, received)
-            validated = run.evaluate(validation) if config.validation_examples else {}
-            started = time.monotonic()
-            # The loss of the epoch's batches as they came goes before that of a few images after it.
-            trained = {f"train_{name}": value for name, value in run.evaluate(some_training).items()} | trained
+    config, images, first_step = task.config, task.data.train, int(state.step)
+    first_epoch = first_step // task.steps_per_epoch + 1
+    train_step = make_train_step(state, task.loss, config.shards or 1, config.max_gradient_norm)
+    train_loop = make_train_loop(train_step)
+    batches = iter(training_batches(images, config, first_step))
+    train_sample = [sample_batch(images, config, "train evaluation")]
+    validation = evaluation_batches(task.data.validation, config, "validation")
+    steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * images[0].size))
+    checkpoint_every = config.checkpoint_every or task.steps_per_epoch
+    if first_epoch == 1:
+        logger.write_graph(train_step, min(config.batch_size, len(images)))
+    stopwatch = Stopwatch(state.seconds)
+    with deferred_signals() as pending, profiled(train_loop, logger.tensorboard_folder, profile) as train_loop:
+        for epoch in range(first_epoch, config.epochs + 1):
+            last_step = epoch * task.steps_per_epoch
+            started, images_before = time.monotonic(), int(state.means.images)
+            while (step := int(state.step)) < last_step:
+                num_steps, batch_size = equal_batches(len(images), config.batch_size, step)
+                num_steps = min(num_steps, steps_per_loop, checkpoint_every - step % checkpoint_every)
+                with nonfinite_as_run_error(state, config):
+                    mean_loss = train_loop(batches, tf.constant(num_steps), batch_size)
+                logger.progress(epoch, num_steps * batch_size, mean_loss)
+                step += num_steps
+                if step < last_step and (pending or step % checkpoint_every == 0):  # an epoch's end is saved below
+                    stopwatch.update()
+                    checkpoints.save()
+                if step < last_step and pending:
+                    raise Interrupted(pending[0], f"stopped and saved after step {step}")
+            images_per_second = (int(state.means.images) - images_before) / (time.monotonic() - started)
+
+            means = state.means.result()
+            # The training loss is the mean over the epoch's batches; other metrics are those of the model at its end.
+            trained = evaluate(train_sample) | {name: means.pop(name) for name in task.loss.names}
             line = {
                 "epoch": epoch,
-                "step": int(state.step),
-                **trained,
-                **{f"validation_{name}": value for name, value in validated.items()},
+                "step": last_step,
+                **{f"train_{name}": value for name, value in trained.items()},
+                **{f"validation_{name}": value for name, value in evaluate(validation).items()},
+                **means,
                 "learning_rate": float(state.optimizer.learning_rate),
+                "images_per_second": images_per_second,
+                "seconds": stopwatch.update(),
             }
-            summaries.write_epoch(line)
-            line["summary_seconds"] = time.monotonic() - started
-            # From line to line, so that each epoch counts one checkpoint: the one before it.
-            line["seconds"] = run.checkpoints.count_seconds()
-            workdir.append_metrics(run.folder, line)
-            run.progress.say(epoch_in_words(line, config.epochs))
-            if epoch == epochs_done + 1 and run.returns_one_image():
-                with_bce = any(term.function is losses.bce for term in run.loss.terms)
-                run.progress.warn(
-                    "the network returns nearly the same image whatever it is given, and may never learn more; "
-                    "try another --learning-rate" + ("" if with_bce else ", or bce as a further term of the loss")
-                )
-
-            run.checkpoints.end_epoch(epoch, line.get("validation_loss"))
-            if after_epoch is not None:
-                after_epoch(line)
-            if received:
-                raise _stopped(run, received[0])
+            logger.write_epoch(line)
+            if epoch == first_epoch:
+                warn_if_collapsed(task)
+            state.start_epoch()
+            checkpoints.save_epoch(epoch, line.get("validation_loss"))
+            if on_epoch_end is not None:
+                on_epoch_end(line)
+            if pending:
+                raise Interrupted(pending[0], f"stopped and saved after epoch {epoch}")
 
 
-def _train_epoch(
-    run: Run,
-    train_step: TrainStep,
-    train_steps: TrainSteps,
-    batches: Iterator[Batch],
-    epoch: int,
-    received: list[int],
-) -> dict[str, float]:
-    """Trains to the end of `epoch`; returns the epoch's means, and the speed of this process.
-
-    Raises Stopped where a signal is `received` before the last step, with the state saved. The last step is taken by
-    itself: its batch may be smaller, and its update is measured.
-    """
-    state, last_step, batch_size = run.checkpoints.state, epoch * run.steps_per_epoch, run.config.batch_size
-    checkpoint_every = run.config.checkpoint_every or last_step
-    in_words = f"{epoch}/{run.config.epochs}"
-    started, images_before = time.monotonic(), int(state.images)
-    step, at_a_time = int(state.step), 1
-    with naming_what_is_not_finite(run):
-        while step < last_step - 1:
-            began = time.monotonic()
-            count = min(at_a_time, last_step - 1 - step, checkpoint_every - step % checkpoint_every)
-            mean_loss = train_steps(batches, tf.constant(count))
-            within_time = int(count * SECONDS_AT_A_TIME / (time.monotonic() - began))
-            at_a_time = max(1, min(within_time, 2 * at_a_time))
-            step += count
-            run.progress.update(in_words, count * batch_size, mean_loss)
-            if received:
-                run.checkpoints.save()
-                raise _stopped(run, received[0])
-            if step % checkpoint_every == 0:
-                run.checkpoints.save()
-        weights = run.model.trainable_variables
-        before = [tf.identity(variable) for variable in weights]
-        noisy, clean = next(batches)
-        mean_loss = train_step(noisy, clean)
-        run.progress.update(in_words, clean.shape[0], mean_loss)
-    images_per_second = (int(state.images) - images_before) / (time.monotonic() - started)
-    update = [variable - old for variable, old in zip(weights, before, strict=True)]
-    means = {
-        f"train_{name}": float(loss_sum) / float(state.images)
-        for name, loss_sum in zip(run.loss.names, state.loss_sums.numpy(), strict=True)
-    }
-    return means | {
-        "gradient_norm": float(state.gradient_norms) / run.steps_per_epoch,
-        "update_to_weight_ratio": float(tf.linalg.global_norm(update) / tf.linalg.global_norm(before)),
-        "images_per_second": images_per_second,
-    }
+@contextlib.contextmanager
+def nonfinite_as_run_error(state: TrainState, config: RunConfig) -> Iterator[None]:
+    """Raise the train step's error about a value that is not finite as a RunError that names the step."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        quantity = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
+        if quantity is None:
+            raise
+        raise RunError(
+            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact, but another run "
+            f"may need a lower --learning-rate than {config.learning_rate}"
+        ) from None
 
 
-def _stopped(run: Run, signal_number: int) -> Stopped:
-    """What to raise after a signal, with the state saved."""
-    step = int(run.checkpoints.state.step)
-    return Stopped(signal_number, f"stopped after step {step}, saved; go on with --resume --run-dir {run.folder}")
+def warn_if_collapsed(task: Task) -> None:
+    """Warn if the model returns nearly the same image for all inputs: less than 0.005 apart on average."""
+    noisy, _ = task.samples
+    denoised = task.model(noisy[:20]).numpy()
+    if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.005:
+        has_bce = any(term.function is bce for term in task.loss.terms)
+        warn(
+            "the network returns nearly the same image for every input, and may never learn more; try another "
+            "--learning-rate" + ("" if has_bce else ", or add bce to the loss")
+        )

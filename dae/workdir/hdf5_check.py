@@ -1,30 +1,30 @@
-"""Whether an HDF5 file can be read at all, asked in a process of its own.
+"""Whether an HDF5 file can be read at all, tested in a separate process.
 
-The HDF5 library can loop for ever, or crash, in a damaged file, and nothing in its own process can stop it then.
+The HDF5 library can loop forever or crash on a damaged file, and nothing in the same process could stop it.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-SECONDS_ALLOWED = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 def check(path: Path) -> None:
-    """Raises ValueError, in one line, unless every attribute and array in the file `path` can be read in time."""
+    """Raise ValueError, in one line, unless every attribute and array in the file can be read in time."""
     try:
-        done = subprocess.run(
-            # Isolated, so that nothing in this folder is taken for a module, and then with the path of this process.
+        completed = subprocess.run(
+            # Isolated, so that no file in this folder shadows a module, and then with this process's path.
             [sys.executable, "-I", __file__, str(path), *sys.path],
             capture_output=True,
             text=True,
-            timeout=SECONDS_ALLOWED,
+            timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"reading it takes more than {SECONDS_ALLOWED:g} seconds") from None
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise ValueError(said[-1] if said else "the HDF5 library crashes on it")
+        raise ValueError(f"reading it takes more than {TIMEOUT_SECONDS:g} seconds") from None
+    if completed.returncode != 0:
+        messages = completed.stderr.strip().splitlines()
+        raise ValueError(messages[-1] if messages else "the HDF5 library crashes on it")
 
 
 def _read_all(path: str) -> None:
@@ -33,7 +33,7 @@ def _read_all(path: str) -> None:
     def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
         for attribute in item.attrs:
             item.attrs[attribute]
-        # A few bytes may declare an array of terabytes.
+        # A few bytes can claim an array of terabytes.
         if isinstance(item, h5py.Dataset) and item.nbytes <= Path(path).stat().st_size:
             item[()]
 

@@ -1,0 +1,80 @@
+"""Evaluation of a model: the exact means of all metrics over a set of images."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dae.config import RunConfig
+from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
+from dae.errors import UsageError
+from dae.evaluation.metrics import METRICS, psnr, ssim
+from dae.losses.composite import CompositeLoss
+from dae.models.fused_layers import fused
+
+Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+
+
+def make_evaluator(model: keras.Model, loss: CompositeLoss | None = None, shards: int = 1) -> Evaluate:
+    """Return the function from (noisy, clean) batches to the means of the loss's values and all METRICS over images.
+
+    Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means. The function is compiled at its first
+    call, so make it once. Each batch is computed in `shards` parts in parallel.
+    """
+    names = [*(loss.names if loss else ()), *METRICS]
+
+    @tf.function
+    def batch_sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
+        denoise = fused(model, training=False)
+        shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
+        for noisy_shard, clean_shard in split_batch(shards, noisy, clean):
+            denoised = denoise(noisy_shard)
+            values = loss(clean_shard, denoised) if loss else {}
+            values |= {name: metric(clean_shard, denoised) for name, metric in METRICS.items()}
+            for name, value in values.items():
+                shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
+        return {name: tf.add_n(sums) for name, sums in shard_sums.items()}
+
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+        totals, images = dict.fromkeys(names, 0.0), 0
+        for noisy, clean in batches:
+            for name, total in batch_sums(noisy, clean).items():
+                totals[name] += float(total)
+            images += clean.shape[0]
+        return {name: total / images for name, total in totals.items()} if images else {}
+
+    return evaluate
+
+
+def evaluate_test(evaluate: Evaluate, config: RunConfig, images: np.ndarray) -> dict[str, float]:
+    """Return the metrics `test_psnr` ... on test images, uint8 [N, H, W, C], with the noise of `config`."""
+    means = evaluate(evaluation_batches(images, config, "test"))
+    return {f"test_{name}": value for name, value in means.items()}
+
+
+class Samples(NamedTuple):
+    """A few images, float32 [N, H, W, C] in [0, 1] (noisy ones can leave it), and the quality [N] of some of them."""
+
+    noisy: np.ndarray
+    denoised: np.ndarray
+    clean: np.ndarray
+    noisy_psnr: np.ndarray
+    noisy_ssim: np.ndarray
+    denoised_psnr: np.ndarray
+    denoised_ssim: np.ndarray
+
+
+def denoise_samples(model: keras.Model, config: RunConfig, images: np.ndarray, count: int = 10) -> Samples:
+    """Return the first `count` of the test images, uint8 [N, H, W, C], as `evaluate_test` sees them, and denoised."""
+    noisy, clean = (batch[:count] for batch in sample_batch(images, config, "test"))
+    denoised = model(noisy)
+    quality = [metric(clean, some).numpy() for some in (noisy, denoised) for metric in (psnr, ssim)]
+    return Samples(noisy.numpy(), denoised.numpy(), clean.numpy(), *quality)
+
+
+def check_fits(model: keras.Model, images: np.ndarray) -> None:
+    """Raise UsageError unless `model` takes images like `images`, [N, H, W, C]."""
+    if model.input_shape[1:] != images.shape[1:]:
+        raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")

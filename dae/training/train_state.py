@@ -1,0 +1,60 @@
+"""The train state: everything that changes while a run trains, and so exactly what a checkpoint saves."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+
+class RunningMeans(tf.Module):
+    """Means over the images of the current epoch, accumulated in float64."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = tuple(names)
+        self.sums = tf.Variable(tf.zeros([len(self._names)], tf.float64))
+        self.images = tf.Variable(0, dtype=tf.int64)
+
+    def update(self, means: Mapping[str, tf.Tensor], images: int) -> None:
+        """Add the means over a batch of `images` images, a scalar for each name."""
+        values = tf.cast(tf.stack([means[name] for name in self._names]), tf.float64)
+        self.sums.assign_add(values * images)
+        self.images.assign_add(images)
+
+    def result(self) -> dict[str, float]:
+        """Return the mean of each name; NaN before the first update."""
+        return dict(zip(self._names, (self.sums.numpy() / self.images.numpy()).tolist(), strict=True))
+
+    def reset(self) -> None:
+        """Start over, at the end of an epoch."""
+        self.sums.assign(tf.zeros_like(self.sums))
+        self.images.assign(0)
+
+
+class TrainState(tf.train.Checkpoint):
+    """Model, optimizer, step, running means, seconds and best result of a run.
+
+    The order of the images and the noise are functions of the step, so nothing else needs to be saved for them.
+    """
+
+    def __init__(
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_names: Sequence[str] = ("loss",)
+    ) -> None:
+        """Create the state before step 0; `loss_names` are the names of the loss and its terms."""
+        # Keras creates an optimizer's variables late; without them a checkpoint would be restored without an error but
+        # incompletely (keras#19389).
+        optimizer.build(model.trainable_variables)
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            step=tf.Variable(0, dtype=tf.int64),  # steps done
+            means=RunningMeans((*loss_names, "gradient_norm", "update_to_weight_ratio")),
+            seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, by all processes
+            best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest validation loss
+            best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
+        )
+
+    def start_epoch(self) -> None:
+        """Reset what belongs to one epoch."""
+        self.means.reset()
+        self.seconds.assign(0)

@@ -1,0 +1,38 @@
+"""Atomic writes: a file is written completely or not at all, whatever moment a process is killed at."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dae.errors import UsageError
+
+TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, with the same suffix; it becomes `path` if the block succeeds."""
+    # The process's own, and without the file's name, by which TensorBoard would take it for an event file.
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path`, completely or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
+    """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written."""
+    if path.suffix not in suffixes or path.is_dir():
+        raise UsageError(f"{flag}: {path}: expected the name of a {' or '.join(suffixes)} file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{flag}: {path.parent.resolve()} is not a writable folder")
