@@ -4,10 +4,11 @@ import keras
 
 from dae.config import RunConfig
 from dae.errors import lookup
+from dae.optimizers.adam import Adam
 from dae.optimizers.schedules import SCHEDULES
 from dae.optimizers.soap import Soap
 
-OPTIMIZERS: dict[str, type[keras.optimizers.Adam]] = {"adam": keras.optimizers.Adam, "soap": Soap}
+OPTIMIZERS: dict[str, type[Adam | Soap]] = {"adam": Adam, "soap": Soap}
 
 
 def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:

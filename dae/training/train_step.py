@@ -7,6 +7,7 @@ import tensorflow as tf
 from dae.data.pipeline import Batch, split_batch
 from dae.losses.composite import CompositeLoss
 from dae.models.fused_layers import fused
+from dae.optimizers.adam import flatten
 from dae.training.train_state import TrainState
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -36,7 +37,7 @@ def make_train_step(
             losses = tf.unstack(tf.reduce_mean(tf.concat(shard_losses, axis=1), axis=1))  # the total and its terms
             mean_loss = losses[0]
         gradients = tape.gradient(mean_loss, weights)
-        gradient_norm = tf.linalg.global_norm(gradients)
+        gradient_norm = tf.norm(flatten(gradients))
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
             tf.debugging.assert_all_finite(gradient_norm, "the gradient"),
@@ -44,12 +45,11 @@ def make_train_step(
         with tf.control_dependencies(finite):
             if max_gradient_norm is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, max_gradient_norm, use_norm=gradient_norm)
-            before = [tf.identity(weight) for weight in weights]
+            before = flatten(weights)
             optimizer.apply(gradients, weights)
-            update_norm = tf.linalg.global_norm([weight - old for weight, old in zip(weights, before, strict=True)])
             means = dict(zip(loss.names, losses, strict=True))
             means["gradient_norm"] = gradient_norm
-            means["update_to_weight_ratio"] = update_norm / tf.linalg.global_norm(before)
+            means["update_to_weight_ratio"] = tf.norm(flatten(weights) - before) / tf.norm(before)
             state.means.update(means, images=clean.shape[0])
             state.step.assign_add(1)
         return mean_loss
