@@ -1,4 +1,4 @@
-"""Draws noise models and levels on real images: python experiments/show_noise.py."""
+"""Plot noise models and levels on real images: `python experiments/show_noise.py`; `--help` lists the flags."""
 
 import dataclasses
 from pathlib import Path
@@ -9,50 +9,49 @@ from dae.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class ShowNoiseArguments:
-    """Draw what each noise model does to an image at each level."""
+    """Plot what each noise model does to an image at each level."""
 
     noises: tuple[str, ...] | None = None
-    """Noise models, each a row (default: all)."""
+    """Noise models, one per row (default: all)."""
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-    """Levels, each a column."""
+    """Levels, one per column."""
     output: str = "noise.png"
-    """Where to write the picture."""
+    """Where to write the plot."""
     dataset: str = "mnist"
-    """As of run.py."""
+    """As --dataset of run.py."""
     data: str | None = None
-    """As of run.py."""
+    """As --data of run.py."""
     image_size: int | tuple[int, int] | None = None
-    """As of run.py."""
+    """As --image-size of run.py."""
     clip_noise: bool = True
-    """Clip noisy images to [0, 1]; what leaves that is shown as black or white in any case."""
+    """Clip noisy images to [0, 1]; values outside are drawn as black or white in any case."""
     seed: int = 0
-    """Decides the noise."""
+    """Seed of the noise."""
 
 
 def main() -> None:
     arguments = cli.parse(ShowNoiseArguments)
     names = ("dataset", "data", "image_size", "clip_noise", "seed")
     config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
-    cli.load_tensorflow(config)
+    cli.import_tensorflow()
     from dae import plugins
     from dae.data import datasets, noise, pipeline
     from dae.reporting import plots
-    from dae.workdir import workdir
+    from dae.workdir.files import check_output
 
-    workdir.check_output(Path(arguments.output), (".png",), "--output")
+    check_output(Path(arguments.output), (".png",), "--output")
     images = datasets.load(config).test
     noises = arguments.noises or tuple(noise.NOISES)
-    rows: dict[str, list] = {label: [] for label in plugins.distinct(map(plugins.label, noises))}
+    rows: dict[str, list] = {label: [] for label in plugins.unique_names(map(plugins.label, noises))}
     for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
         one = images[number % len(images)][None]
         for level in arguments.noise_levels:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
             noise.check(settings, one.shape[1:])
-            ((noisy, _),) = pipeline.evaluation_batches(one, settings, "shown")
+            noisy, _ = pipeline.sample_batch(one, settings, "shown")
             row.append(noisy[0].numpy())
-    titles = [f"level {level:g}" for level in arguments.noise_levels]
-    plots.save_grid(Path(arguments.output), rows, titles)
-    print(f"picture: {arguments.output}")
+    plots.save_grid(Path(arguments.output), rows, [f"level {level:g}" for level in arguments.noise_levels])
+    print(f"plot: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Proves that a finished run can be had again, bit for bit: python experiments/verify.py runs/NAME."""
+"""Prove that a finished run can be reproduced, bit for bit: `python experiments/verify.py runs/NAME`."""
 
 import dataclasses
 import tempfile
@@ -7,12 +7,12 @@ from pathlib import Path
 import tyro
 
 from dae import cli, config
-from dae.errors import RunError, Stopped
+from dae.errors import Interrupted, RunError
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifyArguments:
-    """Rerun a finished run from its config.json into a scratch folder, and say whether the bits agree."""
+    """Rerun a finished run from its config.json in a temporary folder, and compare every bit of the results."""
 
     run: tyro.conf.Positional[str]
     """Folder of a finished run."""
@@ -20,23 +20,23 @@ class VerifyArguments:
 
 def main() -> None:
     run = Path(cli.parse(VerifyArguments).run)
-    rerun = config.read(run / "config.json")
-    cli.load_tensorflow(rerun)
-    from dae.analysis import reproducibility
-    from dae.training import trainer
-    from dae.workdir import workdir
+    settings = config.read(run / "config.json")
+    cli.import_tensorflow(settings.onednn)
+    from dae.analysis.reproducibility import first_difference
+    from dae.training.trainer import train
+    from dae.workdir.workdir import read_report
 
-    workdir.check_finished(run)
+    read_report(run)
     with tempfile.TemporaryDirectory() as scratch:
-        again = Path(scratch) / "again"
+        rerun = Path(scratch) / "rerun"
         try:
-            trainer.train(rerun, again)
-        except Stopped as stop:
-            raise Stopped(stop.signal_number, "stopped; nothing was compared") from None
-        difference = reproducibility.first_difference(run, again)
+            train(settings, rerun)
+        except Interrupted as interruption:
+            raise Interrupted(interruption.signal_number, "stopped; nothing was compared") from None
+        difference = first_difference(run, rerun)
     if difference is not None:
-        raise RunError(f"{run} and its rerun part at {difference}")
-    print(f"{run} and its rerun agree in every bit")
+        raise RunError(f"{run} and its rerun first differ at {difference}")
+    print(f"{run} and its rerun are identical in every bit")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""An example of losses of one's own: python experiments/run.py --loss "bce + 0.5*experiments/my_losses.py:edges"."""
+"""An example of a loss in a file of your own.
+
+python experiments/run.py --loss "bce + 0.5*experiments/examples/edge_loss.py:edges"
+"""
 
 import tensorflow as tf
 
 
 def edges(clean, denoised):
-    """|slope of clean - slope of denoised|, mean over pixels and both directions: in [0, 2], 0 where edges agree."""
-    slopes_down, slopes_across = tf.image.image_gradients(clean - denoised)
-    return tf.reduce_mean(tf.abs(slopes_down) + tf.abs(slopes_across), axis=[1, 2, 3]) / 2
+    """Absolute difference of the gradients of two images, mean over pixels and directions: in [0, 2], 0 if equal."""
+    dy, dx = tf.image.image_gradients(clean - denoised)
+    return tf.reduce_mean(tf.abs(dy) + tf.abs(dx), axis=[1, 2, 3]) / 2
