@@ -167,7 +167,8 @@ def _stderr_hidden() -> Iterator[None]:
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main`, print a failure as one line on stderr, and exit.
 
-    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130 and 143 after SIGINT and SIGTERM.
+    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130 and 143 after SIGINT and
+    SIGTERM.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch at once

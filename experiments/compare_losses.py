@@ -1,4 +1,4 @@
-"""Compare losses over several seeds: `python experiments/compare_losses.py --losses bce mse`; `--help` lists the flags."""
+"""Compare losses over several seeds: `python experiments/compare_losses.py --losses bce mse`; see `--help`."""
 
 import dataclasses
 from pathlib import Path

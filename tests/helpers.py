@@ -4,15 +4,25 @@ import contextlib
 import io
 import os
 import runpy
+import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from dae.config import RunConfig
+from dae.reporting import tensorboard
+from dae.workdir.workdir import read_metrics
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -46,3 +56,48 @@ def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> 
         os.chdir(before)
     assert isinstance(exit.value.code, int)
     return subprocess.CompletedProcess(command, exit.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+def idx_bytes(images: np.ndarray) -> bytes:
+    """Return uint8 images as the content of an IDX file."""
+    return struct.pack(f">HBB{images.ndim}I", 0, 8, images.ndim, *images.shape) + images.tobytes()
+
+
+def events(folder: Path) -> EventAccumulator:
+    """Return all events of a folder, as TensorBoard reads them."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalar_values(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    """Return the steps and values of a scalar."""
+    return [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
+
+
+def check_curves(folder: Path) -> None:
+    """Assert that TensorBoard's curves of a run are the lines of metrics.jsonl, one value per epoch."""
+    lines = read_metrics(folder)
+    for name in ("train", "validation"):
+        shown = events(folder / "tensorboard" / name)
+        for tag in tensorboard.scalars(lines[0], name):
+            expected = [
+                (line["epoch"], pytest.approx(tensorboard.scalars(line, name)[tag], rel=1e-6)) for line in lines
+            ]
+            assert scalar_values(shown, tag) == expected, (name, tag)
+
+
+def random_values(seed: int, *shape: int) -> np.ndarray:
+    """Return normally distributed float32 values."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def apply_gradients(
+    optimizer: keras.optimizers.Optimizer, starts: Sequence[np.ndarray], gradients: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the weights after `optimizer` applied `gradients`, an array [steps, ...] for each of `starts`."""
+    weights = [keras.Variable(start) for start in starts]
+    optimizer.build(weights)
+    for step_gradients in zip(*gradients, strict=True):
+        optimizer.apply([tf.constant(gradient) for gradient in step_gradients], weights)
+    return [weight.numpy() for weight in weights]

@@ -1,15 +1,15 @@
 import pytest
 import tensorflow as tf
 
-from dae.errors import first_line
+from dae.errors import UsageError, as_usage_error, first_line, lookup
 
 
-def test_an_exception_is_said_in_one_line():
+def test_first_line_is_the_first_line_of_the_message_or_the_type():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(EOFError()) == first_line(EOFError("\n")) == "EOFError"
 
 
-def test_of_an_error_in_a_graph_the_line_says_what_went_wrong():
+def test_first_line_of_an_error_in_a_graph_is_its_reason():
     def fail():
         raise ValueError("no such noise")
 
@@ -17,7 +17,25 @@ def test_of_an_error_in_a_graph_the_line_says_what_went_wrong():
     def graph():
         return tf.py_function(fail, [], tf.float32)
 
-    with pytest.raises(tf.errors.OpError) as error:
+    with pytest.raises(tf.errors.OpError) as caught:
         graph()
-    assert str(error.value).startswith("Graph execution error:")
-    assert "ValueError: no such noise" in first_line(error.value)
+    assert str(caught.value).startswith("Graph execution error:")
+    assert "ValueError: no such noise" in first_line(caught.value)
+
+
+def test_as_usage_error_converts_only_the_given_kinds():
+    with (
+        pytest.raises(UsageError, match=r"^x\.npz: cannot be read \(one\)$"),
+        as_usage_error("x.npz", "cannot be read", OSError),
+    ):
+        raise OSError("one\ntwo")
+    with pytest.raises(UsageError, match=r"^x\.json: --epochs: 0$"), as_usage_error("x.json"):
+        raise UsageError("--epochs: 0")
+    with pytest.raises(KeyError), as_usage_error("x.npz", "cannot be read", OSError):
+        raise KeyError
+
+
+def test_lookup_suggests_the_most_similar_name_and_lists_all():
+    assert lookup({"bce": 1, "mse": 2}, "mse", "--loss") == 2
+    with pytest.raises(UsageError, match=r"^--loss: .*'mes'.*'mse'.*bce, mse, or a file"):
+        lookup({"bce": 1, "mse": 2}, "mes", "--loss", "or a file")

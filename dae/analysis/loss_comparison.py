@@ -36,8 +36,8 @@ SPLITS = ("validation", "test")
 def train_all(losses: Sequence[str], config: RunConfig, seeds: Sequence[int], output: Path) -> dict[str, list[Path]]:
     """Train each loss with each seed, and return the runs' folders, one per seed, by a readable name of the loss.
 
-    The runs are in `output`/NAME/seed-N; finished ones are left alone and others resumed, so that the same call continues
-    after any interruption. Raises UsageError for a mistake in any of the losses before the first is trained.
+    The runs are in `output`/NAME/seed-N; finished ones are left alone and others resumed, so that the same call
+    continues after any interruption. Raises UsageError for a mistake in any of the losses before the first is trained.
     """
     # Each run compiles functions of its own, which TensorFlow takes for one function that is compiled too often.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
@@ -128,8 +128,8 @@ def conclusion(comparison: Comparison, metric: str) -> str:
                 f"{difference.p_corrected:.2g}, which does not prove that there is none."
             )
     sentences.append(
-        "This holds for these settings and this number of epochs, with one learning rate for all losses; the other losses "
-        "were not tested against each other."
+        "This holds for these settings and this number of epochs, with one learning rate for all losses; the other "
+        "losses were not tested against each other."
     )
     return "\n".join(sentences)
 
@@ -187,8 +187,8 @@ def _markdown(comparison: Comparison, metric: str, config: RunConfig) -> str:
         )
     for split in SPLITS:
         lines += _table(
-            f"{split.capitalize()} images: paired difference from `{comparison.losses[0]}` [{LEVEL:.0%} interval], p, and "
-            "p corrected for the number of losses (Holm, separately for each metric)",
+            f"{split.capitalize()} images: paired difference from `{comparison.losses[0]}` [{LEVEL:.0%} interval], p, "
+            "and p corrected for the number of losses (Holm, separately for each metric)",
             ["loss", *METRICS],
             [
                 [f"`{loss}`", *(_difference_cell(comparison.differences(split, name)[loss]) for name in METRICS)]

@@ -24,8 +24,8 @@ class Estimate:
 class Difference(Estimate):
     """The mean over seeds of a loss's metric minus that of the first loss, with the p-values of the paired t-test.
 
-    `p_corrected` is Holm's, over the comparisons of one metric. P-values are NaN for a single seed. `identical` says that
-    every seed gave exactly the same value.
+    `p_corrected` is Holm's, over the comparisons of one metric. P-values are NaN for a single seed. `identical` says
+    that every seed gave exactly the same value.
     """
 
     p: float

@@ -1,8 +1,8 @@
 """Images from a folder of pictures: PNG, JPEG, BMP, and the first frame of a GIF, read by Pillow.
 
 Every picture is decoded when a run starts, so that a broken one is found then and not in the middle of it. Pictures are
-rotated as their EXIF says, transparent ones are blended with white, and 16 bits are reduced to 8. They are shuffled by a
-fixed seed, since folders are often sorted by class and the last training images validate.
+rotated as their EXIF says, transparent ones are blended with white, and 16 bits are reduced to 8. They are shuffled by
+a fixed seed, since folders are often sorted by class and the last training images validate.
 """
 
 import functools
@@ -49,7 +49,7 @@ class _Reader:
                 self.broken.append(path)
             else:
                 raise UsageError(
-                    f"--data: {path}: broken ({reason}); repair or remove it, or skip broken pictures with --skip-broken"
+                    f"--data: {path}: broken ({reason}); repair or remove it, or skip such with --skip-broken"
                 )
 
 
@@ -67,9 +67,9 @@ def find(folder: Path) -> list[Path]:
 def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bool) -> RawImages:
     """Read the pictures of `folder`; if it has the folders train and test, they are the two parts.
 
-    All become grey if every picture is grey, else colour. With `image_size`, one side or (height, width), each is scaled
-    to cover that size and cropped to the centre. Raises UsageError for pictures of several sizes without it, and for a broken
-    one unless `skip_broken`.
+    All become grey if every picture is grey, else colour. With `image_size`, one side or (height, width), each is
+    scaled to cover that size and cropped to the centre. Raises UsageError for pictures of several sizes without it, and
+    for a broken one unless `skip_broken`.
     """
     parts = _parts(folder)
     reader = _Reader(skip_broken)

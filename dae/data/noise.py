@@ -2,8 +2,8 @@
 
 `clean` is float32 [batch, H, W, C] in [0, 1]; `level` is a number >= 0, or float32 [batch, 1, 1, 1] with one per image,
 and 0 changes nothing; `seed` is int64 of shape [2], and the same seed gives the same bits. Each value of an image (each
-channel of each pixel) is drawn independently. The result may leave [0, 1]: the pipeline clips it, if --clip-noise says so.
-Write your own in any file (docs/data.md), or add one here and to `NOISES`.
+channel of each pixel) is drawn independently. The result may leave [0, 1]: the pipeline clips it, if --clip-noise says
+so. Write your own in any file (docs/data.md), or add one here and to `NOISES`.
 """
 
 import math
@@ -47,8 +47,8 @@ def salt_pepper(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> 
 def masking(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """0 with probability level, else x. The level is that probability, in [0, 1].
 
-    Stays in [0, 1]. Source: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders (2008),
-    who mask a fixed number of values; here each value is masked independently.
+    Stays in [0, 1]. Source: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders
+    (2008), who mask a fixed number of values; here each value is masked independently.
     """
     return tf.where(tf.random.stateless_uniform(tf.shape(clean), seed) < level, 0.0, clean)
 

@@ -37,8 +37,8 @@ def equal_batches(examples: int, batch_size: int, step: int) -> tuple[int, int]:
 def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0) -> tf.data.Dataset:
     """Return all (noisy, clean) batches of a run from step `first_step`, counted from 0, to its last.
 
-    `images` are uint8 [N, H, W, C]; batches are float32 [batch, H, W, C] in [0, 1] (noisy ones can leave it if the noise
-    is not clipped). Order and noise differ between epochs.
+    `images` are uint8 [N, H, W, C]; batches are float32 [batch, H, W, C] in [0, 1] (noisy ones can leave it if the
+    noise is not clipped). Order and noise differ between epochs.
     """
     examples, batch_size = len(images), config.batch_size
     steps = steps_per_epoch(examples, batch_size)

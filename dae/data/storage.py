@@ -1,7 +1,7 @@
 """Storage of pixels: in memory, or, if they are too many, in a memory-mapped temporary file.
 
-The system keeps as much of a mapped file in memory as there is room for, and reads the rest on demand. Both ways give the
-same bits. The file has no name, so it disappears with the process, however that ends. It lies in TMPDIR, or else in
+The system keeps as much of a mapped file in memory as there is room for, and reads the rest on demand. Both ways give
+the same bits. The file has no name, so it disappears with the process, however that ends. It lies in TMPDIR, or else in
 /var/tmp, which is on a disk even where /tmp is in memory.
 """
 

@@ -20,8 +20,8 @@ Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 def make_evaluator(model: keras.Model, loss: CompositeLoss | None = None, shards: int = 1) -> Evaluate:
     """Return the function from (noisy, clean) batches to the means of the loss's values and all METRICS over images.
 
-    Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means. The function is compiled at its first
-    call, so make it once. Each batch is computed in `shards` parts in parallel.
+    Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
+    The function is compiled at its first call, so make it once. Each batch is computed in `shards` parts in parallel.
     """
     names = [*(loss.names if loss else ()), *METRICS]
 

@@ -19,8 +19,8 @@ def check(loss: CompositeLoss, clean: tf.Tensor, denoised: tf.Tensor) -> None:
     """Check every term of a loss on a batch, float32 [batch, H, W, C] in [0, 1].
 
     A term must return one finite float32 value per example, with a finite gradient, even where pixels are exactly 0 or
-    1, and the same values in a graph and in eager mode. Raises UsageError, with file, function and line, if it does not.
-    Warns if the value of an example depends on the other examples of the batch.
+    1, and the same values in a graph and in eager mode. Raises UsageError, with file, function and line, if it does
+    not. Warns if the value of an example depends on the other examples of the batch.
     """
     denoised = tf.identity(denoised)  # drops the logits that Keras attaches and would differentiate instead
     for term in loss.terms:

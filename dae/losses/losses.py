@@ -58,7 +58,7 @@ def charbonnier(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
 
 def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """1 - SSIM, the structural dissimilarity of each image: in [0, 2], 0 for equal images. Source: dae/losses/ssim.py."""
+    """1 - SSIM, the structural dissimilarity of each image: in [0, 2], 0 if equal. Source: dae/losses/ssim.py."""
     return 1 - structural_similarity(clean, denoised)
 
 

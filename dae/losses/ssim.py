@@ -14,11 +14,11 @@ def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Structural similarity of images [batch, H, W, C] in [0, 1], H and W at least 11: [batch] in [-1, 1], 1 if equal.
 
     The mean over all positions of an 11 x 11 Gaussian window with sigma 1.5, and over channels, as in `tf.image.ssim`
-    with max_val 1. Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity (2004).
-    Accurate to 1e-5, in flat bright images to 1e-4, where TensorFlow's is less accurate.
+    with max_val 1. Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity
+    (2004). Accurate to 1e-5, in flat bright images to 1e-4, where TensorFlow's is less accurate.
 
-    The window is applied as two matrix products. For MNIST that takes a seventh of the time of TensorFlow's convolution,
-    and its gradient an eighteenth.
+    The window is applied as two matrix products. For MNIST that takes a seventh of the time of TensorFlow's
+    convolution, and its gradient an eighteenth.
     """
     height, width, channels = clean.shape[1:]
     if max(height, width) > MAX_SIDE:

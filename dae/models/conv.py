@@ -1,8 +1,8 @@
 """The tutorial's network: a convolutional autoencoder with max pooling and upsampling.
 
 Source: the *plain* convolutional autoencoder of Chollet, Building Autoencoders in Keras
-(https://blog.keras.io/building-autoencoders-in-keras.html), which the tutorial applies to the denoising task of the same
-page; that page's own denoising network has 32 channels in each layer and pools twice.
+(https://blog.keras.io/building-autoencoders-in-keras.html), which the tutorial applies to the denoising task of the
+same page; that page's own denoising network has 32 channels in each layer and pools twice.
 """
 
 from typing import Any
@@ -16,8 +16,9 @@ from dae.seeding import derive_seed
 def conv(config: RunConfig, image_shape: tuple[int, int, int]) -> keras.Model:
     """Sides 28 -> 14 -> 7 -> 4 (`encoder`) -> 8 -> 16 -> 14 -> 28, with 16, 8, 8, 8, 8, 16 channels times `width`.
 
-    The third convolution of the decoder is 'valid', which takes 16 to 14 and so restores 28, and any other side that is 4
-    more than a multiple of 8. For other sides it is 'same', which gives the next multiple of 8, and the result is cropped.
+    The third convolution of the decoder is 'valid', which takes 16 to 14 and so restores 28, and any other side that is
+    4 more than a multiple of 8. For other sides it is 'same', which gives the next multiple of 8, and the result is
+    cropped.
     """
     convolution, pooling = keras.layers.Conv2D, keras.layers.MaxPooling2D
 

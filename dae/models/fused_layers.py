@@ -17,8 +17,9 @@ Compute = Callable[[tf.Tensor], tf.Tensor]
 def fused(model: keras.Model, training: bool = True) -> Compute:
     """Return the fast form of `model`, noisy -> denoised, in which the pairs of layers that FUSIONS lists are one.
 
-    Outputs agree to 1e-6 with those of `model` with its weights at the time of this call: within a `tf.function`, call it
-    there, once for all shards. A model that is not a chain of plain layers, or that runs on a GPU, is called as it is.
+    Outputs agree to 1e-6 with those of `model` with its weights at the time of this call: within a `tf.function`, call
+    it there, once for all shards. A model that is not a chain of plain layers, or that runs on a GPU, is called as it
+    is.
     """
     if tf.config.list_physical_devices("GPU") or not _is_plain_chain(model):
         return functools.partial(model, training=training)
@@ -63,10 +64,10 @@ def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
 def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layers.Conv2D) -> Compute:
     """Return `layer` applied to images [batch, H, W, C] after `before`.
 
-    The doubled image repeats pixels, so each output pixel depends on only 2 x 2 different ones: its 3 x 3 weights add up
-    to 2 x 2 weights, differently for each of the four positions within a doubled pixel. One convolution of the small image
-    computes all four as channels, and the large image and its gradient are never made. Saves a third of the time of a
-    training step of `conv`, mostly in the last layer.
+    The doubled image repeats pixels, so each output pixel depends on only 2 x 2 different ones: its 3 x 3 weights add
+    up to 2 x 2 weights, differently for each of the four positions within a doubled pixel. One convolution of the small
+    image computes all four as channels, and the large image and its gradient are never made. Saves a third of the time
+    of a training step of `conv`, mostly in the last layer.
     """
     kernel = tf.convert_to_tensor(layer.kernel)
     pad = 1 if layer.padding == "same" else 0
@@ -88,7 +89,8 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
 def _pixels_from_channels(x: tf.Tensor) -> tf.Tensor:
     """Return `tf.nn.depth_to_space(x, 2)`: from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
 
-    TensorFlow's operation is slow for C = 1, and its gradient even more so: this saves 5 % of a training step of `conv`.
+    TensorFlow's operation is slow for C = 1, and its gradient even more so: this saves 5 % of a training step of
+    `conv`.
     """
     _, height, width, channels = keras.ops.shape(x)  # static if the graph knows them
     x = tf.reshape(x, [-1, height, width, 2, 2, channels // 4])

@@ -14,7 +14,8 @@ OPTIMIZERS: dict[str, type[Adam | Soap]] = {"adam": Adam, "soap": Soap}
 def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
     """Return the optimizer that `config` names, with its schedule over `total_steps` steps.
 
-    Gradients are clipped by the train step, not by the optimizer. Raises UsageError for an unknown optimizer or schedule.
+    Gradients are clipped by the train step, not by the optimizer. Raises UsageError for an unknown optimizer or
+    schedule.
     """
     optimizer = lookup(OPTIMIZERS, config.optimizer, "--optimizer")
     schedule = lookup(SCHEDULES, config.schedule, "--schedule")

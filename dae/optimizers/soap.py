@@ -33,8 +33,8 @@ class Soap(keras.optimizers.Adam):
     running means of G G^T and G^T G they nearly do.
 
     Differences from the authors' code: eigenvectors are computed exactly instead of by power iteration, the first steps
-    are Adam's until they are computed first, and SHAMPOO_BETA is independent of beta_2. Unlike with Adam, weights without
-    a gradient can move a little, by rounding. A training step of `conv` takes a tenth longer than with Adam.
+    are Adam's until they are computed first, and SHAMPOO_BETA is independent of beta_2. Unlike with Adam, weights
+    without a gradient can move a little, by rounding. A training step of `conv` takes a tenth longer than with Adam.
     """
 
     def build(self, variables: list[keras.Variable]) -> None:

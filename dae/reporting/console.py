@@ -33,8 +33,8 @@ class Console:
             initial=done,
             unit=" images",
             unit_scale=True,
-            # A bar wider than its terminal would leave a line behind at each update, so the width is measured each time.
-            # What does not fit is cut off at the end, so the description comes first.
+            # A bar wider than its terminal would leave a line behind at each update, so the width is measured each
+            # time. What does not fit is cut off at the end, so the description comes first.
             dynamic_ncols=True,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}",
             disable=self._quiet or None,  # None: only on a terminal

@@ -18,7 +18,8 @@ LATENTS, LABELS, SPRITE = "projector/latents.tsv", "projector/labels.tsv", "proj
 def write_latents(folder: Path, latents: np.ndarray, images: np.ndarray, labels: np.ndarray | None) -> None:
     """Write what the Projector shows to `folder`, which TensorBoard takes for a run.
 
-    `latents` are [N, ...], and flattened; `images` are float32 [N, H, W, C] in [0, 1]; `labels` are integers [N], if any.
+    `latents` are [N, ...], and flattened; `images` are float32 [N, H, W, C] in [0, 1]; `labels` are integers [N], if
+    any.
     """
     (folder / LATENTS).parent.mkdir(exist_ok=True)
     config = projector.ProjectorConfig()

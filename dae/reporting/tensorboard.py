@@ -27,12 +27,12 @@ from dae.workdir.workdir import read_environment
 
 # Every tag with its description, as TensorBoard and docs/tensorboard.md show it; NAME stands for several names.
 TAGS = {
-    "loss/total": "the loss that is minimized: for train, the mean over the epoch's batches, each before its update; for "
-    "validation, the mean over all images after the epoch",
+    "loss/total": "the loss that is minimized: for train, the mean over the epoch's batches, each before its update; "
+    "for validation, the mean over all images after the epoch",
     "loss/NAME": "each term of the loss, without its weight, if there are several",
     "quality/bce": "binary cross-entropy in nats per pixel, after the epoch; like all of quality/, on all validation "
     "images, and for train on the first 500 training images, always with the same noise",
-    "quality/bce_excess": "the binary cross-entropy above its lower bound, the entropy of the grey pixels of clean images",
+    "quality/bce_excess": "binary cross-entropy above its lower bound, the entropy of the grey pixels of clean images",
     "quality/mse": "mean squared error",
     "quality/psnr": "peak signal-to-noise ratio of each image, averaged, in dB; higher is better",
     "quality/ssim": "structural similarity of each image, averaged; 1 for equal images",

@@ -19,8 +19,8 @@ def make_train_step(
 ) -> TrainStep:
     """Return the function `(noisy, clean) -> mean loss of the batch` that takes one step of `state`.
 
-    Images are float32 [batch, H, W, C]. The batch is computed in `shards` parts in parallel, which changes only the last
-    bits of the result. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
+    Images are float32 [batch, H, W, C]. The batch is computed in `shards` parts in parallel, which changes only the
+    last bits of the result. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
     finite.
     """
     model, optimizer = state.model, state.optimizer

@@ -31,8 +31,8 @@ from dae.workdir import workdir
 
 OnEpochEnd = Callable[[dict[str, float]], object]
 
-# Values of the images in one call of the train loop: 20 steps of 128 MNIST images. Signals and the progress bar wait for
-# a call to end, so larger images, whose steps take longer, get fewer steps per call.
+# Values of the images in one call of the train loop: 20 steps of 128 MNIST images. Signals and the progress bar wait
+# for a call to end, so larger images, whose steps take longer, get fewer steps per call.
 VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
@@ -113,8 +113,8 @@ def train_epochs(
 ) -> None:
     """Train from the current step of `state` to the last epoch; each epoch ends with its results on disk.
 
-    An epoch's checkpoint is written last. A resume drops whatever was written after the checkpoint that it restores, and
-    writes it again.
+    An epoch's checkpoint is written last. A resume drops whatever was written after the checkpoint that it restores,
+    and writes it again.
     """
     config, images, first_step = task.config, task.data.train, int(state.step)
     first_epoch = first_step // task.steps_per_epoch + 1
@@ -180,8 +180,8 @@ def nonfinite_as_run_error(state: TrainState, config: RunConfig) -> Iterator[Non
         if quantity is None:
             raise
         raise RunError(
-            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact, but another run "
-            f"may need a lower --learning-rate than {config.learning_rate}"
+            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact, but another "
+            f"run may need a lower --learning-rate than {config.learning_rate}"
         ) from None
 
 

@@ -55,9 +55,9 @@ class Workdir:
 def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Iterator[Workdir]:
     """Lock a run's folder, by default a new one below runs/, and decide with which configuration to train in it.
 
-    If it holds a run, `resume` must be true, and the configuration is that of `config_for_resume`. The folder is made if
-    need be, and removed if it is still empty at the end, as after a user's mistake. Raises UsageError if another process
-    has locked the folder, or if it cannot be written or holds files that are not a run's.
+    If it holds a run, `resume` must be true, and the configuration is that of `config_for_resume`. The folder is made
+    if need be, and removed if it is still empty at the end, as after a user's mistake. Raises UsageError if another
+    process has locked the folder, or if it cannot be written or holds files that are not a run's.
     """
     if run_dir is None and resume:
         raise UsageError("--resume: needs --run-dir, the run to resume")

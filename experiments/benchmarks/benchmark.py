@@ -1,4 +1,4 @@
-"""Times this package against Keras's `fit` and others, in turns: python experiments/benchmark.py."""
+"""Time this package against Keras's `fit` and other frameworks: `python experiments/benchmarks/benchmark.py`."""
 
 import dataclasses
 import importlib.util
@@ -18,96 +18,90 @@ import numpy as np
 from tqdm import tqdm
 
 from dae import cli
-from dae import config as configs
-from dae.config import RunConfig
-from dae.errors import RunError, UsageError
+from dae.config import RunConfig, to_json
+from dae.errors import RunError, UsageError, lookup
 
-# Name in the table -> (contender, environment, the package that it needs beside those of dae).
+# Name in the table -> (program of frameworks.py, environment variables, package that it needs besides those of dae).
 ENTRIES: dict[str, tuple[str, dict[str, str], str | None]] = {
     "fit": ("fit", {}, None),
     "fit, oneDNN off": ("fit", {"TF_ENABLE_ONEDNN_OPTS": "0"}, None),
     "fit, oneDNN on": ("fit", {"TF_ENABLE_ONEDNN_OPTS": "1"}, None),
-    "dae": ("loop", {}, None),
+    "dae": ("dae_train", {}, None),
     "PyTorch eager": ("torch_eager", {}, "torch"),
     "PyTorch compile": ("torch_compile", {}, "torch"),
     "JAX jit": ("jax_jit", {}, "jax"),
 }
-# Of one matrix_product round.
+# Floating-point operations of one epoch of the program matrix_product.
 PRODUCT_OPERATIONS = 20 * 2 * 2048**3
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkArguments:
-    """Time whole epochs of training, contender after contender, round after round, each in a process of its own."""
+    """Time whole epochs of training, one framework after the other in each round, each in a process of its own."""
 
     output: str = "runs/benchmark"
-    """Folder for benchmark.json, benchmark.md and benchmark.png."""
+    """Folder of benchmark.json, benchmark.md and benchmark.png."""
     only: tuple[str, ...] = tuple(ENTRIES)
-    """Contenders, by their names in the table; those whose package is not installed are left out."""
+    """Frameworks, by their names in the table; those whose package is not installed are left out."""
     rounds: int = 5
-    """Timed epochs of each; one more goes before as warm-up."""
+    """Timed epochs of each framework, after one for warm-up."""
     train_examples: int = 55_000
-    """Images in an epoch."""
+    """Images per epoch."""
     batch_size: int = 128
-    """Images in a step."""
+    """Images per step."""
     require: float | None = None
-    """Exit with 1 unless dae is at least so many times as fast as fit."""
+    """Exit with 1 unless dae is at least this many times as fast as fit."""
     scaling: bool = False
-    """Instead: how the cost of dae and fit grows with batch size, side of the images, width and cores."""
+    """Instead: how the speed of dae and fit changes with batch size, image size, width and cores."""
     pipelines: bool = False
-    """Instead: the images that the pipeline alone delivers with each noise, against those that the train step takes."""
+    """Instead: the speed of the input pipeline alone with each noise, relative to the train step alone."""
 
 
 class Process:
-    """A running contender that has trained its first epoch, in which it warmed up."""
+    """A process that runs a program of frameworks.py and has trained its first epoch, the warm-up."""
 
     def __init__(self, name: str, config: RunConfig, cores: int | None = None, folder: Path | None = None) -> None:
-        """Starts it on so many cores (default: all), with `folder` for its files (default: a temporary one)."""
-        contender, environment, _ = ENTRIES.get(name, (name, {}, None))
+        """Start it on `cores` cores (default: all), with `folder` for its files (default: a temporary one)."""
+        program, environment, _ = ENTRIES.get(name, (name, {}, None))
         self._scratch = tempfile.TemporaryDirectory()
         folder = folder or Path(self._scratch.name)
         folder.mkdir(parents=True, exist_ok=True)
-        self._said = folder / "said"
+        self._log = folder / "log"
         path = folder / "config.json"
-        path.write_text(configs.to_json(config), encoding="utf-8")
-        own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+        path.write_text(to_json(config), encoding="utf-8")
+        inherited = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
         script = str(Path(__file__).with_name("frameworks.py"))
         if cores is not None:
             allowed = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, allowed[:cores])  # the child inherits it
+            os.sched_setaffinity(0, allowed[:cores])  # inherited by the child
         try:
-            with self._said.open("w") as said:
+            with self._log.open("w") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, script, contender, str(path)],
+                    [sys.executable, script, program, str(path)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=said,
-                    env=own | environment,
+                    stderr=log,
+                    env=inherited | environment,
                     text=True,
                 )
         finally:
             if cores is not None:
                 os.sched_setaffinity(0, allowed)
         self._name = name
-        self.first_epoch = self._answer()
+        self.first_epoch = self._read()
 
     def epoch(self) -> dict[str, float]:
-        """Lets it train one epoch; its `seconds` and what else it says of it."""
-        self._go_on()
-        return self._answer()
+        """Let it train one epoch; return its `seconds` and what else it reports."""
+        self._continue()
+        return self._read()
 
     def finish(self) -> None:
-        """Lets it do what comes after its last epoch."""
-        self._go_on()
+        """Let it finish after its last epoch."""
+        self._continue()
         self._process.wait()
 
-    def _go_on(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-
     def peak_megabytes(self) -> float | None:
-        """The most memory it has had resident, where the system tells."""
+        """Return its peak resident memory, on systems that report it."""
         try:
             lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         except OSError:
@@ -115,25 +109,27 @@ class Process:
         return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
 
     def close(self) -> None:
-        """Ends it."""
+        """Kill it."""
         self._process.kill()
         self._process.communicate()
         self._scratch.cleanup()
 
-    def _answer(self) -> dict[str, float]:
+    def _continue(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("continue\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._said.read_text(errors="replace").strip().splitlines()
-            raise RunError(f"{self._name}: stopped; it said: {said[-1] if said else 'nothing'}")
+            log = self._log.read_text(errors="replace").strip().splitlines()
+            raise RunError(f"{self._name}: stopped; last line of its log: {log[-1] if log else '(empty)'}")
         return json.loads(line)
 
 
-def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None = None) -> dict[str, dict]:
-    """{name: {"seconds": of each round, "summary_share", "peak_megabytes"}}; one that cannot run is named and left out.
-
-    The share is that of TensorBoard's summaries in the time of all epochs.
-    """
+def time_in_turn(names: list[str], config: RunConfig, rounds: int, cores: int | None = None) -> dict[str, dict]:
+    """Return `seconds` of each round and `peak_megabytes` for each name; one that fails is reported and left out."""
     processes: dict[str, Process] = {}
     results: dict[str, dict] = {}
     try:
@@ -142,14 +138,12 @@ def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None
                 processes[name] = Process(name, config, cores)
             except RunError as error:
                 tqdm.write(str(error))
-        epochs: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+        seconds: dict[str, list[float]] = {name: [] for name in processes}
         for _ in tqdm(range(rounds), unit=" rounds", disable=None):
             for name, process in processes.items():
-                epochs[name].append(process.epoch())
+                seconds[name].append(process.epoch()["seconds"])
         for name, process in processes.items():
-            seconds = [epoch["seconds"] for epoch in epochs[name]]
-            share = sum(epoch.get("summary_seconds", 0) for epoch in epochs[name]) / sum(seconds)
-            results[name] = {"seconds": seconds, "summary_share": share, "peak_megabytes": process.peak_megabytes()}
+            results[name] = {"seconds": seconds[name], "peak_megabytes": process.peak_megabytes()}
     finally:
         for process in processes.values():
             process.close()
@@ -157,9 +151,9 @@ def in_turns(names: list[str], config: RunConfig, rounds: int, cores: int | None
 
 
 def operations_per_image(config: RunConfig) -> int:
-    """Multiplications and additions of one image's training step in the network's convolutions.
+    """Return the floating-point operations of one image's training step in the convolutions of the network.
 
-    Forward, gradient of the weights and gradient of the inputs cost the same; the first layer needs no last one.
+    Forward pass, gradient of the weights and gradient of the inputs cost the same; the first layer lacks the last one.
     """
     import keras
 
@@ -175,7 +169,7 @@ def operations_per_image(config: RunConfig) -> int:
 
 
 def compare(arguments: BenchmarkArguments) -> None:
-    """The first mode: every contender, a table, a chart, JSON."""
+    """Time every framework, and write a table, a chart and JSON."""
     config = RunConfig(
         train_examples=arguments.train_examples, batch_size=arguments.batch_size, epochs=arguments.rounds + 2
     )
@@ -184,7 +178,7 @@ def compare(arguments: BenchmarkArguments) -> None:
         for name in arguments.only
         if (package := ENTRIES[name][2]) is None or importlib.util.find_spec(package) is not None
     ]
-    results = in_turns([*names, "matrix_product"], config, arguments.rounds)
+    results = time_in_turn([*names, "matrix_product"], config, arguments.rounds)
     rate = PRODUCT_OPERATIONS / statistics.median(results.pop("matrix_product")["seconds"])
     limit = rate / operations_per_image(config)
     base = statistics.median(results["fit"]["seconds"]) if "fit" in results else None
@@ -199,24 +193,22 @@ def compare(arguments: BenchmarkArguments) -> None:
             f"{'' if ratio is None else f'{ratio:.2f}'} | {median / limit:.0%} | "
             f"{result['peak_megabytes'] or 0:,.0f} |"
         )
-    head = "| contender | images/s | from .. to | times fit | of the limit | peak MB |\n"
+    head = "| framework | images/s | range | times as fast as fit | of the limit | peak MB |\n"
     head += "| --- | --- | --- | --- | --- | --- |"
     table = "\n".join([head, *rows]) + "\n"
-    print(f"{table}\nmatrix products: {rate / 1e9:.0f} GFLOP/s, the limit: {limit:,.0f} images/s")
-    if "dae" in results:
-        print(f"TensorBoard's summaries, counted in: {results['dae']['summary_share']:.1%} of dae's epochs")
+    print(f"{table}\nmatrix products: {rate / 1e9:.0f} GFLOP/s, so the limit is {limit:,.0f} images/s")
     write(arguments, table, {"matrix_product_flops": rate, "limit_images_per_second": limit, "results": results})
     draw(Path(arguments.output) / "benchmark.png", {name: r["images_per_second"] for name, r in results.items()})
     if arguments.require is not None:
         if not {"fit", "dae"} <= set(results):
-            raise RunError("--require: fit or dae could not run")
+            raise RunError("--require: fit or dae failed")
         ratio = results["dae"]["ratio_to_fit"]
         if ratio < arguments.require:
-            raise RunError(f"dae is {ratio:.2f} times as fast as fit; --require asks for {arguments.require}")
+            raise RunError(f"--require: expected {arguments.require} times the speed of fit, got {ratio:.2f}")
 
 
 def scaling(arguments: BenchmarkArguments) -> None:
-    """The second mode: one thing changed at a time."""
+    """Time dae and fit with one setting changed at a time."""
     cases: list[tuple[str, int, dict, int | None]] = []
     for size in (32, 128, 512, 2048):
         cases.append(("batch size", size, {"batch_size": size, "train_examples": max(2560, 3 * size)}, None))
@@ -232,18 +224,21 @@ def scaling(arguments: BenchmarkArguments) -> None:
             if what == "side" and value != 28:
                 changes = changes | {"data": write_images(Path(scratch) / f"{value}.npz", value)}
             config = RunConfig(**({"validation_examples": 500, "epochs": arguments.rounds + 2} | changes))
-            timed = in_turns(["fit", "dae"], config, arguments.rounds, cores)
+            timed = time_in_turn(["fit", "dae"], config, arguments.rounds, cores)
             speeds = {n: config.train_examples / statistics.median(r["seconds"]) for n, r in timed.items()}
             results.append({"what": what, "value": value, "images_per_second": speeds})
             ratio = speeds["dae"] / speeds["fit"]
             rows.append(f"| {what} {value} | {speeds['fit']:,.0f} | {speeds['dae']:,.0f} | {ratio:.2f} |")
-    table = "\n".join(["| case | fit images/s | dae images/s | times fit |\n| --- | --- | --- | --- |", *rows]) + "\n"
+    table = (
+        "\n".join(["| case | fit images/s | dae images/s | times as fast as fit |\n| --- | --- | --- | --- |", *rows])
+        + "\n"
+    )
     print(table)
     write(arguments, table, {"scaling": results})
 
 
 def pipelines(arguments: BenchmarkArguments) -> None:
-    """The third mode: the pipeline alone, with each noise at one level and at a range, and the train step alone."""
+    """Time the train step alone, and the pipeline alone with each noise at one level and at a range."""
     from dae.data.noise import NOISES
 
     config = RunConfig(
@@ -255,17 +250,17 @@ def pipelines(arguments: BenchmarkArguments) -> None:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
             cases[f"{name} {level}"] = ("pipeline_alone", settings)
     speeds = {}
-    for case, (contender, settings) in tqdm(cases.items(), unit=" cases", disable=None):
-        seconds = in_turns([contender], settings, arguments.rounds)[contender]["seconds"]
+    for case, (program, settings) in tqdm(cases.items(), unit=" cases", disable=None):
+        seconds = time_in_turn([program], settings, arguments.rounds)[program]["seconds"]
         speeds[case] = arguments.train_examples / statistics.median(seconds)
     rows = [f"| {case} | {speed:,.0f} | {speed / speeds['train step']:.1f} |" for case, speed in speeds.items()]
-    table = "\n".join(["| alone | images/s | times the train step |\n| --- | --- | --- |", *rows]) + "\n"
+    table = "\n".join(["| alone | images/s | relative to the train step |\n| --- | --- | --- |", *rows]) + "\n"
     print(table)
     write(arguments, table, {"pipelines": speeds})
 
 
 def write_images(path: Path, side: int) -> str:
-    """Digits repeated side by side to images of `side` x `side`, as an .npz file; its path."""
+    """Write digits, repeated to images of `side` x `side`, to an .npz file and return its path."""
     from dae.data import datasets
 
     images = datasets.load(RunConfig()).test[:2500, :, :, 0]
@@ -276,12 +271,12 @@ def write_images(path: Path, side: int) -> str:
 
 
 def about(arguments: Any) -> dict[str, Any]:
-    """What figures depend on: date, machine, versions, command."""
-    cli.load_tensorflow(RunConfig())
-    from dae import runtime
+    """Return what timings depend on: date, machine, versions, command."""
+    cli.import_tensorflow()
+    from dae.workdir.environment import environment
 
     peers = {name: version(name) for name in ("torch", "jax") if importlib.util.find_spec(name)}
-    return runtime.environment() | {
+    return environment() | {
         "date": date.today().isoformat(),
         "arguments": dataclasses.asdict(arguments),
         "peers": peers,
@@ -289,7 +284,7 @@ def about(arguments: Any) -> dict[str, Any]:
 
 
 def write(arguments: BenchmarkArguments, table: str, results: dict) -> None:
-    """benchmark.md and benchmark.json, with what the figures depend on."""
+    """Write benchmark.md and benchmark.json, with what the timings depend on."""
     folder = Path(arguments.output)
     text = json.dumps(about(arguments) | results, indent=2) + "\n"
     (folder / "benchmark.json").write_text(text, encoding="utf-8")
@@ -297,7 +292,7 @@ def write(arguments: BenchmarkArguments, table: str, results: dict) -> None:
 
 
 def draw(path: Path, speeds: dict[str, float]) -> None:
-    """A bar chart of images per second."""
+    """Plot a bar chart of images per second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 0.5 * len(speeds) + 1), layout="constrained")
@@ -314,13 +309,12 @@ def draw(path: Path, speeds: dict[str, float]) -> None:
 
 def main() -> None:
     arguments = cli.parse(BenchmarkArguments)
-    unknown = [name for name in arguments.only if name not in ENTRIES]
-    if unknown:
-        raise UsageError(f"--only: {unknown[0]!r} is none of {', '.join(map(repr, ENTRIES))}")
+    for name in arguments.only:
+        lookup(ENTRIES, name, "--only")
     if arguments.rounds < 1:
-        raise UsageError(f"--rounds: {arguments.rounds} is not a whole number from 1 up")
+        raise UsageError(f"--rounds: expected a whole number >= 1, got {arguments.rounds}")
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
-        raise UsageError("--require: needs both 'fit' and 'dae' among --only")
+        raise UsageError("--require: needs both fit and dae in --only")
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
     (scaling if arguments.scaling else pipelines if arguments.pipelines else compare)(arguments)
 

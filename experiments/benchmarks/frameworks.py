@@ -1,8 +1,9 @@
-"""What experiments/benchmark.py times: each contender trains the same network, epoch after epoch, in its own process.
+"""The programs that benchmark.py times: each trains the same network, epoch after epoch, in its own process.
 
-python experiments/frameworks.py NAME FOLDER/config.json: after each epoch, says on stdout, as JSON, its `seconds` and
-what else it knows of it (`validation_bce`, in nats per pixel), and waits for a line on stdin. A run that it writes is
-FOLDER/run.
+python experiments/benchmarks/frameworks.py NAME FOLDER/config.json
+
+After each epoch a program prints its `seconds`, and what else it knows (`validation_bce`, in nats per pixel), as JSON
+on stdout, and waits for a line on stdin. A run that it writes is FOLDER/run.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import functools
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,28 +19,27 @@ from typing import IO, Any
 
 import numpy as np
 
-if sys.argv[1:2] == ["fit"]:  # as in the tutorial: TensorFlow starts before dae could turn oneDNN on
+if sys.argv[1:2] == ["fit"]:  # as in the tutorial: TensorFlow starts with its own choice of oneDNN, not with dae's
     import tensorflow  # noqa: F401
 
-import keras_fit as tutorial
+import keras_fit
 
-from dae import config as configs
+from dae import config as config_module
 from dae.config import RunConfig
 
-# Ends one epoch, with what is known of it, and starts the next.
+# Ends one epoch, with what is known about it, and starts the next.
 Lap = Callable[..., None]
-# Starts the first epoch; to be called when all that has to be imported is.
+# Starts the first epoch; called when all imports are done.
 Start = Callable[[], Lap]
 
 
-def stopwatch(answers: IO[str]) -> Lap:
-    """The first epoch starts now; what is known of each is written to `answers`."""
+def stopwatch(output: IO[str]) -> Lap:
+    """Start the first epoch; what is known about each epoch is written to `output`."""
     started = time.perf_counter()
 
     def lap(known: Mapping[str, float] | None = None) -> None:
         nonlocal started
-        answer = {**(known or {}), "seconds": time.perf_counter() - started}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({**(known or {}), "seconds": time.perf_counter() - started}), file=output, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
         started = time.perf_counter()
@@ -48,36 +47,36 @@ def stopwatch(answers: IO[str]) -> Lap:
     return lap
 
 
-def loop(config: RunConfig, start: Start) -> None:
-    """This package, as a user gets it: with progress bar, all metrics, summaries and a checkpoint in every epoch."""
+def dae_train(config: RunConfig, start: Start) -> None:
+    """Train with this package as a user would: with progress bar, all metrics, summaries and checkpoints."""
     from dae import cli
 
     _make_stderr_a_terminal()
-    cli.load_tensorflow(config)
-    from dae.training import trainer
+    cli.import_tensorflow(config.onednn)
+    from dae.training.trainer import train
 
-    trainer.train(config, Path(sys.argv[2]).with_name("run"), after_epoch=start())
+    train(config, Path(sys.argv[2]).with_name("run"), on_epoch_end=start())
 
 
 def _make_stderr_a_terminal() -> None:
-    """So that the progress bar is drawn, as for a user; what it draws goes on to where stderr went."""
-    before, (screen, terminal) = os.dup(2), os.openpty()
+    """Make tqdm draw its bar as it does for a user; what it draws is copied to the original stderr."""
+    original, (screen, terminal) = os.dup(2), os.openpty()
     os.dup2(terminal, 2)
 
-    def show() -> None:
-        while shown := os.read(screen, 65536):
-            os.write(before, shown)
+    def copy() -> None:
+        while output := os.read(screen, 65536):
+            os.write(original, output)
 
-    threading.Thread(target=show, daemon=True).start()
+    threading.Thread(target=copy, daemon=True).start()
 
 
 def fit(config: RunConfig, start: Start) -> None:
-    """Keras's `fit` as in experiments/tutorial.py, but with the images and the validation of `config`."""
+    """Train with Keras's `fit` as in keras_fit.py, but with the images and the validation of `config`."""
     from dae.data import datasets, pipeline
 
     lap = start()
-    model, splits = tutorial.compiled(config), datasets.load(config)
-    noisy, clean = tutorial.with_noise(splits.train, config)
+    model, splits = keras_fit.compiled(config), datasets.load(config)
+    noisy, clean = keras_fit.with_noise(splits.train, config)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
     validation = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
     while True:
@@ -88,7 +87,7 @@ def fit(config: RunConfig, start: Start) -> None:
 
 
 def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> None:
-    """PyTorch with images in channels_last, noise made on the fly; no validation."""
+    """Train with PyTorch, images in channels_last, noise made on the fly; no validation."""
     import torch
     from torch import nn
 
@@ -122,12 +121,12 @@ def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> No
 
 
 def torch_compile(config: RunConfig, start: Start) -> None:
-    """The same through `torch.compile`."""
+    """Train with PyTorch and `torch.compile`."""
     torch_eager(config, start, compile_it=True)
 
 
 def jax_jit(config: RunConfig, start: Start) -> None:
-    """JAX, the whole step with its noise under `jit`; no validation."""
+    """Train with JAX, the whole step with its noise under `jit`; no validation."""
     import jax
     import jax.numpy as jnp
 
@@ -180,7 +179,7 @@ def jax_jit(config: RunConfig, start: Start) -> None:
 
 
 def matrix_product(config: RunConfig, start: Start) -> None:
-    """Twenty products of 2,048 x 2,048 float32 matrices: what the machine's arithmetic can do."""
+    """Multiply 2,048 x 2,048 float32 matrices twenty times per epoch, which shows what the processor can do."""
     import tensorflow as tf
 
     lap = start()
@@ -192,67 +191,55 @@ def matrix_product(config: RunConfig, start: Start) -> None:
 
 
 def pipeline_alone(config: RunConfig, start: Start) -> None:
-    """The batches of this package, which nobody uses."""
+    """Produce the batches of this package without using them."""
     from dae import cli
 
-    cli.load_tensorflow(config)
+    cli.import_tensorflow(config.onednn)
+    from dae import runtime
     from dae.data import datasets, pipeline
 
     lap = start()
-    images = datasets.load(config).train
+    images = datasets.load(runtime.resolve(config)).train
     for number, _ in enumerate(pipeline.training_batches(images, config), 1):
         if number % pipeline.steps_per_epoch(len(images), config.batch_size) == 0:
             lap()
 
 
 def step_alone(config: RunConfig, start: Start) -> None:
-    """The train step of this package, on one batch over and over."""
+    """Take the train step of this package on the same batch over and over."""
     from dae import cli
 
-    cli.load_tensorflow(config)
+    cli.import_tensorflow(config.onednn)
     import tensorflow as tf
 
-    from dae.data import pipeline
+    from dae.data.pipeline import training_batches
     from dae.optimizers import optimizers
-    from dae.training import trainer
-    from dae.training.checkpoints import Checkpoints
-    from dae.training.train_step import make_train_step, make_train_steps
+    from dae.training.task import prepare
+    from dae.training.train_state import TrainState
+    from dae.training.train_step import make_train_loop, make_train_step
 
     lap = start()
-    config, splits, model, loss = trainer.prepare(config)
-    batches = iter(pipeline.training_batches(splits.train, config).take(1).cache().repeat())
-    steps = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
-    optimizer = optimizers.build(config, config.epochs * steps)
-    with tempfile.TemporaryDirectory() as folder:
-        state = Checkpoints(Path(folder), model, optimizer, losses=len(loss.names)).state
-        train_step = make_train_step(model, optimizer, loss, state, config.micro_batches or 1)
-        train_steps = make_train_steps(train_step, config.batch_size)
-        while True:
-            train_steps(batches, tf.constant(steps))
-            lap()
+    task = prepare(config)
+    batches = iter(training_batches(task.data.train, config).take(1).cache().repeat())
+    state = TrainState(task.model, optimizers.build(config, config.epochs * task.steps_per_epoch))
+    train_loop = make_train_loop(make_train_step(state, task.loss, task.config.shards or 1))
+    while True:
+        train_loop(batches, tf.constant(task.steps_per_epoch), config.batch_size)
+        lap()
 
 
-CONTENDERS = {
-    function.__name__: function
-    for function in (
-        loop,
-        fit,
-        torch_eager,
-        torch_compile,
-        jax_jit,
-        matrix_product,
-        pipeline_alone,
-        step_alone,
-    )
+PROGRAMS: dict[str, Callable[[RunConfig, Start], None]] = {
+    program.__name__: program
+    for program in (dae_train, fit, torch_eager, torch_compile, jax_jit, matrix_product, pipeline_alone, step_alone)
 }
 
 
 def main() -> None:
     name, config_path = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print on stdout goes to stderr
     with contextlib.suppress(KeyboardInterrupt):
-        CONTENDERS[name](configs.read(Path(config_path)), functools.partial(stopwatch, answers))
+        PROGRAMS[name](config_module.read(Path(config_path)), functools.partial(stopwatch, output))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tutorial that this project starts from, to compare with: `compile`, `fit`, and noise that is made once."""
+"""The tutorial that this project started from, as a baseline: `compile`, `fit`, and noise that is made once."""
 
 import dataclasses
 from pathlib import Path
@@ -12,17 +12,19 @@ from dae.data import datasets
 
 
 @dataclasses.dataclass(frozen=True)
-class TutorialArguments:
-    """Train the network with Keras's `fit`, as the tutorial does; test the result with experiments/evaluate.py."""
+class KerasFitArguments:
+    """Train the network with Keras's `fit`, as the tutorial does; evaluate the result with experiments/evaluate.py."""
 
-    output: str = "tutorial.h5"
+    output: str = "keras_fit.h5"
     """Where to write the model."""
     epochs: int = 50
     """Passes over the training images."""
+    train_examples: int | None = None
+    """Train on the first N images only (default: all)."""
 
 
 def compiled(config: RunConfig) -> Any:
-    """The network, a keras.Model, as the tutorial compiles it."""
+    """Return the network, a keras.Model, compiled as in the tutorial."""
     import keras
 
     from dae.models import networks
@@ -34,20 +36,21 @@ def compiled(config: RunConfig) -> Any:
 
 
 def with_noise(images: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(noisy, clean), float32 in [0, 1], of uint8 images, from NumPy's global random numbers."""
+    """Return (noisy, clean), float32 in [0, 1], for uint8 images, with NumPy's global random numbers."""
     clean = images.astype(np.float32) / 255
     noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1)
     return noisy.astype(np.float32), clean
 
 
 def main() -> None:
-    arguments = cli.parse(TutorialArguments)
-    config = PRESETS["tutorial"]
-    cli.load_tensorflow(config)
-    from dae.workdir import model_files, workdir
+    arguments = cli.parse(KerasFitArguments)
+    config = dataclasses.replace(PRESETS["tutorial"], train_examples=arguments.train_examples)
+    cli.import_tensorflow()
+    from dae.workdir.files import check_output
+    from dae.workdir.model_files import save_model
 
     output = Path(arguments.output)
-    workdir.check_output(output, (".h5", ".keras"), "--output")
+    check_output(output, (".h5", ".keras"), "--output")
     model, splits = compiled(config), datasets.load(config)
     model.fit(
         *with_noise(splits.train, config),
@@ -57,7 +60,7 @@ def main() -> None:
         validation_data=with_noise(splits.test, config),
         verbose=2,
     )
-    model_files.save_model(model, output)
+    save_model(model, output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of what TensorBoard shows of runs, from a real browser: python experiments/screenshots.py --logdir runs.
+"""Take screenshots of TensorBoard: `python experiments/benchmarks/screenshots.py --logdir runs`.
 
 Needs the extra `browser` (pip install '.[browser]') and Chromium with its driver (on Debian and Ubuntu:
 apt-get install chromium chromium-driver).
@@ -23,30 +23,30 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# To wait for a tab, and how often: what TensorBoard has not read yet when a page is loaded never comes on it.
-SECONDS, TIMES = 20, 4
-SETTLING = 3  # more, for its curves and points to be drawn
+# Seconds to wait for a tab, and attempts: a page never shows what TensorBoard read after it was loaded.
+TIMEOUT_SECONDS, ATTEMPTS = 20, 4
+DRAWING_SECONDS = 3  # for curves and points to be drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class ScreenshotArguments:
-    """Open TensorBoard's Scalars, Images, HParams and Projector in a headless browser and save what they show."""
+    """Save screenshots of TensorBoard's Scalars, Images, HParams and Projector tabs in a headless browser."""
 
     logdir: str = "runs"
     """Folder of finished runs."""
     output: str = "screenshots"
-    """Folder for scalars.png, images.png, hparams.png and projector.png."""
+    """Folder of scalars.png, images.png, hparams.png and projector.png."""
     chromium: str | None = None
-    """Path of Chromium or Chrome (default: the one that is installed)."""
+    """Path of Chromium or Chrome (default: the installed one)."""
     chromedriver: str | None = None
-    """Path of its driver (default: the one that is installed)."""
+    """Path of its driver (default: the installed one)."""
     width: int = 1100
-    """Of the window, in pixels."""
+    """Width of the window in pixels."""
     height: int = 760
-    """Of the window, in pixels."""
+    """Height of the window in pixels."""
 
 
-# TensorBoard's elements are in trees of their own, below one another, which a plain selector does not enter.
+# TensorBoard nests its elements in shadow trees, which a plain CSS selector does not enter.
 FIND = """
 const [selector] = arguments, found = [];
 (function search(root) {
@@ -59,24 +59,24 @@ COLUMNS = ("loss", "epochs", "test.quality/psnr", "test.quality/ssim", "validati
 
 
 def find(browser: Any, selector: str) -> list[Any]:
-    """The elements of the page that a CSS selector finds, in whatever tree."""
+    """Return the elements that a CSS selector matches, in the page and in all shadow trees."""
     return browser.execute_script(FIND, selector)
 
 
 def has_curves(browser: Any) -> bool:
-    """Whether there are charts, and all have their data."""
+    """Return whether there are charts, and all have loaded their data."""
     charts = find(browser, "vz-line-chart2")
     return bool(charts) and all(chart.get_attribute("data-loaded-once") is not None for chart in charts)
 
 
-def has_pictures(browser: Any) -> bool:
-    """Whether there are pictures, and all are loaded."""
-    pictures = find(browser, "img[src*=individualImage]")
-    return bool(pictures) and all(int(picture.get_attribute("naturalWidth")) > 0 for picture in pictures)
+def has_images(browser: Any) -> bool:
+    """Return whether there are images, and all are loaded."""
+    images = find(browser, "img[src*=individualImage]")
+    return bool(images) and all(int(image.get_attribute("naturalWidth")) > 0 for image in images)
 
 
 def has_sessions(browser: Any) -> bool:
-    """Whether the table has a line of figures for a run, of a few columns; chooses these."""
+    """Select a few columns of the table, and return whether it shows metrics in them."""
     for box in find(browser, ".hparam-checkbox, .metric-checkbox"):
         if (box.get_attribute("aria-checked") == "true") != (box.get_attribute("textContent").strip() in COLUMNS):
             browser.execute_script("arguments[0].click()", box)
@@ -85,7 +85,7 @@ def has_sessions(browser: Any) -> bool:
 
 
 def has_points(browser: Any) -> bool:
-    """Whether the codes are read and laid out; the Projector is a page within a page within the page."""
+    """Return whether the Projector, which is a frame within a frame of the page, has loaded its points."""
     while frames := find(browser, "iframe"):
         browser.switch_to.frame(frames[0])
     counts = [element.get_attribute("textContent").strip() for element in find(browser, ".numDataPoints")]
@@ -93,10 +93,10 @@ def has_points(browser: Any) -> bool:
     return any(count.isdigit() and count != "0" for count in counts)
 
 
-# Name of the picture -> the page's address below TensorBoard's, and whether it shows what it should.
+# Name of the screenshot -> address of the tab, and a test of whether it is loaded.
 TABS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scalars": ("#scalars&_smoothingWeight=0&tagFilter=loss/total|quality/(psnr|ssim)", has_curves),
-    "images": ("#images", has_pictures),
+    "images": ("#images", has_images),
     "hparams": ("#hparams", has_sessions),
     "projector": ("#projector", has_points),
 }
@@ -104,7 +104,7 @@ TABS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @contextlib.contextmanager
 def served(logdir: Path) -> Iterator[str]:
-    """A TensorBoard of its own on a free port of this machine; its address."""
+    """Start TensorBoard on a free port and yield its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -119,18 +119,20 @@ def served(logdir: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def opened(arguments: ScreenshotArguments) -> Iterator[Any]:
-    """A headless browser of its own; raises UsageError where there is none."""
+def opened_browser(arguments: ScreenshotArguments) -> Iterator[Any]:
+    """Start a headless browser. Raises UsageError if none is installed."""
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
     except ModuleNotFoundError:
-        raise UsageError("selenium is not installed, and needed here: pip install '.[browser]'") from None
+        raise UsageError("selenium is not installed; needed here: pip install '.[browser]'") from None
     chromium = arguments.chromium or shutil.which("chromium") or shutil.which("google-chrome")
     driver = arguments.chromedriver or shutil.which("chromedriver")
     for flag, path, package in (("--chromium", chromium, "chromium"), ("--chromedriver", driver, "chromium-driver")):
         if path is None or not Path(path).is_file():
-            raise UsageError(f"{flag}: {path or 'none'} found; install it (Debian: {package}) or give its path")
+            raise UsageError(
+                f"{flag}: {path or 'no browser'} not found; install it (Debian: {package}) or give its path"
+            )
     options = webdriver.ChromeOptions()
     options.binary_location = str(chromium)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -145,10 +147,10 @@ def opened(arguments: ScreenshotArguments) -> Iterator[Any]:
 
 
 def loaded(browser: Any, address: str, shows: Callable[[Any], bool]) -> bool:
-    """Whether the page shows what it should within so many seconds."""
-    browser.get("about:blank")  # else the address is but another place on the same page
+    """Load a page and return whether it passes the test in time."""
+    browser.get("about:blank")  # otherwise the browser would only move to another anchor of the same page
     browser.get(address)
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         time.sleep(1)
         if shows(browser):
@@ -160,13 +162,13 @@ def main() -> None:
     arguments = cli.parse(ScreenshotArguments)
     logdir, output = Path(arguments.logdir), Path(arguments.output)
     if not any(logdir.rglob("events.out.tfevents.*")):
-        raise UsageError(f"--logdir: {logdir} holds no run")
-    with served(logdir) as address, opened(arguments) as browser:
+        raise UsageError(f"--logdir: {logdir} holds no TensorBoard files")
+    with served(logdir) as address, opened_browser(arguments) as browser:
         output.mkdir(parents=True, exist_ok=True)
         for name, (page, shows) in TABS.items():
-            if not any(loaded(browser, address + page, shows) for _ in range(TIMES)):
-                raise RunError(f"{name}: shows nothing after {TIMES * SECONDS} seconds")
-            time.sleep(SETTLING)
+            if not any(loaded(browser, address + page, shows) for _ in range(ATTEMPTS)):
+                raise RunError(f"{name}: shows nothing after {ATTEMPTS * TIMEOUT_SECONDS} seconds")
+            time.sleep(DRAWING_SECONDS)
             browser.save_screenshot(str(output / f"{name}.png"))
             print(output / f"{name}.png")
 

@@ -1,4 +1,4 @@
-"""Times how long run.py takes to answer: python experiments/start_up.py."""
+"""Time the start of run.py: `python experiments/benchmarks/startup.py`."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,15 @@ RUN = (sys.executable, str(Path(__file__).resolve().parent.parent / "run.py"))
 
 
 @dataclasses.dataclass(frozen=True)
-class StartUpArguments:
-    """Time, in turns, the help, the refusal of a mistyped flag, and the first training step of the default run."""
+class StartupArguments:
+    """Time, in turn, the help, the error for a mistyped flag, and the first training step of the default run."""
 
     rounds: int = 5
-    """How many times each; one more goes before as warm-up."""
+    """Timed repetitions, after one for warm-up."""
 
 
 def until_exit(status: int, *command: str) -> float:
-    """Seconds until `command` is over; raises RunError where it does not exit with `status`."""
+    """Return the seconds until `command` exits. Raises RunError if its exit status is not `status`."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True)
     if done.returncode != status:
@@ -35,7 +35,7 @@ def until_exit(status: int, *command: str) -> float:
 
 
 def until_first_step() -> float:
-    """Seconds until the default run has its first step done and, which tells it, saved."""
+    """Return the seconds until the default run has taken its first step, which a checkpoint shows."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         run = Path(scratch) / "run"
         started = time.perf_counter()
@@ -46,7 +46,7 @@ def until_first_step() -> float:
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        while not (run / "checkpoints" / "newest" / "ckpt-1.index").exists():
+        while not (run / "checkpoints" / "latest" / "ckpt-1.index").exists():
             if process.poll() is not None:
                 raise RunError(f"run.py exited with {process.returncode} before its first step")
             time.sleep(0.01)
@@ -54,20 +54,20 @@ def until_first_step() -> float:
 
 
 def main() -> None:
-    arguments = cli.parse(StartUpArguments)
+    arguments = cli.parse(StartupArguments)
     if arguments.rounds < 1:
-        raise UsageError(f"--rounds: {arguments.rounds} is not a whole number from 1 up")
+        raise UsageError(f"--rounds: expected a whole number >= 1, got {arguments.rounds}")
     timed = {
         "run.py --help": lambda: until_exit(0, *RUN, "--help"),
         "run.py --losss bce": lambda: until_exit(2, *RUN, "--losss", "bce"),
-        "run.py, its first step": until_first_step,
-        "importing TensorFlow alone": lambda: until_exit(0, sys.executable, "-c", "import tensorflow"),
+        "run.py until its first step": until_first_step,
+        "only importing TensorFlow": lambda: until_exit(0, sys.executable, "-c", "import tensorflow"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in tqdm(range(arguments.rounds + 1), unit=" rounds", disable=None):
         for name, function in timed.items():
             seconds[name].append(function())
-    print("| until | seconds, median | from .. to |\n| --- | --- | --- |")
+    print("| command | seconds, median | range |\n| --- | --- | --- |")
     for name, (_, *of_rounds) in seconds.items():
         print(f"| {name} | {statistics.median(of_rounds):.2f} | {min(of_rounds):.2f} to {max(of_rounds):.2f} |")
 

@@ -1,4 +1,4 @@
-"""Times how soon `fit`, the default run and preset `fast` are equally good: python experiments/time_to_quality.py."""
+"""Time to equal quality of `fit`, the default run and `fast`: python experiments/benchmarks/time_to_quality.py."""
 
 import contextlib
 import dataclasses
@@ -6,38 +6,38 @@ import json
 from itertools import accumulate
 from pathlib import Path
 
-from benchmark import ENTRIES as CONTENDERS
+from benchmark import ENTRIES as FRAMEWORKS
 from benchmark import Process, about
 from tqdm import tqdm
 
 from dae import cli
 from dae.config import PRESETS
-from dae.errors import UsageError, choose
+from dae.errors import UsageError, lookup
 
-# What each trains.
+# The configurations that are raced.
 ENTRIES = {"fit": PRESETS["default"], "default": PRESETS["default"], "fast": PRESETS["fast"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeToQualityArguments:
-    """Train all three in one run, epoch by epoch in turns, to the validation BCE with which the default run ends."""
+    """Train all three in turn, epoch by epoch, and report when each reaches the default run's final validation BCE."""
 
     output: str = "runs/time_to_quality"
-    """Folder for time_to_quality.json, time_to_quality.md, time_to_quality.png, and the runs."""
+    """Folder of time_to_quality.json, .md and .png, and of the runs."""
     fit: str = "fit"
-    """Which of benchmark.py's fits: as in the tutorial, or "fit, oneDNN on", which is faster on some processors."""
+    """Which `fit` of benchmark.py: as in the tutorial, or "fit, oneDNN on", which is faster on some processors."""
     seed: int = 0
-    """Decides initial weights, order and noise."""
+    """Seed of the initial weights, the order of the images and the noise."""
 
 
 def race(fit: str, seed: int, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """{name: for each epoch the `seconds` since its training began, and its `validation_bce`}."""
+    """Return, for each name and epoch, the `seconds` since the start of its training, and its `validation_bce`."""
     results: dict[str, list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         processes: dict[str, Process] = {}
         for name, config in ENTRIES.items():
-            contender = fit if name == "fit" else "dae"
-            processes[name] = Process(contender, dataclasses.replace(config, seed=seed), folder=folder / name)
+            framework = fit if name == "fit" else "dae"
+            processes[name] = Process(framework, dataclasses.replace(config, seed=seed), folder=folder / name)
             stack.callback(processes[name].close)
             results[name] = [processes[name].first_epoch]
         for epoch in tqdm(range(2, max(config.epochs for config in ENTRIES.values()) + 1), disable=None):
@@ -53,7 +53,7 @@ def race(fit: str, seed: int, folder: Path) -> dict[str, list[dict[str, float]]]
 
 
 def draw(path: Path, results: dict[str, list[dict[str, float]]], target: float) -> None:
-    """The curves of validation BCE over seconds."""
+    """Plot validation BCE over seconds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -70,9 +70,9 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]], target: float) 
 def main() -> None:
     arguments = cli.parse(TimeToQualityArguments)
     folder = Path(arguments.output)
-    choose({name: None for name, (contender, *_) in CONTENDERS.items() if contender == "fit"}, arguments.fit, "--fit")
+    lookup({name: None for name, (program, *_) in FRAMEWORKS.items() if program == "fit"}, arguments.fit, "--fit")
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"--output: {folder} is not empty; a race begins anew, so name another")
+        raise UsageError(f"--output: {folder} is not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     results = race(arguments.fit, arguments.seed, folder)
     target = results["default"][-1]["validation_bce"]
@@ -81,8 +81,8 @@ def main() -> None:
         for name, epochs in results.items()
     }
     base = reached["fit"] or results["fit"][-1]
-    rows = [f"validation BCE {target:.4f}, with which the default run ends, seed {arguments.seed}:\n"]
-    rows += ["| who | epochs | seconds | times fit | at the end |", "| --- | --- | --- | --- | --- |"]
+    rows = [f"Final validation BCE of the default run, seed {arguments.seed}: {target:.4f}\n"]
+    rows += ["| run | epochs | seconds | times faster than fit | at the end |", "| --- | --- | --- | --- | --- |"]
     for name, epochs in results.items():
         end, epoch = f"{epochs[-1]['validation_bce']:.4f} after {len(epochs)} epochs", reached[name]
         if epoch is None:

@@ -1,0 +1,224 @@
+"""Tests of .npz, .npy and IDX files, loaded as a user's --data."""
+
+import gzip
+import io
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import fuzz, idx_bytes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dae.config import RunConfig
+from dae.data import datasets, storage
+from dae.errors import UsageError
+
+
+def load(path: Path, **settings) -> datasets.Splits:
+    return datasets.load(RunConfig(data=str(path), **settings))
+
+
+def npz_bytes(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def test_npz_file_keeps_images_and_their_order(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    np.savez_compressed(tmp_path / "own.npz", x_train=images[:30], x_test=np.asfortranarray(images[30:]))
+    splits = load(tmp_path / "own.npz", validation_examples=5)
+    np.testing.assert_array_equal(splits.train[..., 0], images[:25])
+    np.testing.assert_array_equal(splits.validation[..., 0], images[25:30])
+    np.testing.assert_array_equal(splits.test[..., 0], images[30:])
+
+
+def test_highly_compressible_npz_of_real_size_is_accepted(tmp_path):
+    """As many images as MNIST has, mostly white, packed several hundredfold."""
+    train, test = np.full((60_000, 28, 28), 255, np.uint8), np.full((10_000, 28, 28), 255, np.uint8)
+    train[::1000, 14, 14] = test[::1000, 14, 14] = 100
+    path = tmp_path / "white.npz"
+    np.savez_compressed(path, x_train=train, x_test=test)
+    assert train.nbytes + test.nbytes > 200 * path.stat().st_size
+    splits = load(path)
+    np.testing.assert_array_equal(splits.train[..., 0], train[:55_000])
+    np.testing.assert_array_equal(splits.test[..., 0], test)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_from_0_to_1_become_grey_levels_with_a_note(dtype, tmp_path, mnist):
+    digits = mnist.test[:20]
+    np.savez(tmp_path / "own.npz", x_train=(digits / 255).astype(dtype), x_test=np.asfortranarray(digits))
+    splits = load(tmp_path / "own.npz", validation_examples=0, batch_size=4)
+    np.testing.assert_array_equal(splits.train, digits)
+    np.testing.assert_array_equal(splits.test, digits)
+    (note,) = splits.notes
+    assert f"x_train: {np.dtype(dtype)} " in note
+    assert "256 levels" in note
+
+
+def test_large_array_in_fortran_order_is_refused(tmp_path, mnist, monkeypatch):
+    monkeypatch.setattr(storage, "IN_MEMORY", 20 * 28 * 28 - 1)
+    np.save(tmp_path / "own.npy", np.asfortranarray(mnist.test[:20, ..., 0]))
+    with pytest.raises(UsageError, match=r"own\.npy: .*Fortran order.*np\.ascontiguousarray"):
+        load(tmp_path / "own.npy")
+
+
+class Hostile:
+    """Fails the test when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle in a data file was executed",))
+
+
+GOOD = npy_bytes(np.zeros((9, 28, 28), np.uint8))
+WITH_NAN = np.ones((9, 28, 28), np.float32)
+WITH_NAN[7, 3, 4] = np.nan
+
+
+def zeros(shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
+    return npy_bytes(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "not a readable .npz file", id="empty"),
+        pytest.param(b"something else entirely", "not a readable .npz file", id="no archive"),
+        pytest.param(npz_bytes(x_train=GOOD, x_test=GOOD)[:-40], "not a readable .npz file", id="cut archive"),
+        pytest.param(npz_bytes(x_train=GOOD[:50], x_test=GOOD), "not a readable .npz file", id="cut header"),
+        pytest.param(npz_bytes(x_train=GOOD.replace(b"{'d", b"{{'d"), x_test=GOOD), "not a readable", id="bad header"),
+        pytest.param(npz_bytes(x_train=GOOD[:-9], x_test=GOOD), "x_train: .*size of the file", id="cut array"),
+        pytest.param(npz_bytes(x_test=GOOD, y_test=GOOD), "x_train.* got x_test, y_test", id="no x_train"),
+        pytest.param(npz_bytes(), "x_train.* got none", id="no arrays"),
+        pytest.param(npz_bytes(x_train=zeros((9, 28, 28), np.int64)), "x_train: .*uint8.* got int64", id="int64"),
+        pytest.param(npz_bytes(x_train=npy_bytes(np.full((9, 28, 28), 255.0))), "got 255 in image 1;", id="255.0"),
+        pytest.param(npz_bytes(x_train=npy_bytes(WITH_NAN)), "got nan in image 8;", id="nan"),
+        pytest.param(npz_bytes(x_train=npy_bytes(-WITH_NAN[:3])), "got -1 in image 1;", id="-1.0"),
+        pytest.param(npz_bytes(x_train=zeros((9, 784))), r"x_train: .*got \(9, 784\)", id="flat images"),
+        pytest.param(npz_bytes(x_train=zeros((0, 28, 28))), r"N >= 1.* got \(0, 28, 28\)", id="no images"),
+        pytest.param(npz_bytes(x_train=zeros((9, 28, 28, 2))), r"C 1 or 3, got \(9, 28, 28, 2\)", id="two channels"),
+        pytest.param(npz_bytes(x_train=zeros((9, 10, 28))), r"SSIM.* got \(9, 10, 28\)", id="small images"),
+        pytest.param(npz_bytes(x_train=npy_header((-9, -28, 28)) + b"12"), r"got \(-9, -28, 28\)", id="negative shape"),
+        pytest.param(npz_bytes(x_train=zeros((9, 28, 20)), x_test=GOOD), r"\(28, 20, 1\).*\(28, 28, 1\)", id="sizes"),
+        pytest.param(npz_bytes(x_train=b"\x93NUMPY\x03\x00" + GOOD[8:]), r"format.* got \(3, 0\)", id="new format"),
+        pytest.param(npz_bytes(x_train=npy_header((2**40, 28, 28)) + b"12"), "size of the file", id="claims 2**40"),
+        pytest.param(npz_bytes(x_train=npy_header((2**70, 28, 28)) + b"12"), "size of the file", id="claims 2**70"),
+        pytest.param(npz_bytes(x_train=npy_bytes(np.array([Hostile()], object))), "got object", id="pickled objects"),
+        pytest.param(pickle.dumps(Hostile()), "not a readable .npz file", id="pickle"),
+    ],
+)
+def test_damaged_or_hostile_npz_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(path, validation_examples=1)
+    assert str(caught.value).startswith(f"--data: {path}: ")
+    assert "\n" not in str(caught.value)
+
+
+FUZZED = npz_bytes(x_train=npy_bytes(np.arange(9 * 28 * 28, dtype=np.uint8).reshape(9, 28, 28)), x_test=GOOD)
+
+
+@fuzz
+@given(st.data())
+def test_randomly_damaged_npz_loads_or_is_refused_in_one_line(tmp_path_factory, data):
+    content = bytearray(FUZZED)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(content)) | st.just(len(content)))
+    path = tmp_path_factory.getbasetemp() / "fuzzed.npz"
+    path.write_bytes(content[:end])
+    try:
+        splits = load(path, validation_examples=1)
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert splits.train.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"),
+        ("train-images.idx3-ubyte", "t10k-images.idx3-ubyte"),
+        ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"),
+        ("emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-test-images-idx3-ubyte"),
+    ],
+)
+def test_folder_of_idx_files_is_read(train, test, tmp_path, mnist):
+    for name, images in ((train, mnist.train[:30, ..., 0]), (test, mnist.test[:9, ..., 0])):
+        content = idx_bytes(images)
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"labels are ignored")
+    splits = load(tmp_path, batch_size=8)
+    np.testing.assert_array_equal(splits.train, mnist.train[:27])
+    np.testing.assert_array_equal(splits.validation, mnist.train[27:30])
+    np.testing.assert_array_equal(splits.test, mnist.test[:9])
+    assert splits.notes == ()
+
+
+def test_single_idx_file_is_split_into_training_and_test_images(tmp_path, mnist):
+    path = tmp_path / "train-images-idx4-ubyte"
+    path.write_bytes(idx_bytes(np.repeat(mnist.test[:20], 3, axis=-1)))
+    for data in (path, tmp_path):
+        splits = load(data)
+        assert (splits.image_shape, len(splits.train), len(splits.test)) == ((28, 28, 3), 17, 2)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda content: content[:-1], "image 9 of 9|size of the file", id="cut"),
+        pytest.param(lambda content: content + b"x", "after image 9|size of the file", id="too long"),
+        pytest.param(lambda content: content[:7], "not a readable IDX file", id="cut header"),
+        pytest.param(lambda content: b"", "not a readable IDX file", id="empty"),
+        pytest.param(lambda content: content[:2] + b"\x0d" + content[3:], "IDX file of images", id="floats"),
+        pytest.param(lambda content: content[:4] + bytes(4) + content[8:], "N >= 1", id="no images"),
+        pytest.param(lambda content: content[:4] + b"\0\1\0\0" + content[8:], "of 65536|size of the", id="2**16"),
+    ],
+)
+def test_damaged_idx_file_is_refused_in_one_line(change, message, suffix, tmp_path, mnist):
+    content = change(idx_bytes(mnist.test[:9, ..., 0]))
+    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(tmp_path)
+    assert str(caught.value).startswith(f"--data: {path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_file_that_claims_more_than_the_free_disk_space_is_refused_in_one_line(tmp_path):
+    """The size of a gzipped file does not tell how many images it holds."""
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 1000, 1000) + bytes(1000)))
+    with pytest.raises(UsageError, match=f"^--data: {re.escape(str(path))}: .*GiB.*TMPDIR.*not enough space") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_training_files_in_one_folder_are_refused(tmp_path, mnist):
+    for name in ("a-train-images-idx3-ubyte", "b-train-images-idx3-ubyte"):
+        (tmp_path / name).write_bytes(idx_bytes(mnist.test[:9, ..., 0]))
+    with pytest.raises(UsageError, match=r"a-train-images-idx3-ubyte and b-train-images-idx3-ubyte"):
+        load(tmp_path)
