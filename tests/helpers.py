@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import keras
 import numpy as np
 import pytest

@@ -14,9 +14,6 @@ from dae import cli
 from dae.config import PRESETS
 from dae.errors import UsageError, lookup
 
-# The configurations that are raced.
-ENTRIES = {"fit": PRESETS["default"], "default": PRESETS["default"], "fast": PRESETS["fast"]}
-
 
 @dataclasses.dataclass(frozen=True)
 class TimeToQualityArguments:
@@ -28,20 +25,28 @@ class TimeToQualityArguments:
     """Which `fit` of benchmark.py: as in the tutorial, or "fit, oneDNN on", which is faster on some processors."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the noise."""
+    train_examples: int | None = None
+    """Train on the first N images only (default: all)."""
+    epochs: int = 50
+    """Epochs of `fit` and of the default run."""
 
 
-def race(fit: str, seed: int, folder: Path) -> dict[str, list[dict[str, float]]]:
+def race(arguments: TimeToQualityArguments, folder: Path) -> dict[str, list[dict[str, float]]]:
     """Return, for each name and epoch, the `seconds` since the start of its training, and its `validation_bce`."""
+    default = dataclasses.replace(PRESETS["default"], epochs=arguments.epochs)
+    configs = {
+        name: dataclasses.replace(config, seed=arguments.seed, train_examples=arguments.train_examples)
+        for name, config in {"fit": default, "default": default, "fast": PRESETS["fast"]}.items()
+    }
     results: dict[str, list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         processes: dict[str, Process] = {}
-        for name, config in ENTRIES.items():
-            framework = fit if name == "fit" else "dae"
-            processes[name] = Process(framework, dataclasses.replace(config, seed=seed), folder=folder / name)
+        for name, config in configs.items():
+            processes[name] = Process(arguments.fit if name == "fit" else "dae", config, folder=folder / name)
             stack.callback(processes[name].close)
             results[name] = [processes[name].first_epoch]
-        for epoch in tqdm(range(2, max(config.epochs for config in ENTRIES.values()) + 1), disable=None):
-            for name, config in ENTRIES.items():
+        for epoch in tqdm(range(2, max(config.epochs for config in configs.values()) + 1), disable=None):
+            for name, config in configs.items():
                 if epoch <= config.epochs:
                     results[name].append(processes[name].epoch())
                     if epoch == config.epochs and name != "fit":
@@ -74,7 +79,7 @@ def main() -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"--output: {folder} is not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    results = race(arguments.fit, arguments.seed, folder)
+    results = race(arguments, folder)
     target = results["default"][-1]["validation_bce"]
     reached = {
         name: next((epoch for epoch in epochs if epoch["validation_bce"] <= target), None)

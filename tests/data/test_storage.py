@@ -4,7 +4,9 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import idx_bytes
 
+from dae import config as config_module
 from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.data import datasets, storage
@@ -14,47 +16,46 @@ from dae.training import trainer
 
 @pytest.fixture
 def mapped(monkeypatch):
-    """Every array that is stored lies in a temporary file."""
+    """Store every array in a temporary file, in small blocks."""
     monkeypatch.setattr(storage, "IN_MEMORY", 0)
     monkeypatch.setattr(storage, "BLOCK", 10_000)
 
 
-def test_what_is_mapped_from_a_file_is_what_was_stored(mapped, mnist):
+def test_mapped_images_are_those_that_were_stored(mapped, mnist):
     digits = mnist.test[:100]
-    images = storage.stored((120, 28, 28, 1), (digits[i : i + 7] for i in range(0, 100, 7)))
+    images = storage.materialize((120, 28, 28, 1), (digits[i : i + 7] for i in range(0, 100, 7)))
     assert isinstance(images, np.memmap)
     np.testing.assert_array_equal(images, digits)
-    places = np.random.default_rng(0).permutation(100)[:60]
-    np.testing.assert_array_equal(storage.selected(images, places), digits[places])
+    indices = np.random.default_rng(0).permutation(100)[:60]
+    np.testing.assert_array_equal(storage.take(images, indices), digits[indices])
     for part in (slice(0, 100), slice(30, 50), slice(99, 100)):
-        indices = tf.range(len(digits[part]))[::-1]
-        np.testing.assert_array_equal(storage.reader(images[part])(indices), digits[part][::-1])
-    np.testing.assert_array_equal(storage.reader(images[20:][5:])(tf.constant([3])), digits[28:29])
+        reverse = tf.range(len(digits[part]))[::-1]
+        np.testing.assert_array_equal(storage.gather_fn(images[part])(reverse), digits[part][::-1])
+    np.testing.assert_array_equal(storage.gather_fn(images[20:][5:])(tf.constant([3])), digits[28:29])
 
 
-def test_a_run_on_mapped_images_is_the_run_on_images_in_memory_to_the_bit(tiny_run, tmp_path, mapped):
-    config = trainer.configs.read(tiny_run / "config.json")
+def test_training_on_mapped_images_repeats_training_in_memory_bit_for_bit(tiny_run, tmp_path, mapped):
+    config = config_module.read(tiny_run / "config.json")
     assert isinstance(datasets.load(config).train, np.memmap)
     trainer.train(config, tmp_path / "run")
     assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
 
 
-def test_a_full_disk_is_said(mapped, monkeypatch, tmp_path):
+def test_folder_for_temporary_files_that_does_not_exist_is_refused(mapped, monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    with pytest.raises(UsageError, match=r"cannot be unpacked to .*none .No such file.*; TMPDIR may"):
+    with pytest.raises(UsageError, match=r"none: .*GiB.*TMPDIR.*No such file"):
         datasets.load(RunConfig())
 
 
-# Of an IDX file of 1.9 GiB, sparse but for its digits at the end, under a cap of 1.5 GiB for all that a process holds
-# for itself. TensorFlow's libraries and its threads' stacks are most of what is used.
-UNDER_A_CAP = """
+# Reads an IDX file of 1.9 GiB, sparse but for the digits at its end, while the process may allocate 1.5 GiB of memory,
+# most of which TensorFlow's libraries and the stacks of its threads take.
+WITH_LIMITED_MEMORY = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (1_500 << 20, 1_500 << 20))
 import numpy as np
 from dae import RunConfig
-from dae.data import datasets
-from dae.data import pipeline
-config = RunConfig(data=sys.argv[1], batch_size=2000, epochs=1, micro_batches=1)
+from dae.data import datasets, pipeline
+config = RunConfig(data=sys.argv[1], batch_size=2000, epochs=1, shards=1)
 splits = datasets.load(config)
 assert sum(part.nbytes for part in (splits.train, splits.validation, splits.test)) > 1_900 << 20
 bright = 0
@@ -65,28 +66,26 @@ for number, (noisy, clean) in enumerate(pipeline.training_batches(splits.train, 
 noisy, clean = next(iter(pipeline.evaluation_batches(splits.validation, config, "validation")))
 print(bright, clean.numpy().max())
 try:
-    held = np.ones(1_900 << 20, np.uint8)
+    np.ones(1_900 << 20, np.uint8)
 except MemoryError:
-    print("the cap holds")
+    print("the limit holds")
 """
 
 
-def test_images_beyond_memory_are_trained_on_under_a_cap_below_their_size(tmp_path, mnist):
+def test_images_larger_than_the_memory_limit_are_trained_on(tmp_path, mnist):
     digits = mnist.train[:50_000]
     count = (1_950 << 20) // 784
     with open(tmp_path / "train-images-idx3-ubyte", "wb") as file:
         file.write(bytes([0, 0, 8, 3]) + np.array([count, 28, 28], ">u4").tobytes())
         file.seek((count - len(digits)) * 784, 1)
         file.write(digits.tobytes())
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(
-        bytes([0, 0, 8, 3]) + np.array([9, 28, 28], ">u4").tobytes() + mnist.test[:9].tobytes()
-    )
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(mnist.test[:9, ..., 0]))
     done = subprocess.run(
-        [sys.executable, "-c", UNDER_A_CAP, tmp_path], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", WITH_LIMITED_MEMORY, tmp_path], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     bright, brightest, *_ = done.stdout.split()
-    # A share of 45,000 / 2.6 million of the 42,000 images seen are digits.
+    # 45,000 of the 2.6 million training images are digits: about 724 of the 42,000 seen.
     assert 600 < int(bright) < 850
     assert float(brightest) == 1
-    assert "the cap holds" in done.stdout
+    assert "the limit holds" in done.stdout

@@ -50,6 +50,7 @@ def test_build_refuses_unknown_names(change, flag):
         optimizers.build(RunConfig(**change), 10)
 
 
+@pytest.mark.slow
 def test_resumed_run_with_soap_schedule_and_clipping_equals_an_uninterrupted_one(tmp_path):
     def stop(line):
         raise Interrupted(2, "stopped by the test")

@@ -1,20 +1,33 @@
-import gzip
-import json
+import pytest
+import tensorflow as tf
+from helpers import TINY, run_in_process
 
-from conftest import TINY, run_here
+from dae import config as config_module
+from dae.training.profiler import PROFILED_CALL, profiled
 
-from dae import config as configs
+
+def test_profile_holds_training_steps(tmp_path):
+    (tmp_path / "tiny.json").write_text(config_module.to_json(TINY))
+    completed = run_in_process("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert "--profile" not in completed.stderr
+    (profile,) = (tmp_path / "run" / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    content = profile.read_bytes()
+    for name in (b"train_loop", b"Conv2DBackpropFilter"):
+        assert name in content
 
 
-def test_profile_writes_a_trace_of_training_steps_that_tensorboard_and_perfetto_open(tmp_path):
-    (tmp_path / "tiny.json").write_text(configs.to_json(TINY))
-    done = run_here("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "run" / "tensorboard" / "plugins" / "profile"
-    assert len(list(folder.glob("*/*.xplane.pb"))) == 1
-    (trace,) = folder.glob("*/trace.json.gz")
-    assert str(trace.name) in done.stdout
-    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    (steps,) = [event for event in events if event["name"] == "train_steps"]
-    assert steps["dur"] > 0
-    assert any("Conv2DBackpropFilter" in event["name"] for event in events)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_profiler_passes_on_every_call_and_warns_if_it_profiled_none(enabled, tmp_path, capsys):
+    calls = []
+
+    def train_loop(batches, num_steps, batch_size):
+        calls.append((int(num_steps), batch_size))
+        return num_steps
+
+    with profiled(train_loop, tmp_path, enabled) as loop:
+        results = [int(loop(iter(()), tf.constant(step), 8)) for step in range(PROFILED_CALL - 1)]
+    assert calls == [(step, 8) for step in range(PROFILED_CALL - 1)]
+    assert results == list(range(PROFILED_CALL - 1))
+    assert ("--profile" in capsys.readouterr().err) == enabled
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,42 @@
+"""README.md and docs/: generated tables, links, and the examples of a user's own loss and noise."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from helpers import run_in_process
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_generated_tables_equal_the_code(page):
+    text = page.read_text()
+    assert runpy.run_path(str(ROOT / "docs" / "generate.py"))["updated"](text) == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_examples_of_loss_and_noise_train(tmp_path):
+    blocks = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [name for name, _ in blocks] == ["my_losses.py", "my_noise.py"]
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    loss, noise = "bce + 10*my_losses.py:fourth_power", "my_noise.py:stripes"
+    small = ("--train-examples", 500, "--epochs", 1, "--quiet")
+    done = run_in_process("run.py", "--loss", loss, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_example_loss_trains(tmp_path):
+    loss = f"bce + 0.5*{ROOT}/experiments/examples/edge_loss.py:edges"
+    small = ("--train-examples", 500, "--epochs", 1, "--quiet")
+    done = run_in_process("run.py", "--loss", loss, *small, "--run-dir", "run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

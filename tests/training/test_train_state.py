@@ -1,0 +1,123 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import TINY
+
+from dae.config import RunConfig
+from dae.data.datasets import Splits
+from dae.data.pipeline import training_batches
+from dae.losses import composite
+from dae.models import networks
+from dae.optimizers import optimizers
+from dae.training.train_state import RunningMeans, TrainState
+from dae.training.train_step import make_train_step
+
+COSINE = RunConfig(batch_size=32, schedule="cosine", warmup_ratio=0.5, learning_rate=0.01)
+STEPS = 24
+
+
+def new_state(config: RunConfig) -> TrainState:
+    return TrainState(networks.build(config, (28, 28, 1)), optimizers.build(config, STEPS))
+
+
+def values(state: TrainState) -> list[np.ndarray]:
+    """Return every variable of `state`."""
+    others = (state.step, *state.means.variables, state.seconds, state.best_loss, state.best_epoch)
+    return [np.asarray(variable) for variable in (*state.model.variables, *state.optimizer.variables, *others)]
+
+
+def assert_equal(state: TrainState, other: TrainState) -> None:
+    for value, other_value in zip(values(state), values(other), strict=True):
+        np.testing.assert_array_equal(value, other_value, strict=True)
+
+
+def test_running_means_weigh_images():
+    means = RunningMeans(["loss", "norm"])
+    means.update({"norm": tf.constant(10.0), "loss": tf.constant(1.0)}, images=64)
+    means.update({"norm": tf.constant(20.0), "loss": tf.constant(4.0)}, images=16)
+    assert means.result() == {"loss": 1.6, "norm": 12.0}
+    assert int(means.images) == 80
+
+
+def test_running_means_are_exact_in_float64():
+    means = RunningMeans(["loss"])
+    for _ in range(1000):
+        means.update({"loss": tf.constant(0.1)}, images=100)
+    assert means.result()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-13)  # float32 sums are off by 1e-6
+
+
+def test_running_means_start_over_after_reset():
+    means = RunningMeans(["loss"])
+    means.update({"loss": tf.constant(1.0)}, images=3)
+    means.reset()
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(means.result()["loss"])
+    means.update({"loss": tf.constant(2.0)}, images=5)
+    assert means.result() == {"loss": 2.0}
+
+
+def test_start_epoch_resets_only_what_belongs_to_one_epoch():
+    state = new_state(TINY)
+    state.means.update({name: tf.constant(1.0) for name in ("loss", "gradient_norm", "update_to_weight_ratio")}, 2)
+    for variable in (state.step, state.seconds, state.best_loss, state.best_epoch):
+        variable.assign(7)
+    state.start_epoch()
+    assert (state.means.sums.numpy() == 0).all()
+    assert [int(value) for value in (state.means.images, state.seconds)] == [0, 0]
+    assert [int(value) for value in (state.step, state.best_loss, state.best_epoch)] == [7, 7, 7]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tmp_path):
+    """Weights, the optimizer's variables, step, running means, seconds, and the best result, each once."""
+    config = RunConfig(optimizer=optimizer, schedule=schedule, loss="bce + mse")
+    model = networks.build(config, (28, 28, 1))
+    state = TrainState(model, optimizers.build(config, STEPS), composite.build(config.loss).names)
+    state.write(str(tmp_path / "ckpt"))
+    stored = {
+        name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): tuple(shape)
+        for name, shape in tf.train.list_variables(str(tmp_path / "ckpt"))
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"  # TensorFlow's description of the file
+    }
+    expected = {"step": (), "means/images": (), "seconds": (), "best_loss": (), "best_epoch": ()}
+    # The loss, its two terms, the norm of the gradient and the ratio of update to weights.
+    assert expected | {"means/sums": (5,)} == {
+        name: shape for name, shape in stored.items() if not name.startswith(("model/", "optimizer/"))
+    }
+    shapes = [tuple(variable.shape) for variable in (*model.variables, *state.optimizer.variables)]
+    assert sorted(shape for name, shape in stored.items() if name.startswith(("model/", "optimizer/"))) == sorted(shapes)
+    sizes = [math.prod(shape) for shape in shapes]
+    parameters = model.count_params()
+    if optimizer == "adam":  # the step, the rate unless a schedule computes it, and two moments
+        assert sum(sizes) == 3 * parameters + 1 + (schedule == "constant")
+    else:
+        assert sum(sizes) > 3 * parameters
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_restored_state_continues_with_the_same_bits(optimizer, mnist: Splits, tmp_path: Path):
+    config = RunConfig(batch_size=32, optimizer=optimizer, schedule="cosine", warmup_ratio=0.5, learning_rate=0.01)
+    loss = composite.build(config.loss)
+    uninterrupted, restored = new_state(config), new_state(config)
+    train_step = make_train_step(uninterrupted, loss, shards=2, max_gradient_norm=0.1)
+    for step, (noisy, clean) in enumerate(training_batches(mnist.train, config).take(STEPS)):
+        if step == STEPS // 2 + 1:  # with SOAP, between two updates of the eigenvectors
+            uninterrupted.write(str(tmp_path / "ckpt"))
+        train_step(noisy, clean)
+    restored.read(str(tmp_path / "ckpt")).assert_consumed()
+    train_step = make_train_step(restored, loss, shards=2, max_gradient_norm=0.1)
+    for noisy, clean in training_batches(mnist.train, config, int(restored.step)).take(STEPS - int(restored.step)):
+        train_step(noisy, clean)
+    assert int(restored.step) == STEPS
+    assert_equal(restored, uninterrupted)
+    assert float(restored.optimizer.learning_rate) < 0.01 * 1e-3  # the end of the cosine
+
+
+def test_state_restored_from_another_model_is_not_consumed(tmp_path):
+    new_state(RunConfig(width=2)).write(str(tmp_path / "ckpt"))
+    with pytest.raises((AssertionError, ValueError)):
+        new_state(RunConfig(optimizer="soap")).read(str(tmp_path / "ckpt")).assert_consumed()
