@@ -121,8 +121,9 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             except TypeError:
                 raise UsageError(f"{flag(name)}: expected {_type_name(expected)}, got {value!r}") from None
         for name, (is_allowed, allowed) in _ALLOWED.items():
-            if not is_allowed(getattr(self, name)):
-                raise UsageError(f"{flag(name)}: expected {allowed}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value is not None and not is_allowed(value):
+                raise UsageError(f"{flag(name)}: expected {allowed}, got {value!r}")
         if not plugins.is_callable(self.loss):
             expression.parse(self.loss, flag("loss"))
         if self.warmup_ratio and self.schedule == "constant":
@@ -165,42 +166,38 @@ def _type_name(expected: Any) -> str:
     return "null" if expected is type(None) else expected.__name__
 
 
-def _none_or_positive(count: int | None) -> bool:
-    return count is None or count >= 1
-
-
 def _ascending(level: float | tuple[float, float]) -> bool:
     low, high = level if isinstance(level, tuple) else (level, level)
     return 0 <= low <= high < math.inf
 
 
-def _none_or_sides(size: int | tuple[int, int] | None) -> bool:
-    sides = size if isinstance(size, tuple) else (size,)
-    return size is None or all(side is not None and 11 <= side <= 2**15 for side in sides)
+def _sides(size: int | tuple[int, int]) -> bool:
+    return all(11 <= side <= 2**15 for side in (size if isinstance(size, tuple) else (size,)))
 
 
 def _short(text: str) -> bool:
     return len(text) <= 5_000  # keeps the time to parse a hostile expression below a second
 
 
+# A test of each value that is not None, and what it allows.
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_size": (_sides, "one or two whole numbers from 11 (the window of SSIM) to 32768"),
+    "train_examples": (lambda count: count >= 1, "a whole number >= 1"),
+    "validation_examples": (lambda count: count >= 0, "a whole number >= 0"),
     "noise": (_short, "at most 5,000 characters"),
-    "loss": (_short, "at most 5,000 characters"),
-    "train_examples": (_none_or_positive, "a whole number >= 1"),
-    "image_size": (_none_or_sides, "one or two whole numbers from 11 (the window of SSIM) to 32768"),
-    "validation_examples": (lambda count: count is None or count >= 0, "a whole number >= 0"),
     "noise_level": (_ascending, "a finite number >= 0, or two in ascending order"),
-    "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number > 0"),
-    "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to 1,000,000"),
     "width": (lambda factor: 1 <= factor <= 1024, "a whole number from 1 to 1024"),
-    "warmup_ratio": (lambda ratio: 0 <= ratio < 1, "a number in [0, 1)"),
+    "loss": (_short, "at most 5,000 characters"),
+    "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number > 0"),
     "adam_beta_2": (lambda beta: 0 <= beta < 1, "a number in [0, 1)"),
-    "max_gradient_norm": (lambda norm: norm is None or 0 < norm < math.inf, "a finite number > 0"),
-    "shards": (lambda count: count is None or 1 <= count <= 1024, "a whole number from 1 to 1024"),
+    "max_gradient_norm": (lambda norm: 0 < norm < math.inf, "a finite number > 0"),
+    "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to 1,000,000"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to 1,000,000"),
-    "checkpoint_every": (_none_or_positive, "a whole number >= 1"),
+    "warmup_ratio": (lambda ratio: 0 <= ratio < 1, "a number in [0, 1)"),
+    "checkpoint_every": (lambda steps: steps >= 1, "a whole number >= 1"),
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
-    "intra_op_threads": (lambda count: count is None or 1 <= count <= 1024, "a whole number from 1 to 1024"),
+    "shards": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
+    "intra_op_threads": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
 }
 
 PRESETS = {

@@ -10,7 +10,7 @@ import tensorflow as tf
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
 from dae.errors import UsageError
-from dae.evaluation.metrics import METRICS, psnr, ssim
+from dae.evaluation.metrics import METRICS
 from dae.losses.composite import CompositeLoss
 from dae.models.fused_layers import fused
 
@@ -55,23 +55,17 @@ def evaluate_test(evaluate: Evaluate, config: RunConfig, images: np.ndarray) -> 
 
 
 class Samples(NamedTuple):
-    """A few images, float32 [N, H, W, C] in [0, 1] (noisy ones can leave it), and the quality [N] of some of them."""
+    """A few images, float32 [N, H, W, C] in [0, 1]; noisy ones can leave it."""
 
     noisy: np.ndarray
     denoised: np.ndarray
     clean: np.ndarray
-    noisy_psnr: np.ndarray
-    noisy_ssim: np.ndarray
-    denoised_psnr: np.ndarray
-    denoised_ssim: np.ndarray
 
 
 def denoise_samples(model: keras.Model, config: RunConfig, images: np.ndarray, count: int = 10) -> Samples:
     """Return the first `count` of the test images, uint8 [N, H, W, C], as `evaluate_test` sees them, and denoised."""
     noisy, clean = (batch[:count] for batch in sample_batch(images, config, "test"))
-    denoised = model(noisy)
-    quality = [metric(clean, some).numpy() for some in (noisy, denoised) for metric in (psnr, ssim)]
-    return Samples(noisy.numpy(), denoised.numpy(), clean.numpy(), *quality)
+    return Samples(noisy.numpy(), model(noisy).numpy(), clean.numpy())
 
 
 def check_fits(model: keras.Model, images: np.ndarray) -> None:

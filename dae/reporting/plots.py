@@ -10,6 +10,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
 from dae.evaluation.evaluate import Samples
+from dae.evaluation.metrics import psnr, ssim
 from dae.workdir.files import atomic_path
 
 
@@ -18,14 +19,12 @@ def save_denoised(path: Path, samples: Samples) -> None:
 
     An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images.
     """
-    error = np.abs(samples.denoised - samples.clean)
-    rows = {"noisy": samples.noisy, "denoised": samples.denoised, "clean": samples.clean, "error": error}
+    rows = samples._asdict() | {"error": np.abs(samples.denoised - samples.clean)}
     figure = Figure(figsize=(1.1 * len(samples.clean), 5.2), layout="constrained")
-    axes = _draw_rows(figure, rows)
-    quality = (samples.noisy_psnr, samples.noisy_ssim), (samples.denoised_psnr, samples.denoised_ssim)
-    for row, (psnr_values, ssim_values) in zip(axes[:2], quality, strict=True):
-        for axis, psnr, ssim in zip(row, psnr_values, ssim_values, strict=True):
-            axis.set_xlabel(f"{psnr:.1f} dB\nSSIM {ssim:.2f}", fontsize=8)
+    for axes, images in zip(_draw_rows(figure, rows), (samples.noisy, samples.denoised), strict=False):
+        quality = zip(psnr(samples.clean, images).numpy(), ssim(samples.clean, images).numpy(), strict=True)
+        for axis, (psnr_value, ssim_value) in zip(axes, quality, strict=True):
+            axis.set_xlabel(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}", fontsize=8)
     save(path, figure)
 
 
