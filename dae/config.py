@@ -30,9 +30,9 @@ class DataConfig:
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
     train_examples: int | None = None
-    """Train on the first N images only (default: all images that do not validate)."""
+    """Train on the first N images only (default: all images that are not used for validation)."""
     validation_examples: int | None = None
-    """Validate on the last N training images; 0: no validation (default: a tenth, at most 5000)."""
+    """Use the last N training images for validation; 0: no validation (default: a tenth, at most 5000)."""
     data_digest: Annotated[str | None, tyro.conf.Suppress] = None
     """SHA-256 of the images; recorded when a run starts and checked when it is resumed or rerun."""
 
@@ -202,7 +202,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 PRESETS = {
     "default": RunConfig(),
-    # The tutorial to the letter: all 60,000 images train, none validate.
+    # The tutorial to the letter: trains on all 60,000 images, without validation.
     "tutorial": RunConfig(validation_examples=0),
     # Better than the default in a tenth of its epochs; docs/results.md compares them over three seeds.
     "fast": RunConfig(

@@ -1,9 +1,9 @@
 """Load functions from users' own files: `path/to/my_losses.py:my_loss` in place of a built-in name.
 
-Naming a file runs it. It may import installed packages but no files beside it, because it alone is kept with the run:
-the run's folder holds a copy in `code/`, and its config.json names that copy together with the SHA-256 of its content,
-`code/my_losses.py:my_loss@SHA256`. A file with another digest is refused before it runs, so that whoever resumes,
-reruns or evaluates a run uses the code that trained it.
+A file is run when a function is loaded from it. It may import installed packages, but not files beside it, because only
+the file itself is kept with the run: the run's folder holds a copy in `code/`, and its config.json names that copy
+together with the SHA-256 of its content, `code/my_losses.py:my_loss@SHA256`. A file with another digest is refused
+before it runs, so that resuming, rerunning or evaluating a run uses the code that trained it.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from dae.errors import UsageError, lookup, suggestion
 
 T = TypeVar("T")
 
-# A reference starts the text or follows a space, + or *, so that it can be a term of a sum. Only an absolute path may
-# contain + and *, since a file that is made absolute can lie in any folder.
+# A reference stands at the start of the text or after a space, + or *, so that it can be a term of a sum. Only absolute
+# paths may contain + and *: they arise when a relative path is made absolute, and its folder can have any name.
 REFERENCE = (
     r"(?<![^\s+*])(?P<path>/.*?\.py|[^\s+*/:][^+*:]*?\.py):(?P<function>\w+)"
     r"(?:@(?P<digest>[0-9a-f]{64}))?(?=\s*(?:\+|$))"
 )
 _REFERENCE = re.compile(REFERENCE)
-# How the configuration records a Python function that was passed to `dae.train`.
+# The configuration records a Python function that was passed to `dae.train` in this form.
 _CALLABLE = re.compile(r"python:(?P<function>\w+)@(?P<digest>[0-9a-f]{64})")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A function in a Python file, and the SHA-256 that the file must have, if it is known."""
+    """A reference to a function in a Python file; `digest` is the SHA-256 that the file must have, or None for any."""
 
     path: str
     function: str
@@ -47,7 +47,7 @@ class Reference:
         return f"{self.path}:{self.function}" + (f"@{self.digest}" if self.digest else "")
 
     def read(self, flag: str) -> bytes:
-        """Return the file's content. Raises UsageError if it cannot be read or does not have the digest."""
+        """Return the content of the file. Raises UsageError if it cannot be read or has another digest."""
         try:
             if not os.path.isfile(self.path):  # reading a pipe or a device might never end
                 raise FileNotFoundError(None, "no such file")
@@ -57,14 +57,14 @@ class Reference:
             raise UsageError(f"{flag}: {self.path}: cannot be read ({error.strerror})") from None
         if self.digest not in (None, _digest(content)):
             raise UsageError(
-                f"{flag}: {self.path}: differs from the file the run was made with "
-                f"(expected SHA-256 {self.digest}, got {_digest(content)})"
+                f"{flag}: {self.path}: differs from the file that the run was made with "
+                f"(expected SHA-256 {self.digest}, got {_digest(content)}); restore that file"
             )
         return content
 
 
 def references(text: str) -> list[Reference]:
-    """Return the functions of users' files that a setting names."""
+    """Return all references in the text of a setting, in order."""
     return [Reference(**match.groupdict()) for match in _REFERENCE.finditer(text)]
 
 
@@ -74,7 +74,10 @@ def substitute(text: str, change: Callable[[Reference], object]) -> str:
 
 
 def with_absolute_paths_and_digests(text: str, flag: str) -> str:
-    """Make every reference in `text` absolute, and add the digest of its file if it has none."""
+    """Return `text` with every reference's path made absolute, and its file's digest added if it has none.
+
+    Raises UsageError, which names `flag`, if a file whose digest is needed cannot be read.
+    """
 
     def resolve(reference: Reference) -> Reference:
         absolute = dataclasses.replace(reference, path=os.path.abspath(os.path.expanduser(reference.path)))
@@ -84,22 +87,22 @@ def with_absolute_paths_and_digests(text: str, flag: str) -> str:
 
 
 def relative_to(text: str, folder: str | os.PathLike) -> str:
-    """Resolve relative paths in `text` against `folder`."""
+    """Return `text` with the paths of its references made absolute; relative ones are relative to `folder`."""
     return substitute(text, lambda one: dataclasses.replace(one, path=os.path.join(os.path.abspath(folder), one.path)))
 
 
 def without_paths(text: str) -> str:
-    """Return `text` with `function@digest` for each reference: equal texts mean equal code, wherever it lies."""
+    """Return `text` with each reference replaced by `function@digest`: equal results mean equal code in any folder."""
     return substitute(text, lambda one: f"{one.function}@{one.digest}")
 
 
 def label(text: str) -> str:
-    """Return `text` for display, with only the function's name for each reference."""
+    """Return `text` for display, with each reference replaced by the name of its function."""
     return _CALLABLE.sub(r"\g<function>", substitute(text, lambda one: one.function))
 
 
 def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
-    """Number repeated names from the second on: a, b, a becomes a, b, a-2."""
+    """Return `names` with a number appended to each repeated one: a, b, a becomes a, b, a-2."""
     taken: list[str] = []
     for name in names:
         candidates = itertools.chain([name], (f"{name}{separator}{number}" for number in itertools.count(2)))
@@ -108,13 +111,16 @@ def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
 
 
 def from_callable(function: Callable) -> tuple[str, str]:
-    """Return how the configuration records a Python function, and the function's source if Python knows it."""
+    """Return the text by which the configuration records a Python function, and the function's source code.
+
+    Warns, and returns an empty source, if Python cannot find the source.
+    """
     name = re.sub(r"\W", "", getattr(function, "__name__", type(function).__name__))
     try:
         source = inspect.getsource(inspect.unwrap(function))
     except (OSError, TypeError):
         source = ""
-        print(f"warning: {name} has no readable source; a resume cannot check that it is the same", file=sys.stderr)
+        print(f"warning: {name}: no source code found; a resume cannot check that it is unchanged", file=sys.stderr)
     return f"python:{name}@{_digest(source.encode())}", source
 
 
@@ -126,7 +132,8 @@ def is_callable(text: str) -> bool:
 def load(table: Mapping[str, T], name: str, flag: str) -> T:
     """Return the entry of `table` called `name`, or the function of a user's file that `name` refers to.
 
-    Runs the file. Raises UsageError, with `flag`, if there is no such entry, file or function.
+    Runs the file. Raises UsageError, which names `flag`, if there is no such entry, file or function, or if running the
+    file fails.
     """
     match = _REFERENCE.fullmatch(name)
     if match is None:
@@ -148,7 +155,7 @@ def load(table: Mapping[str, T], name: str, flag: str) -> T:
 
 @contextlib.contextmanager
 def errors_with_line(prefix: str, file: str) -> Iterator[None]:
-    """Raise whatever the code in `file` raises as a UsageError with `prefix` and the line number."""
+    """Turn any exception in the block into a UsageError with `prefix` and the number of the line in `file`."""
     try:
         yield
     except UsageError:
@@ -165,14 +172,14 @@ def errors_with_line(prefix: str, file: str) -> Iterator[None]:
         raise UsageError(f"{prefix}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error
 
 
-# Not `importlib`: it reads the file again, which may have changed since its digest was checked, and writes a
-# __pycache__ folder beside it.
+# `importlib` is not used, because it would read the file again, which may have changed since its digest was checked,
+# and write a __pycache__ folder beside it.
 @functools.lru_cache(maxsize=64)
 def _run_module(path: str, content: bytes) -> types.ModuleType:
-    """Run `content` as a module, once per process for each content of a file."""
+    """Run `content` as a module and return it; the same content of a file is run only once per process."""
     module = types.ModuleType(f"dae_plugin_{_digest(path.encode() + content)}")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # where dataclasses, pickle and TensorFlow look it up
+    sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
     try:
         exec(compile(content, path, "exec", dont_inherit=True), vars(module))
     except BaseException:

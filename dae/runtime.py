@@ -10,17 +10,18 @@ from tensorflow.python.util import _pywrap_util_port
 from dae.config import RunConfig
 from dae.errors import UsageError
 
-# Below this, starting the operations of one more shard costs more than another core saves. It matters on machines with
-# more than eight cores only; it was not measured on one.
+# A shard has at least this many images, because starting the operations of a smaller one is expected to cost more than
+# another core saves. At the default batch size, this matters only with more than eight cores, where it was not
+# measured.
 MIN_SHARD_SIZE = 16
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Fill in the runtime settings that `config` leaves open, and apply them to TensorFlow.
+    """Return `config` with the runtime settings that are None filled in, and set TensorFlow's number of threads.
 
-    The recorded settings then give the same bits on a machine with another number of cores. Threads and oneDNN can be
-    set only before TensorFlow starts: warns if it has started with slower ones than dae would choose, and raises
-    UsageError if `config` names others.
+    When the filled-in settings are recorded, they give the same bits on a machine with another number of cores. Threads
+    and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings are
+    slower than those that dae would choose, and raises UsageError if `config` requires other settings.
     """
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     shards = config.shards or max(1, min(1 if on_gpu else cores(), config.batch_size // MIN_SHARD_SIZE))
@@ -33,12 +34,13 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def _resolve_onednn(requested: bool | None) -> bool:
-    # Private, but the only way to ask: TensorFlow decides by processor unless the environment says otherwise.
+    # This function is private, but there is no public one: TensorFlow decides by the processor, unless an environment
+    # variable is set.
     enabled = bool(_pywrap_util_port.IsMklEnabled())
     if requested not in (None, enabled):
         raise UsageError(
-            f"--onednn: expected {requested}, but TensorFlow was started with {enabled}; "
-            f"set TF_ENABLE_ONEDNN_OPTS={int(bool(requested))}"
+            f"--onednn: {requested} cannot be set, because TensorFlow was started with {enabled}; "
+            f"set TF_ENABLE_ONEDNN_OPTS={int(bool(requested))} before TensorFlow is imported"
         )
     if not enabled and requested is None and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         _warn("without oneDNN")
@@ -47,7 +49,7 @@ def _resolve_onednn(requested: bool | None) -> bool:
 
 def _resolve_threads(requested: int | None, default: int) -> int:
     wanted = requested or default
-    configured = tf.config.threading.get_intra_op_parallelism_threads()  # 0: TensorFlow's default, one per core
+    configured = tf.config.threading.get_intra_op_parallelism_threads()  # 0 means TensorFlow's default, one per core
     current = configured or cores()
     if wanted == current:
         return current
@@ -57,7 +59,8 @@ def _resolve_threads(requested: int | None, default: int) -> int:
     except RuntimeError:  # TensorFlow has started
         if requested is not None:
             raise UsageError(
-                f"--intra-op-threads: expected {wanted}, but TensorFlow was started with {current} in this process"
+                f"--intra-op-threads: {wanted} cannot be set, because TensorFlow was started with {current}; "
+                "train in a new process"
             ) from None
         if not configured:
             _warn(f"with intra_op_threads={current} instead of {wanted}")
@@ -65,7 +68,9 @@ def _resolve_threads(requested: int | None, default: int) -> int:
 
 
 def _warn(how: str) -> None:
-    warnings.warn(f"TensorFlow was started {how}, which is slower; import dae before it", stacklevel=5)
+    warnings.warn(
+        f"TensorFlow was started {how}, which is slower; import dae and train before any other use of it", stacklevel=5
+    )
 
 
 def cores() -> int:

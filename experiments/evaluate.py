@@ -18,7 +18,7 @@ class EvaluateArguments:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Folders of finished runs, or .keras or .h5 files."""
     noise_levels: tuple[float, ...] | None = None
-    """Evaluate at each of these levels: writes tables, a plot, and a .csv file beside the plot."""
+    """Evaluate at each of these levels: prints tables, and writes a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
     figure: str | None = None

@@ -1,8 +1,8 @@
 """Comparison of losses: their runs, statistics, a conclusion in words, and plots.
 
-Runs with the same seed share initial weights, order and noise, so losses are compared seed by seed (paired). Each run
-counts with the epoch that it kept, that of its lowest validation loss. Losses are ranked by metrics, never by their own
-values, which are not comparable.
+Runs with the same seed share initial weights, order of images and noise, so differences between losses are paired by
+seed. Each run is represented by the epoch whose model it kept, the one with the lowest validation loss. Losses are
+ranked by metrics, never by their own values, which are not comparable.
 """
 
 import csv
@@ -34,17 +34,17 @@ SPLITS = ("validation", "test")
 
 
 def train_all(losses: Sequence[str], config: RunConfig, seeds: Sequence[int], output: Path) -> dict[str, list[Path]]:
-    """Train each loss with each seed, and return the runs' folders, one per seed, by a readable name of the loss.
+    """Train each loss with each seed, and return, by the name of each loss, the folders of its runs, one per seed.
 
-    The runs are in `output`/NAME/seed-N; finished ones are left alone and others resumed, so that the same call
-    continues after any interruption. Raises UsageError for a mistake in any of the losses before the first is trained.
+    The runs are in `output`/NAME/seed-N. Finished ones are skipped and others resumed, so that the same call continues
+    after any interruption. Raises UsageError for a mistake in any of the losses before the first is trained.
     """
-    # Each run compiles functions of its own, which TensorFlow takes for one function that is compiled too often.
+    # TensorFlow would warn of retracing, because it mistakes the functions that the runs compile for one function.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     each = [canonicalize(dataclasses.replace(config, loss=loss)) for loss in losses]
     for one in each:
         prepare(one)
-    # A loss can be compared with itself.
+    # A loss can be compared with itself, so names may have to be numbered.
     configs = dict(zip(plugins.unique_names(slug(one.loss) for one in each), each, strict=True))
     runs = {name: [output / name / f"seed-{seed}" for seed in seeds] for name in configs}
     todo = list(itertools.product(seeds, configs))
@@ -70,22 +70,22 @@ class Comparison:
     losses: list[str]
     seeds: list[int]
     epochs: dict[str, list[int]]
-    """The epoch that each run kept."""
+    """By loss: the epoch whose model each run kept."""
     metrics: dict[str, dict[str, dict[str, list[float]]]]
-    """By split (validation, test), metric and loss."""
+    """By split (validation or test), metric and loss: one value per seed."""
 
     def estimates(self, split: str, metric: str) -> dict[str, Estimate]:
-        """Return the mean over seeds for each loss."""
+        """Return the mean over seeds, with its interval, for each loss."""
         return {loss: estimate(values) for loss, values in self.metrics[split][metric].items()}
 
     def differences(self, split: str, metric: str) -> dict[str, Difference]:
-        """Return the difference from the first loss for each of the others."""
+        """Return the difference from the first loss for each other loss."""
         first, *others = self.metrics[split][metric].values()
         return dict(zip(self.losses[1:], differences(first, others), strict=True))
 
 
 def gather(runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Comparison:
-    """Read finished runs, one per seed, by the names of their losses."""
+    """Read the metrics of finished runs; `runs` maps the name of each loss to its runs' folders, one per seed."""
     epochs: dict[str, list[int]] = {}
     metrics: dict = {split: {metric: {loss: [] for loss in runs} for metric in METRICS} for split in SPLITS}
     for loss, folders in runs.items():
@@ -100,7 +100,7 @@ def gather(runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Comparis
 
 
 def conclusion(comparison: Comparison, metric: str) -> str:
-    """Return what can and what cannot be concluded from validation images, a sentence for each loss."""
+    """Return, a sentence per line, what can and what cannot be concluded from the metrics on validation images."""
     means = {loss: one.mean for loss, one in comparison.estimates("validation", metric).items()}
     ranked = sorted(means, key=lambda loss: means[loss], reverse=metric in HIGHER_IS_BETTER)
     count = len(comparison.seeds)
@@ -110,10 +110,10 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         + "."
     ]
     if count == 1:
-        sentences.append("A single seed does not show how much of this is chance; use --seeds 3 or more.")
+        sentences.append("A single seed does not show how much of this is due to chance; use --seeds 3 or more.")
     first = comparison.losses[0]
     for loss, difference in comparison.differences("validation", metric).items():
-        interval = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+        interval = f"{difference.mean:+.3g}, 95 % interval [{difference.low:+.3g}, {difference.high:+.3g}]"
         if difference.identical:
             sentences.append(f"{loss} and {first} are identical in every seed.")
         elif difference.p_corrected < 1 - LEVEL:
@@ -128,8 +128,8 @@ def conclusion(comparison: Comparison, metric: str) -> str:
                 f"{difference.p_corrected:.2g}, which does not prove that there is none."
             )
     sentences.append(
-        "This holds for these settings and this number of epochs, with one learning rate for all losses; the other "
-        "losses were not tested against each other."
+        "These results hold for these settings and this number of epochs, with the same learning rate for all losses; "
+        f"only differences from {first} were tested."
     )
     return "\n".join(sentences)
 
@@ -178,7 +178,7 @@ def _markdown(comparison: Comparison, metric: str, config: RunConfig) -> str:
     for split in SPLITS:
         lines += _table(
             f"{split.capitalize()} images: mean over seeds [{LEVEL:.0%} interval]"
-            + ("; evaluated once, at the end of each run, and used for no choice" if split == "test" else ""),
+            + ("; evaluated once, at the end of each run, and not used to choose anything" if split == "test" else ""),
             ["loss", *METRICS],
             [
                 [f"`{loss}`", *(_cell(comparison.estimates(split, name)[loss], ".4f") for name in METRICS)]
@@ -204,7 +204,7 @@ def _markdown(comparison: Comparison, metric: str, config: RunConfig) -> str:
     ]
     lines += [
         f"Seeds {', '.join(map(str, comparison.seeds))}; {' '.join(flags) or 'default settings'}.",
-        f"Epochs kept, by the lowest validation loss of each run: {kept}.",
+        f"Epoch that each run kept, the one with its lowest validation loss: {kept}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,9 @@
 """Images from a folder of pictures: PNG, JPEG, BMP, and the first frame of a GIF, read by Pillow.
 
-Every picture is decoded when a run starts, so that a broken one is found then and not in the middle of it. Pictures are
-rotated as their EXIF says, transparent ones are blended with white, and 16 bits are reduced to 8. They are shuffled by
-a fixed seed, since folders are often sorted by class and the last training images validate.
+Every picture is decoded when a run starts, so that a broken one is found before training. Pictures are rotated
+according to their EXIF orientation, transparent ones are blended with white, and 16 bits are reduced to 8. They are
+shuffled with a fixed seed, because folders are often sorted by class and the last training images are used for
+validation.
 """
 
 import functools
@@ -22,8 +23,8 @@ from dae.errors import UsageError, first_line
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
-_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap the sides
-# Most pictures that are decoded ahead.
+_ORIENTATION = 0x0112  # the EXIF tag; values of 5 and more swap height and width
+# The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
 _AHEAD = 256
 
 
@@ -34,7 +35,7 @@ class _Header(NamedTuple):
 
 
 class _Reader:
-    """Reads pictures in threads; raises UsageError for a broken one, or with `skip_broken` skips and remembers it."""
+    """Reads pictures in threads. A broken one raises UsageError, or is put in `broken` if `skip_broken`."""
 
     def __init__(self, skip_broken: bool) -> None:
         self._skip_broken = skip_broken
@@ -49,12 +50,12 @@ class _Reader:
                 self.broken.append(path)
             else:
                 raise UsageError(
-                    f"--data: {path}: broken ({reason}); repair or remove it, or skip such with --skip-broken"
+                    f"--data: {path}: broken ({reason}); repair or remove it, or skip broken ones with --skip-broken"
                 )
 
 
 def find(folder: Path) -> list[Path]:
-    """Return all pictures in `folder` and below, sorted, without hidden ones."""
+    """Return the paths of all pictures in `folder` and its subfolders, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -65,11 +66,11 @@ def find(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bool) -> RawImages:
-    """Read the pictures of `folder`; if it has the folders train and test, they are the two parts.
+    """Read the pictures in `folder`; if it has the subfolders train and test, they hold training and test images.
 
-    All become grey if every picture is grey, else colour. With `image_size`, one side or (height, width), each is
-    scaled to cover that size and cropped to the centre. Raises UsageError for pictures of several sizes without it, and
-    for a broken one unless `skip_broken`.
+    Images are grey if every picture is stored in grey, and otherwise in colour. With `image_size`, one side or (height,
+    width), each picture is scaled to cover that size and cropped to the centre. Raises UsageError if pictures have
+    different sizes and `image_size` is None, and for a broken picture unless `skip_broken`.
     """
     parts = _parts(folder)
     reader = _Reader(skip_broken)
@@ -91,7 +92,7 @@ def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bo
 
 
 def _parts(folder: Path) -> dict[Path, list[Path]]:
-    """Return the shuffled files of the folders train and test, or of `folder` if it does not have both."""
+    """Return the pictures, shuffled, of the subfolders train and test, or of `folder` if it does not have both."""
     folders = [folder / "train", folder / "test"]
     if not all(path.is_dir() for path in folders):
         folders = [folder]
@@ -99,7 +100,7 @@ def _parts(folder: Path) -> dict[Path, list[Path]]:
     for path in folders:
         files = find(path)
         if not files:
-            raise UsageError(f"--data: {path}: holds no pictures ({', '.join(SUFFIXES)})")
+            raise UsageError(f"--data: {path}: holds no pictures; expected files that end in {', '.join(SUFFIXES)}")
         # RandomState's permutations are the same in every version of NumPy.
         parts[path] = [files[index] for index in np.random.RandomState(0).permutation(len(files))]
     return parts
@@ -108,7 +109,7 @@ def _parts(folder: Path) -> dict[Path, list[Path]]:
 def _common_shape(
     folder: Path, headers: list[_Header], image_size: int | tuple[int, int] | None, notes: list[str]
 ) -> tuple[int, int, int]:
-    """Return the (H, W, C) that all pictures are brought to, with notes on what that changes."""
+    """Return the (H, W, C) to which all pictures are converted; append to `notes` what the conversion changes."""
     examples = {header.size: header.path for header in reversed(headers)}
     if image_size is None and len(examples) > 1:
         least, most = (of(examples, key=lambda size: size[0] * size[1]) for of in (min, max))
@@ -136,7 +137,7 @@ def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[
     def attempt(path: Path) -> tuple[Any, str | None]:
         try:
             return read_one(path), None
-        except Exception as error:  # Pillow raises many types for damaged files
+        except Exception as error:  # Pillow raises exceptions of many types for damaged files
             return None, first_line(error)
 
     bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
@@ -158,10 +159,11 @@ def _read_header(path: Path) -> _Header:
 
 
 def _decode(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return a picture as uint8 [1, H, W, C] of `shape`."""
+    """Return a picture as uint8 [1, H, W, C], converted to `shape`, (H, W, C)."""
     height, width, channels = shape
     with Image.open(path, formats=_FORMATS) as opened:
-        # A JPEG can be decoded at an eighth, a quarter or half of its size if that is still twice the wanted size.
+        # A JPEG can be decoded faster at an eighth, a quarter or half of its size. `draft` chooses the smallest of
+        # these that still has at least twice the wanted size.
         if opened.width > 2 * width and opened.height > 2 * height:
             opened.draft(opened.mode, (2 * max(height, width), 2 * max(height, width)))
         image = ImageOps.exif_transpose(opened)

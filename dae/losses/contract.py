@@ -11,18 +11,19 @@ from dae.losses.composite import CompositeLoss, Term
 from dae.losses.losses import Loss
 from dae.plugins import errors_with_line
 
-# Tolerance for rounding, between a graph and eager mode, or between a batch and a part of it.
+# Rounding may differ by this much between a graph and eager mode, and between a batch and a part of it.
 RTOL, ATOL = 1e-3, 1e-5
 
 
 def check(loss: CompositeLoss, clean: tf.Tensor, denoised: tf.Tensor) -> None:
-    """Check every term of a loss on a batch, float32 [batch, H, W, C] in [0, 1].
+    """Check every term of a loss on a batch of images, float32 [batch, H, W, C] in [0, 1].
 
-    A term must return one finite float32 value per example, with a finite gradient, even where pixels are exactly 0 or
-    1, and the same values in a graph and in eager mode. Raises UsageError, with file, function and line, if it does
-    not. Warns if the value of an example depends on the other examples of the batch.
+    A term must return one finite float32 value per image, with a finite gradient, even where pixels are exactly 0 or 1,
+    and the same values in a graph and in eager mode. Otherwise UsageError is raised, which names the file, the function
+    and, if the function raised an exception, the line. Warns if the value of an image depends on the other images of
+    the batch.
     """
-    denoised = tf.identity(denoised)  # drops the logits that Keras attaches and would differentiate instead
+    denoised = tf.identity(denoised)  # without the logits that Keras attaches and would use instead
     for term in loss.terms:
         prefix = f"--loss: {term.source}"
         with errors_with_line(prefix, _file(term.function)):
@@ -42,21 +43,24 @@ def _check(term: Term, prefix: str, clean: tf.Tensor, denoised: tf.Tensor) -> No
     in_graph = tf.function(term.function).get_concrete_function(clean, denoised)(clean, denoised).numpy()
     if not np.allclose(in_graph, values, RTOL, ATOL):
         raise UsageError(
-            f"{prefix}: differs between a graph, {_head(in_graph)}, and eager mode, {_head(values)}; it must depend "
-            "only on clean and denoised, without random numbers, NumPy or state"
+            f"{prefix}: differs between a graph, {_head(in_graph)}, and eager mode, {_head(values)}; compute it from "
+            "clean and denoised alone, without random numbers, NumPy or state"
         )
     half = max(1, len(values) // 2)
     alone = term.function(clean[:half], denoised[:half]).numpy()
     if not np.allclose(alone, values[:half], RTOL, ATOL):
         print(
-            f"warning: {prefix}: the loss of an example depends on the others in its batch; training computes it per "
-            "shard of a batch (see --shards), validation on other batches",
+            f"warning: {prefix}: the loss of an image depends on the others in its batch; training computes it for "
+            "each shard of a batch (see --shards), and validation for batches of another size",
             file=sys.stderr,
         )
 
 
 def _values(function: Loss, prefix: str, clean: tf.Tensor, denoised: tf.Tensor, images: str) -> np.ndarray:
-    """Return the loss of each image. Raises UsageError unless there is one per image, finite and with a gradient."""
+    """Return the loss of each image. Raises UsageError unless each has one finite value with a finite gradient.
+
+    `images` describes the batch in error messages.
+    """
     with tf.GradientTape() as tape:
         tape.watch(denoised)
         losses = function(clean, denoised)
@@ -72,7 +76,7 @@ def _values(function: Loss, prefix: str, clean: tf.Tensor, denoised: tf.Tensor, 
         raise UsageError(f"{prefix}: expected {expected}, got {losses.dtype.name}")
     gradient = tape.gradient(losses, denoised)
     if gradient is None:
-        raise UsageError(f"{prefix}: has no gradient with respect to `denoised`")
+        raise UsageError(f"{prefix}: has no gradient with respect to `denoised`; use differentiable operations")
     for quantity, numbers in (("value", losses), ("gradient", tf.convert_to_tensor(gradient))):
         wrong = tf.boolean_mask(numbers, ~tf.math.is_finite(numbers))
         if len(wrong):

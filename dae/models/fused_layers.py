@@ -8,18 +8,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Layers that do the same in training and inference, so that calling them in order is the same as calling the model.
+# These layers compute the same in training and inference, so that calling them in order is the same as calling the
+# model.
 _PLAIN = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.UpSampling2D, keras.layers.Cropping2D)
 
 Compute = Callable[[tf.Tensor], tf.Tensor]
 
 
 def fused(model: keras.Model, training: bool = True) -> Compute:
-    """Return the fast form of `model`, noisy -> denoised, in which the pairs of layers that FUSIONS lists are one.
+    """Return the function noisy -> denoised of `model`, with each pair of layers in FUSIONS computed as one layer.
 
-    Outputs agree to 1e-6 with those of `model` with its weights at the time of this call: within a `tf.function`, call
-    it there, once for all shards. A model that is not a chain of plain layers, or that runs on a GPU, is called as it
-    is.
+    The function uses the weights that `model` has when `fused` is called. A `tf.function` must therefore call `fused`
+    in its body; one call suffices for all shards. Outputs agree with those of `model` to 1e-6. A model that is not a
+    chain of plain layers, or that runs on a GPU, is called unchanged.
     """
     if tf.config.list_physical_devices("GPU") or not _is_plain_chain(model):
         return functools.partial(model, training=training)
@@ -50,7 +51,7 @@ def _is_plain_chain(model: keras.Model) -> bool:
 
 
 def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
-    """Return whether `before` doubles the sides by repeating pixels, and `layer` is an ordinary 3 x 3 convolution."""
+    """Return whether `before` repeats each pixel 2 x 2 times and `layer` is a plain 3 x 3 convolution."""
     return (
         isinstance(before, keras.layers.UpSampling2D)
         and (before.size, before.interpolation) == ((2, 2), "nearest")
@@ -62,16 +63,17 @@ def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
 
 
 def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layers.Conv2D) -> Compute:
-    """Return `layer` applied to images [batch, H, W, C] after `before`.
+    """Return the function of images [batch, H, W, C] that applies `before` and then `layer`.
 
-    The doubled image repeats pixels, so each output pixel depends on only 2 x 2 different ones: its 3 x 3 weights add
-    up to 2 x 2 weights, differently for each of the four positions within a doubled pixel. One convolution of the small
-    image computes all four as channels, and the large image and its gradient are never made. Saves a third of the time
-    of a training step of `conv`, mostly in the last layer.
+    The upsampled image repeats pixels, so each output pixel depends on only 2 x 2 pixels of the small image, and the
+    3 x 3 weights can be added up to 2 x 2 weights. Which are added depends on whether the output pixel's row and column
+    are even or odd. One convolution of the small image computes the four cases as channels, and the upsampled
+    image and its gradient are never computed. This saves a third of the time of a training step of `conv`, mostly in
+    the last layer.
     """
     kernel = tf.convert_to_tensor(layer.kernel)
     pad = 1 if layer.padding == "same" else 0
-    # Which row of the small image each tap sees, for the even and for the odd rows of the result.
+    # `rows` maps each row of the kernel to the row of the small image that it multiplies, for even and odd output rows.
     parity, tap = np.indices((2, 3))
     rows = np.zeros((2, 2 + pad, 3), np.float32)
     rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
@@ -87,12 +89,12 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
 
 
 def _pixels_from_channels(x: tf.Tensor) -> tf.Tensor:
-    """Return `tf.nn.depth_to_space(x, 2)`: from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
+    """Return the same as `tf.nn.depth_to_space(x, 2)`, from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
 
-    TensorFlow's operation is slow for C = 1, and its gradient even more so: this saves 5 % of a training step of
-    `conv`.
+    TensorFlow's operation is slow for C = 1, and its gradient is even slower; this implementation saves 5 % of the time
+    of a training step of `conv`.
     """
-    _, height, width, channels = keras.ops.shape(x)  # static if the graph knows them
+    _, height, width, channels = keras.ops.shape(x)  # numbers if the graph knows the shape
     x = tf.reshape(x, [-1, height, width, 2, 2, channels // 4])
     return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, 2 * height, 2 * width, channels // 4])
 
@@ -108,10 +110,10 @@ def _pools(layer: keras.layers.Layer, pooling: keras.layers.Layer) -> bool:
 
 
 def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPooling2D) -> Compute:
-    """Return `pooling` applied to the output of `layer`.
+    """Return the function of images [batch, H, W, C] that applies `layer` and then `pooling`.
 
-    Bias and ReLU are monotonic, so they can follow the pooling, on a quarter of the values. Saves 6 % of the time of a
-    training step of `conv`.
+    Adding the bias and ReLU are monotonic, so they can follow the pooling, where 2 x 2 pooling has left a quarter of
+    the values. This saves 6 % of the time of a training step of `conv`.
     """
 
     def compute(x: tf.Tensor) -> tf.Tensor:
@@ -121,7 +123,7 @@ def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPoo
     return compute
 
 
-# A test for a pair of layers, and the function that fuses it.
+# Each entry holds a test of a pair of layers, and the function that fuses a pair for which the test is true.
 FUSIONS: tuple[tuple[Callable[..., bool], Callable[..., Compute]], ...] = (
     (_upsamples, _upsampled_convolution),
     (_pools, _pooled_convolution),

@@ -8,33 +8,35 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-# Steps between two computations of the eigenvectors.
+# The eigenvectors are computed again after this many steps.
 PRECONDITION_FREQUENCY = 10
-# Decay of the running means of G G^T and G^T G.
+# This is the decay rate of the running means of G G^T and G^T G.
 SHAMPOO_BETA = 0.95
-# Longer sides of a kernel are not preconditioned: the time for eigenvectors grows with the third power of the length.
+# Sides of a kernel that are longer are not preconditioned, because the time for eigenvectors grows with the third power
+# of the length.
 MAX_PRECONDITION_DIM = 256
 
 
 class Preconditioner(NamedTuple):
-    """What is kept for one side of a kernel: two matrices [length, length]."""
+    """The state of one side, rows or columns, of a kernel: two matrices [length, length]."""
 
     GG: keras.Variable
-    """Running mean of G G^T, or, for the columns, of G^T G."""
+    """Running mean of G G^T for the rows, or of G^T G for the columns."""
     Q: keras.Variable
-    """Its eigenvectors, as of the last time they were computed."""
+    """Eigenvectors of GG when they were last computed; the identity before the first time."""
 
 
 class Soap(keras.optimizers.Adam):
-    """Adam in the eigenvectors of the two covariances of each kernel's gradient; plain Adam for biases.
+    """Adam in the eigenbasis of the two second-moment matrices of each kernel's gradient; plain Adam for biases.
 
     A kernel [height, width, in, out] is treated as a matrix [height * width * in, out] with the gradient G. Adam scales
-    each entry by its own magnitude, which works best for entries that vary independently; in the eigenvectors of the
-    running means of G G^T and G^T G they nearly do.
+    each entry of the gradient by the magnitude of that entry alone, which works best for entries that are uncorrelated;
+    in the eigenbasis of the running means of G G^T and G^T G, they nearly are.
 
-    Differences from the authors' code: eigenvectors are computed exactly instead of by power iteration, the first steps
-    are Adam's until they are computed first, and SHAMPOO_BETA is independent of beta_2. Unlike with Adam, weights
-    without a gradient can move a little, by rounding. A training step of `conv` takes a tenth longer than with Adam.
+    Differences from the authors' code: eigenvectors are computed exactly instead of by power iteration, the steps
+    before they are first computed are those of Adam, and SHAMPOO_BETA is independent of beta_2. Unlike with Adam, a
+    weight whose gradient is 0 can change slightly, because of rounding. A training step of `conv` takes a tenth longer
+    than with Adam.
     """
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -64,7 +66,8 @@ class Soap(keras.optimizers.Adam):
             for side in filter(None, sides):
                 side.Q.assign(tf.linalg.eigh(side.GG)[1])
 
-    # Like every optimizer of Keras, this reads the moments and the index that the base class keeps for each variable.
+    # Like Keras's own optimizers, this reads private attributes of the base class, for a variable's moments and its
+    # index.
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Update `variable`; the first moment is kept in the original basis, the second in the eigenbasis."""
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)

@@ -1,8 +1,8 @@
-"""What TensorBoard shows: one writer each for train and validation, written once per epoch.
+"""A run's TensorBoard files: the writers `train` and `validation` write once per epoch, and `test` once at the end.
 
-TensorBoard's step is the epoch, counted from 1; step 0 holds what is known at the start. The folder above those of the
-writers is a session of the HParams tab: it holds the settings, and the last values of `train`, `validation` and `test`
-are its metrics.
+TensorBoard's step is the epoch, counted from 1; step 0 holds what is known before training. The parent folder of the
+writers' folders is a session of the HParams tab: it holds the settings, and the tab shows the last values of `train`,
+`validation` and `test` as its metrics.
 """
 
 import contextlib
@@ -25,41 +25,45 @@ from dae.models import networks
 from dae.workdir.files import atomic_path
 from dae.workdir.workdir import read_environment
 
-# Every tag with its description, as TensorBoard and docs/tensorboard.md show it; NAME stands for several names.
+# TAGS maps every tag to its description in TensorBoard and in docs/tensorboard.md; NAME stands for several names.
 TAGS = {
-    "loss/total": "the loss that is minimized: for train, the mean over the epoch's batches, each before its update; "
-    "for validation, the mean over all images after the epoch",
-    "loss/NAME": "each term of the loss, without its weight, if there are several",
-    "quality/bce": "binary cross-entropy in nats per pixel, after the epoch; like all of quality/, on all validation "
-    "images, and for train on the first 500 training images, always with the same noise",
+    "loss/total": "the loss that is minimized; for train, the mean over the epoch's images, computed in each step "
+    "before the weights are updated; for validation, the mean over all images after the epoch",
+    "loss/NAME": "each term of the loss, not multiplied by its weight; only if the loss has several terms",
+    "quality/bce": "binary cross-entropy in nats per pixel; all of quality/ is computed after the epoch, with the same "
+    "noise each time, on all validation images, and for train on the first training images (500 of the size of MNIST)",
     "quality/bce_excess": "binary cross-entropy above its lower bound, the entropy of the grey pixels of clean images",
     "quality/mse": "mean squared error",
-    "quality/psnr": "peak signal-to-noise ratio of each image, averaged, in dB; higher is better",
-    "quality/ssim": "structural similarity of each image, averaged; 1 for equal images",
-    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: share of pixels that are exactly right when "
-    "rounded at 0.5",
+    "quality/psnr": "peak signal-to-noise ratio in dB, mean over images; higher is better",
+    "quality/ssim": "structural similarity, mean over images; 1 for equal images",
+    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: share of pixels whose denoised value, rounded "
+    "at 0.5, equals the clean value exactly",
     "quality/NAME": "any metric that is added to METRICS",
     "optimizer/learning_rate": "learning rate after the epoch",
     "optimizer/gradient_norm": "global norm of the gradient before clipping, mean over the epoch",
     "optimizer/update_to_weight_ratio": "global norm of a step's update divided by that of the weights, mean over the "
     "epoch; often near 0.001, and much larger if the learning rate is too high",
-    "speed/images_per_second": "training speed, without validation, summaries and checkpoints",
-    "images/noisy_denoised_clean_error": "eight fixed validation images, one per row: noisy, denoised, clean, and the "
-    "absolute error, from black, 0, to white, 1",
-    "weights/NAME": "histogram of the weights of one layer",
-    "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of 500 fixed validation images",
+    "speed/images_per_second": "training speed, without evaluation, summaries and checkpoint at the end of an epoch",
+    "images/noisy_denoised_clean_error": "the first eight validation images (training images if there are none), one "
+    "per row: noisy, denoised, clean, and the absolute error, where black is 0 and white is 1",
+    "weights/NAME": "histogram of the values of one kernel or bias",
+    "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of the first validation images "
+    "(500 of the size of MNIST)",
     "run/configuration": "every setting",
     "run/layers": "the layers of the network, their output shapes, and their numbers of weights",
-    "run/environment": "versions, source, command line and machine",
+    "run/environment": "versions, git commit, command line and machine",
 }
-# What the writer `train` shows besides losses and quality: field of metrics.jsonl -> tag.
+# TRAIN_ONLY maps fields of metrics.jsonl to the tags that only the writer `train` has.
 TRAIN_ONLY = {tag.partition("/")[2]: tag for tag in TAGS if tag.startswith(("optimizer/", "speed/"))}
 EVENTS = "events.out.tfevents.*"
 IMAGES_SHOWN = 8
 
 
 def scalars(line: Mapping[str, float], writer: str) -> dict[str, float]:
-    """Return tag -> value: what `writer` (train, validation or test) shows of a line of metrics.jsonl or a report."""
+    """Return, by tag, the values of a line of metrics.jsonl or a report that belong to `writer`.
+
+    `writer` is train, validation or test.
+    """
     values = {}
     for field, value in line.items():
         name = field.removeprefix(f"{writer}_")
@@ -75,7 +79,7 @@ def scalars(line: Mapping[str, float], writer: str) -> dict[str, float]:
 
 
 def curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[float]]]:
-    """Return tag -> writer -> the value in each line of metrics.jsonl, without speed, in the order of TAGS."""
+    """Return, by tag and writer, the values in all lines of metrics.jsonl, except speed; tags are in TAGS's order."""
     values: dict[str, dict[str, list[float]]] = {}
     for writer in ("train", "validation"):
         for line in lines:
@@ -87,12 +91,12 @@ def curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
 
 
 def _generic(tag: str) -> str:
-    """Return the key of `tag` in TAGS: itself, or with NAME."""
+    """Return the key of `tag` in TAGS: `tag` itself, or its first part with NAME."""
     return tag if tag in TAGS else f"{tag.partition('/')[0]}/NAME"
 
 
 def description(tag: str) -> str:
-    """Return what a tag means."""
+    """Return the description of a tag."""
     return TAGS[_generic(tag)]
 
 
@@ -100,13 +104,14 @@ class TensorBoard:
     """Writes a run's TensorBoard files."""
 
     def __init__(self, run_dir: Path, config: RunConfig, model: keras.Model, samples: Batch, epochs_done: int) -> None:
-        """Continue after `epochs_done` epochs; what a killed run wrote after them is dropped.
+        """Open the files after `epochs_done` epochs, and remove what a killed run wrote after these epochs.
 
-        `samples` are (noisy, clean), float32 [N, H, W, C]: the first few are shown, and the latents of all.
+        `samples` are (noisy, clean), float32 [N, H, W, C]. The first IMAGES_SHOWN are shown as images; the histogram of
+        latents uses all.
         """
         self.folder = run_dir / "tensorboard"
         self._model, encoder = model, networks.encoder(model)
-        # Compiled, since called layer by layer they would take ten times as long.
+        # The models are compiled, because calling them layer by layer would take ten times as long.
         self._denoise, self._encode = tf.function(model), encoder and tf.function(encoder)
         self._noisy, self._clean = samples
         for name in ("train", "validation"):
@@ -133,13 +138,13 @@ class TensorBoard:
         _text("run/environment", ("field", "value"), ((name, json.dumps(value)) for name, value in environment.items()))
 
     def write_graph(self, train_step: Any, batch_size: int) -> None:
-        """Show the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
+        """Write the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
         batch = tf.TensorSpec([batch_size, *self._clean.shape[1:]], tf.float32)
         with self._writers["train"].as_default(step=0):
             tf.summary.graph(train_step.get_concrete_function(batch, batch).graph)
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
-        """Show a line of metrics.jsonl and what the model makes of the samples, and flush everything to disk."""
+        """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""
         for name, writer in self._writers.items():
             with writer.as_default(step=line["epoch"]):
                 for tag, value in scalars(line, name).items():
@@ -165,7 +170,7 @@ class TensorBoard:
 
 
 def write_test(folder: Path, report: Mapping[str, float]) -> None:
-    """Show the test metrics of a report, at the epoch of its model, as the run `test` in `folder`."""
+    """Write the test metrics of a report with the writer `test` in `folder`; the step is the epoch of the model."""
     for file in (folder / "test").glob(EVENTS):
         file.unlink()
     with _file_writer(folder / "test", step=report["epoch"]):
@@ -175,26 +180,26 @@ def write_test(folder: Path, report: Mapping[str, float]) -> None:
 
 @contextlib.contextmanager
 def _file_writer(folder: Path, step: float) -> Iterator[None]:
-    """Write summaries of one step to a new file in `folder`."""
+    """Write the summaries of the block, all of one step, to a new file in `folder`."""
     writer = tf.summary.create_file_writer(str(folder))
     with contextlib.closing(writer), writer.as_default(step=step):
         yield
 
 
 def _histogram(tag: str, values: np.ndarray) -> None:
-    # tf.summary.histogram computes the bins with TensorFlow, which takes 10 ms for each histogram.
+    # `histogram_pb` computes the bins with NumPy; tf.summary.histogram uses TensorFlow and takes 10 ms per histogram.
     tf.summary.experimental.write_raw_pb(histogram_pb(tag, values, description=description(tag)).SerializeToString())
 
 
 def _text(tag: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Show a Markdown table."""
+    """Write a Markdown table as a text summary."""
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
     tf.summary.text(tag, table, description=description(tag))
 
 
 def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
-    """Return the settings for the HParams tab: pairs as text, without digests and settings that are None."""
+    """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
     settings = dataclasses.asdict(config) | {name: plugins.label(getattr(config, name)) for name in PLUGIN_FIELDS}
     del settings["data_digest"]
     return {
@@ -214,8 +219,8 @@ def image_grid(*columns: np.ndarray) -> np.ndarray:
 def truncate_events(folder: Path, last_step: int) -> None:
     """Rewrite the event files in `folder` as one, without the events after `last_step`.
 
-    Otherwise TensorBoard would show a step twice that a killed run wrote and its resume writes again. A record that the
-    kill cut short ends its file.
+    Otherwise TensorBoard would show a step twice if a killed run wrote it and the resumed run writes it again. A file
+    is read only up to a record that the kill cut short.
     """
     files = sorted(folder.glob(EVENTS))
     records: dict[bytes, None] = {}  # a kill during this rewriting can leave a record in two files

@@ -1,4 +1,4 @@
-"""The training loop. The train step only computes; the functions here decide, write and print."""
+"""The training loop, with evaluation, reports and checkpoints. The train step itself only computes."""
 
 import contextlib
 import dataclasses
@@ -31,8 +31,8 @@ from dae.workdir import workdir
 
 OnEpochEnd = Callable[[dict[str, float]], object]
 
-# Values of the images in one call of the train loop: 20 steps of 128 MNIST images. Signals and the progress bar wait
-# for a call to end, so larger images, whose steps take longer, get fewer steps per call.
+# One call of the train loop takes as many steps as process this many pixel values, those of 20 batches of 128 MNIST
+# images. Signals and the progress bar are handled only between calls, so a call takes fewer steps of larger images.
 VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
@@ -46,17 +46,17 @@ def train(
     profile: bool = False,
     on_epoch_end: OnEpochEnd | None = None,
 ) -> dict[str, float]:
-    """Train as `config` describes, in the folder `run_dir`, and return the run's report.json.
+    """Train a model as `config` describes, write the run to the folder `run_dir`, and return its report.json.
 
     Args:
         config: The settings of the run.
-        run_dir: Its folder; by default a new one below runs/.
+        run_dir: The run's folder; by default a new one in runs/.
         loss: A function `(clean, denoised) -> loss [batch]` to minimize instead of `config.loss`. To resume such a run,
             pass the function again.
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
-        on_epoch_end: Called with each line of metrics.jsonl once all results of its epoch are on disk.
+        on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results are on disk.
 
     Raises:
         UsageError: For a user's mistake, before anything is written.
@@ -111,10 +111,10 @@ def train_epochs(
     profile: bool = False,
     on_epoch_end: OnEpochEnd | None = None,
 ) -> None:
-    """Train from the current step of `state` to the last epoch; each epoch ends with its results on disk.
+    """Train from the current step of `state` to the end of the last epoch.
 
-    An epoch's checkpoint is written last. A resume drops whatever was written after the checkpoint that it restores,
-    and writes it again.
+    At the end of each epoch, its results are written to disk, and its checkpoint last. A resume removes whatever was
+    written after the checkpoint that it restores, and writes it again.
     """
     config, images, first_step = task.config, task.data.train, int(state.step)
     first_epoch = first_step // task.steps_per_epoch + 1
@@ -139,7 +139,7 @@ def train_epochs(
                     mean_loss = train_loop(batches, tf.constant(num_steps), batch_size)
                 logger.progress(epoch, num_steps * batch_size, mean_loss)
                 step += num_steps
-                if step < last_step and (pending or step % checkpoint_every == 0):  # an epoch's end is saved below
+                if step < last_step and (pending or step % checkpoint_every == 0):  # the epoch's end is saved below
                     stopwatch.update()
                     checkpoints.save()
                 if step < last_step and pending:
@@ -147,7 +147,7 @@ def train_epochs(
             images_per_second = (int(state.means.images) - images_before) / (time.monotonic() - started)
 
             means = state.means.result()
-            # The training loss is the mean over the epoch's batches; other metrics are those of the model at its end.
+            # The training loss is the mean over the epoch's images; other metrics are those of the model at its end.
             trained = evaluate(train_sample) | {name: means.pop(name) for name in task.loss.names}
             line = {
                 "epoch": epoch,
@@ -172,7 +172,7 @@ def train_epochs(
 
 @contextlib.contextmanager
 def nonfinite_as_run_error(state: TrainState, config: RunConfig) -> Iterator[None]:
-    """Raise the train step's error about a value that is not finite as a RunError that names the step."""
+    """Turn the train step's error about a loss or gradient that is not finite into a RunError that names the step."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -180,13 +180,16 @@ def nonfinite_as_run_error(state: TrainState, config: RunConfig) -> Iterator[Non
         if quantity is None:
             raise
         raise RunError(
-            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact, but another "
-            f"run may need a lower --learning-rate than {config.learning_rate}"
+            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
+            f"another run with a lower --learning-rate than {config.learning_rate}"
         ) from None
 
 
 def warn_if_collapsed(task: Task) -> None:
-    """Warn if the model returns nearly the same image for all inputs: less than 0.005 apart on average."""
+    """Warn if the model returns nearly the same image for every input.
+
+    The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.005.
+    """
     noisy, _ = task.samples
     denoised = task.model(noisy[:20]).numpy()
     if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.005:

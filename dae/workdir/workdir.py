@@ -1,6 +1,6 @@
-"""A run's folder: its name, its lock, its configuration, and its small files.
+"""A run's folder: its name, lock, configuration, code, metrics and report.
 
-All files are written atomically but metrics.jsonl, to which lines are appended and which a resume truncates.
+All files are written atomically, except that each epoch appends a line to metrics.jsonl, which a resume truncates.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ CODE = "code"
 
 
 def slug(setting: str) -> str:
-    """Return a setting as a folder name: `bce + 0.1*my_losses.py:my_loss` is `bce+0.1xmy_loss`."""
+    """Return a setting as a folder name: `bce + 0.1*my_losses.py:my_loss` becomes `bce+0.1xmy_loss`."""
     return re.sub(r"[^\w.+-]+", "-", plugins.label(setting).replace(" ", "").replace("*", "x"))
 
 
 def new_path(config: RunConfig) -> Path:
-    """Return the first readable name below `runs/` that does not exist."""
+    """Return the path of a new folder in `runs/`, named after the data, the model and the loss."""
     data = config.dataset if config.data is None else Path(config.data).resolve().stem
     name = "-".join(slug(part) for part in (data, config.model, config.loss))
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -46,21 +46,21 @@ class Workdir:
     path: Path
     config: RunConfig
     has_run: bool
-    """Whether the folder already holds the run, which is to be resumed."""
+    """Whether the folder already holds a run, which is then resumed."""
     is_finished: bool
     """Whether that run has a report and was trained for as many epochs as `config` asks for."""
 
 
 @contextlib.contextmanager
 def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Iterator[Workdir]:
-    """Lock a run's folder, by default a new one below runs/, and decide with which configuration to train in it.
+    """Lock a run's folder, by default a new one in runs/, and yield it with the configuration to train with.
 
-    If it holds a run, `resume` must be true, and the configuration is that of `config_for_resume`. The folder is made
-    if need be, and removed if it is still empty at the end, as after a user's mistake. Raises UsageError if another
-    process has locked the folder, or if it cannot be written or holds files that are not a run's.
+    If the folder holds a run, `resume` must be true, and `config_for_resume` returns the configuration. A missing
+    folder is created, and removed again if it is still empty at the end, as after a user's mistake. Raises UsageError
+    if another process has locked the folder, or if it cannot be written or holds files that are not a run's.
     """
     if run_dir is None and resume:
-        raise UsageError("--resume: needs --run-dir, the run to resume")
+        raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
     with _locked(path):
         if not has_run(path):
@@ -78,7 +78,7 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Itera
 def has_run(path: Path) -> bool:
     """Return whether `path` holds a run. Raises UsageError if it holds something else.
 
-    An empty folder holds nothing, and so does one with only what precedes config.json when a run starts.
+    A folder counts as empty if it contains only files that a starting run writes before config.json.
     """
     names = {entry.name for entry in path.iterdir()}
     before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
@@ -89,10 +89,13 @@ def has_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Make the folder if need be and lock it; the system unlocks it when this process ends, however it ends."""
+    """Create the folder if it is missing, and lock it; the operating system unlocks it however this process ends."""
     if str(path) == "." or re.search(r"[][*?\\\n]", str(path)):
-        # TensorFlow takes paths for patterns, and could read or delete the files of other runs.
-        raise UsageError(f"--run-dir: {str(path)!r} cannot name a run; expected a folder, without any of []*?\\")
+        # TensorFlow treats such paths as glob patterns, and could read or delete the files of other runs.
+        raise UsageError(
+            f"--run-dir: {str(path)!r} cannot name a run; choose a folder other than '.', without line breaks or any "
+            "of []*?\\"
+        )
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"--run-dir: another process is using {path}") from None
+            raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
         yield
     finally:
         os.close(descriptor)
@@ -115,8 +118,8 @@ def _locked(path: Path) -> Iterator[None]:
 def start(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """Write environment.json, code/ and config.json. Raises UsageError if that is impossible.
 
-    `sources` are further files for code/, for readers. Returns `config` with the copies in code/ in place of the
-    user's files.
+    `sources` maps the names of further files for code/ to their content; no setting refers to them. Returns `config`
+    with references to the copies in code/ in place of the user's files.
     """
     try:
         atomic_write(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
@@ -128,13 +131,14 @@ def start(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfi
 def reopen(path: Path, config: RunConfig) -> RunConfig:
     """Mark the run in `path` as unfinished, and record `config`, which may have more epochs than before.
 
-    Warns of versions or a processor that differ from those the run was started with, since the bits may then differ.
+    Warns if versions or the processor have changed since the run was started, because the last bits of its results may
+    then differ. Returns `config` as `start` does.
     """
     before, now = read_environment(path), environment()
     for name in ("versions", "cpu"):
         if before[name] != now[name]:
             print(
-                f"warning: {path} was started with {name} {before[name]}, now {now[name]}: the bits may differ",
+                f"warning: {path}: {name} was {before[name]}, now {now[name]}; the last bits of results may differ",
                 file=sys.stderr,
             )
     (path / REPORT).unlink(missing_ok=True)
@@ -142,7 +146,10 @@ def reopen(path: Path, config: RunConfig) -> RunConfig:
 
 
 def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
-    """Copy the files that `config` names to code/, then write config.json; return `config` with the copies' paths."""
+    """Copy the files that `config` refers to into code/, write config.json, and return `config` with the copies' paths.
+
+    Also removes temporary files that a killed process has left.
+    """
     for left_by_a_kill in path.rglob(f"{TEMPORARY}*"):
         left_by_a_kill.unlink()
     copies = {name: source.encode() for name, source in sources.items()}
@@ -162,7 +169,7 @@ def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> 
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Return the environment.json of the run in `path`: what it was started with."""
+    """Return the environment.json of the run in `path`, which describes the process that started it."""
     return json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
 
 
@@ -175,7 +182,7 @@ def append_metrics(path: Path, line: Mapping[str, float]) -> None:
 
 
 def truncate_metrics(path: Path, epochs: int) -> None:
-    """Drop from metrics.jsonl what a killed run wrote after its first `epochs` epochs."""
+    """Keep only the first `epochs` lines of metrics.jsonl; a killed run may have written more."""
     file = path / METRICS
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     atomic_write(file, "".join(lines[:epochs]))
@@ -198,4 +205,4 @@ def read_report(path: Path) -> dict[str, float]:
     try:
         return json.loads((path / REPORT).read_text(encoding="utf-8"))
     except ValueError:
-        raise UsageError(f"{path / REPORT}: damaged; delete it and repeat with --resume to write it again") from None
+        raise UsageError(f"{path / REPORT}: damaged; delete it, and repeat run.py with --resume to write it") from None
