@@ -124,7 +124,7 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             value = getattr(self, name)
             if value is not None and not is_allowed(value):
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {value!r}")
-        if not plugins.is_callable(self.loss):
+        if not plugins.is_recorded_callable(self.loss):
             expression.parse(self.loss, flag("loss"))
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
@@ -146,7 +146,9 @@ def _field_types() -> dict[str, Any]:
 
 
 def _coerce(value: Any, expected: Any) -> Any:
-    """Return `value` as one of type `expected`: a list as a tuple, 1 as 1.0. Raises TypeError for any other type."""
+    """Return `value` as one of type `expected`: a list as a tuple, 1 as 1.0. Raises TypeError for any other value."""
+    if hasattr(value, "item"):  # a NumPy scalar
+        value = value.item()
     for kind in get_args(expected) if isinstance(expected, types.UnionType) else (expected,):
         items = get_args(kind)
         if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(items):
@@ -264,7 +266,7 @@ def read(path: Path) -> RunConfig:
         config = from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
-    return map_plugins(config, lambda name, text: plugins.relative_to(text, path.parent))
+    return map_plugins(config, lambda name, text: plugins.resolve_paths(text, path.parent))
 
 
 def map_plugins(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig:
@@ -278,7 +280,7 @@ def canonicalize(config: RunConfig) -> RunConfig:
 
     Raises UsageError if one of these files cannot be read or has another digest than `config` says.
     """
-    if not plugins.is_callable(config.loss):
+    if not plugins.is_recorded_callable(config.loss):
         config = dataclasses.replace(config, loss=expression.canonical(config.loss))
     if config.data is not None:
         config = dataclasses.replace(config, data=os.path.abspath(config.data))

@@ -86,7 +86,7 @@ def with_absolute_paths_and_digests(text: str, flag: str) -> str:
     return substitute(text, resolve)
 
 
-def relative_to(text: str, folder: str | os.PathLike) -> str:
+def resolve_paths(text: str, folder: str | os.PathLike) -> str:
     """Return `text` with the paths of its references made absolute; relative ones are relative to `folder`."""
     return substitute(text, lambda one: dataclasses.replace(one, path=os.path.join(os.path.abspath(folder), one.path)))
 
@@ -110,7 +110,7 @@ def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
     return taken
 
 
-def from_callable(function: Callable) -> tuple[str, str]:
+def record_callable(function: Callable) -> tuple[str, str]:
     """Return the text by which the configuration records a Python function, and the function's source code.
 
     Warns, and returns an empty source, if Python cannot find the source.
@@ -124,7 +124,7 @@ def from_callable(function: Callable) -> tuple[str, str]:
     return f"python:{name}@{_digest(source.encode())}", source
 
 
-def is_callable(text: str) -> bool:
+def is_recorded_callable(text: str) -> bool:
     """Return whether a setting records a Python function that was passed to `dae.train`."""
     return _CALLABLE.fullmatch(text) is not None
 

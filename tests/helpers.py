@@ -29,7 +29,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epochs=3)
 
 # How many damaged or hostile inputs each fuzz test tries.
-fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")))
+fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")), deadline=None)
 
 
 def run_subprocess(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -94,12 +94,12 @@ def test_a_mistake_is_reported_in_one_line_by_an_ascii_terminal():
 
 
 def groups_of_help(text: str) -> dict[str, list[str]]:
-    """Return the flags in each box of tyro's help, by the title of the box."""
+    """Return the flags in each group of tyro's help, by its title. The groups are boxes if stdout is UTF-8."""
     groups: dict[str, list[str]] = {}
     for line in text.splitlines():
-        if title := re.match(r"╭─ (?:(\S+) )?options ─", line):
+        if title := re.match(r"(?:╭─)? (?:(\S+) )?options ", line):
             flags = groups.setdefault(title[1] or "", [])
-        elif one := re.match(r"│ (?:-h, )?(--[a-z0-9-]+)", line):
+        elif one := re.match(r"[│ ] (?:-h, )?(--[a-z][a-z0-9-]*)", line):
             flags.append(one[1])
     return groups
 

@@ -3,6 +3,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import fuzz
 from hypothesis import given
@@ -143,6 +144,12 @@ def test_any_value_of_a_field_is_accepted_or_refused_by_its_flag(field, value):
     else:
         assert getattr(config, field) == (tuple(value) if isinstance(value, list) else value)
         assert hash(config) == hash(dataclasses.replace(config))  # no list or other mutable value is kept
+
+
+def test_numpy_scalars_become_python_numbers():
+    config = RunConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), clip_noise=np.bool_(False))
+    assert config == RunConfig(epochs=3, learning_rate=0.5, clip_noise=False)
+    assert config_module.from_json(config_module.to_json(config), "x") == config
 
 
 def test_ints_become_floats_and_lists_become_tuples():

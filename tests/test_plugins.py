@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from dae import cli, plugins
 from dae import config as config_module
-from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.plugins import label, load, references, unique_names
 from dae.training import trainer
+from dae.workdir import workdir
 
 LOSSES = """
 import tensorflow as tf
@@ -73,7 +73,7 @@ def test_references_are_found_also_within_a_sum(text, expected):
 
 
 def test_a_file_runs_once_for_each_content(folder):
-    source = "open('log', 'a').write('run ')\ndef f(): return {}\n"
+    source = "with open('log', 'a') as log:\n    log.write('run ')\ndef f(): return {}\n"
     Path("counting.py").write_text(source.format(1))
     table: dict[str, Any] = {}
     assert load(table, "counting.py:f", "--loss") is load(table, "counting.py:f", "--loss")
@@ -139,13 +139,13 @@ def test_a_run_keeps_its_files_and_can_be_moved_verified_and_evaluated(folder):
 
 def test_the_command_of_a_run_resumes_it_with_the_copy_in_the_run(folder):
     def parse(line: str) -> RunConfig:
-        return cli.parse_run([*line.split(), "--run-dir", "run", "--resume"]).config
+        return config_module.canonicalize(cli.parse_run([*line.split(), "--run-dir", "run", "--resume"]).config)
 
-    sizes = "--train-examples 64 --validation-examples 64 --epochs"
-    trainer.train(parse(f"--loss my_losses.py:fourth_power {sizes} 1"), "run", resume=True)
-    trainer.train(parse(f"--loss my_losses.py:fourth_power {sizes} 2"), "run", resume=True)
-    loss = config_module.read(Path("run/config.json")).loss
-    assert references(loss)[0].path == str(folder / "run" / "code" / "my_losses.py")
+    command = "--train-examples 64 --validation-examples 64 --epochs 1 --loss my_losses.py:fourth_power"
+    trainer.train(parse(command), "run", resume=True)
+    with workdir.opened("run", parse(command), resume=True) as run:
+        assert run.is_finished
+        assert references(run.config.loss)[0].path == str(folder / "run" / "code" / "my_losses.py")
 
     Path("my_losses.py").write_text(LOSSES + "# another content\n")
     with pytest.raises(UsageError, match=r"--loss was '.*', now '.*my_losses.py:fourth_power@"):
@@ -153,29 +153,28 @@ def test_the_command_of_a_run_resumes_it_with_the_copy_in_the_run(folder):
     with pytest.raises(UsageError, match=r"--loss was '.*', now 'bce'"):
         trainer.train(parse("--loss bce"), "run", resume=True)
     os.remove("my_losses.py")
-    trainer.train(parse("--epochs 3"), "run", resume=True)
+    trainer.train(parse("--epochs 2"), "run", resume=True)
+    assert [line["epoch"] for line in workdir.read_metrics(Path("run"))] == [1, 2]
     assert Path("run/code/my_losses.py").read_text() == LOSSES
-
-    trainer.train(config_module.read(Path("run/config.json")), "again")
-    assert reproducibility.first_difference(Path("run"), Path("again")) is None
 
 
 def test_two_files_of_the_same_name_are_both_kept(folder):
     Path("other").mkdir()
     Path("other/my_noise.py").write_text(LOSSES)
-    config = replace(
-        TINY, train_examples=64, epochs=1, loss="other/my_noise.py:fourth_power", noise="my_noise.py:darker"
-    )
-    trainer.train(config, "run")
-    kept = config_module.read(Path("run/config.json"))
-    assert [Path(references(text)[0].path).name for text in (kept.noise, kept.loss)] == ["my_noise.py", "my_noise-2.py"]
-    assert Path("run/code/my_noise.py").read_text() == NOISE
-    assert Path("run/code/my_noise-2.py").read_text() == LOSSES
+    config = replace(TINY, loss="other/my_noise.py:fourth_power", noise="my_noise.py:darker")
+    with workdir.opened("run", config_module.canonicalize(config), resume=False) as run:
+        config = workdir.start(run.path, run.config, {})
+    assert config_module.read(Path("run/config.json")) == config
+    for text, content in ((config.noise, NOISE), (config.loss, LOSSES)):
+        (reference,) = references(text)
+        assert Path(reference.path).parent == folder / "run" / "code"
+        assert Path(reference.path).read_text() == content
+        assert load({}, text, "--loss").__name__ == reference.function
 
 
 def test_a_run_is_named_after_the_function(folder):
-    trainer.train(replace(TINY, train_examples=64, epochs=1, loss="my_losses.py:fourth_power"))
-    assert [path.name for path in Path("runs").iterdir()] == ["mnist-conv-fourth_power"]
+    config = config_module.canonicalize(replace(TINY, loss="bce + 0.1*my_losses.py:fourth_power"))
+    assert workdir.new_path(config) == Path("runs/mnist-conv-bce+0.1xfourth_power")
 
 
 def test_label_shows_only_the_function():

@@ -48,7 +48,7 @@ def _differences(run: Path, other: Path) -> Iterator[str]:
         if tensors.keys() != other_tensors.keys():
             yield f"{folder}: the names of the tensors"
         for key, tensor in tensors.items():
-            if not np.array_equal(tensor, other_tensors[key], equal_nan=True):
+            if _bits(tensor) != _bits(other_tensors[key]):
                 yield f"{folder}: {key}"
     yield from _field_differences(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
     for name in IMAGES:
@@ -58,7 +58,8 @@ def _differences(run: Path, other: Path) -> Iterator[str]:
 
 def _field_differences(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
     for name in values | other:
-        if name not in DURATIONS and values.get(name) != other.get(name):
+        # As text, in which NaN equals NaN, and 0.0 differs from -0.0.
+        if name not in DURATIONS and json.dumps(values.get(name)) != json.dumps(other.get(name)):
             yield f"{where}: {name} is {values.get(name)} and {other.get(name)}"
 
 
@@ -77,6 +78,11 @@ def _events(folder: Path) -> dict[tuple[int, str], bytes]:
                 if not value.tag.startswith(("speed/", "run/")):
                     values[event.step, value.tag] = value.tensor.SerializeToString()
     return values
+
+
+def _bits(tensor: np.ndarray | bytes) -> tuple:
+    array = np.asarray(tensor)
+    return array.dtype, array.shape, array.tobytes()
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:

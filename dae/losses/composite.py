@@ -52,7 +52,7 @@ def build(text: str, function: Loss | None = None) -> CompositeLoss:
     Runs the users' files that it names. If `text` records a Python function, that function must be passed too. Raises
     UsageError if there is no such loss.
     """
-    if plugins.is_callable(text):
+    if plugins.is_recorded_callable(text):
         name = plugins.label(text)
         if function is None:
             raise UsageError(f"--loss: {name} was a Python function; pass it again: dae.train(config, loss={name})")

@@ -40,7 +40,9 @@ class Checkpoints:
         if not saved_in(self._latest):
             return False
         if not self._restore(self._latest):
-            raise RunError(f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run")
+            raise RunError(
+                f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run"
+            )
         for folder in (self._latest, self._best):
             _keep(folder, [prefix for prefix in saved_in(folder) if _step(prefix) <= int(self._state.step)])
         return True

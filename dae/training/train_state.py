@@ -22,7 +22,7 @@ class RunningMeans(tf.Module):
         self.images.assign_add(images)
 
     def result(self) -> dict[str, float]:
-        """Return the mean of each name; NaN before the first update."""
+        """Return the mean of each name over the images of all updates, at least one."""
         return dict(zip(self._names, (self.sums.numpy() / self.images.numpy()).tolist(), strict=True))
 
     def reset(self) -> None:

@@ -65,7 +65,7 @@ def train(
     """
     sources = {}
     if loss is not None:
-        text, source = plugins.from_callable(loss)
+        text, source = plugins.record_callable(loss)
         config, sources = dataclasses.replace(config, loss=text), {f"{plugins.label(text)}.py": source}
     console = Console(quiet)
     with workdir.opened(run_dir, canonicalize(config), resume) as run:
@@ -125,10 +125,10 @@ def train_epochs(
     validation = evaluation_batches(task.data.validation, config, "validation")
     steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * images[0].size))
     checkpoint_every = config.checkpoint_every or task.steps_per_epoch
-    if first_epoch == 1:
-        logger.write_graph(train_step, min(config.batch_size, len(images)))
-    stopwatch = Stopwatch(state.seconds)
     with deferred_signals() as pending, profiled(train_loop, logger.tensorboard_folder, profile) as train_loop:
+        if first_epoch == 1:
+            logger.write_graph(train_step, min(config.batch_size, len(images)))
+        stopwatch = Stopwatch(state.seconds)
         for epoch in range(first_epoch, config.epochs + 1):
             last_step = epoch * task.steps_per_epoch
             started, images_before = time.monotonic(), int(state.means.images)

@@ -34,5 +34,5 @@ def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
     """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written."""
     if path.suffix not in suffixes or path.is_dir():
         raise UsageError(f"{flag}: {path}: expected the name of a {' or '.join(suffixes)} file")
-    if not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{flag}: {path.parent.resolve()} is not a writable folder")

@@ -18,7 +18,7 @@ from typing import Any
 from dae import config as config_module
 from dae import plugins
 from dae.config import RunConfig, config_for_resume, flag, map_plugins
-from dae.errors import UsageError
+from dae.errors import UsageError, first_line
 from dae.workdir.environment import environment
 from dae.workdir.files import TEMPORARY, atomic_write
 
@@ -96,23 +96,30 @@ def _locked(path: Path) -> Iterator[None]:
             f"--run-dir: {str(path)!r} cannot name a run; choose a folder other than '.', without line breaks or any "
             "of []*?\\"
         )
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing: list[Path] = []
     try:
+        missing += [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        _remove_empty(missing)
+        raise UsageError(f"--run-dir: {path} cannot be written ({first_line(error)})") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            missing.clear()  # they are the other process's now
             raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
         yield
     finally:
+        _remove_empty(missing)  # while no other process can lock the folder
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            folder.rmdir()
 
 
 def start(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:

@@ -37,7 +37,7 @@ def test_splits_that_need_too_many_images_are_refused():
 
 
 def test_unknown_dataset_is_refused_with_the_most_similar_name():
-    with pytest.raises(UsageError, match="--dataset: .*'mnits'.*'mnist'"):
+    with pytest.raises(UsageError, match=r"--dataset: .*'mnits'.*'mnist'"):
         datasets.load(RunConfig(dataset="mnits"))
 
 
@@ -82,7 +82,7 @@ def test_missing_file_unknown_format_and_empty_folder_are_refused(tmp_path):
 
 
 def test_image_size_is_refused_without_a_folder_of_pictures():
-    with pytest.raises(UsageError, match="--image-size: .*folder of pictures"):
+    with pytest.raises(UsageError, match=r"--image-size: .*folder of pictures"):
         datasets.load(RunConfig(image_size=32))
 
 

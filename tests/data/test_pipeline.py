@@ -155,7 +155,8 @@ def test_sample_batch_is_the_first_evaluation_batch(mnist):
 
 
 @pytest.mark.parametrize(
-    ("images", "shards", "sizes"), [(8, 2, [4, 4]), (7, 2, [3, 4]), (3, 8, [1, 1, 1]), (5, 1, [5]), (10, 4, [2, 3, 2, 3])]
+    ("images", "shards", "sizes"),
+    [(8, 2, [4, 4]), (7, 2, [3, 4]), (3, 8, 3 * [1]), (5, 1, [5]), (10, 4, [2, 3, 2, 3])],
 )
 def test_split_batch_makes_nearly_equal_parts_in_order(images, shards, sizes):
     noisy, clean = tf.range(images), tf.range(images) + 100

@@ -10,6 +10,7 @@ from dae import config as config_module
 from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.data import datasets, storage
+from dae.data.pipeline import training_batches
 from dae.errors import UsageError
 from dae.training import trainer
 
@@ -34,6 +35,17 @@ def test_mapped_images_are_those_that_were_stored(mapped, mnist):
     np.testing.assert_array_equal(storage.gather_fn(images[20:][5:])(tf.constant([3])), digits[28:29])
 
 
+def test_training_batches_of_mapped_images_are_those_of_images_in_memory(mapped, mnist):
+    config = RunConfig(batch_size=32, epochs=2)
+    images = storage.materialize((100, 28, 28, 1), [mnist.test[:100]])
+    assert isinstance(images, np.memmap)
+    batches = training_batches(images, config), training_batches(mnist.test[:100], config)
+    for (noisy, clean), (expected_noisy, expected_clean) in zip(*batches, strict=True):
+        np.testing.assert_array_equal(noisy, expected_noisy)
+        np.testing.assert_array_equal(clean, expected_clean)
+
+
+@pytest.mark.slow
 def test_training_on_mapped_images_repeats_training_in_memory_bit_for_bit(tiny_run, tmp_path, mapped):
     config = config_module.read(tiny_run / "config.json")
     assert isinstance(datasets.load(config).train, np.memmap)
@@ -72,6 +84,7 @@ except MemoryError:
 """
 
 
+@pytest.mark.slow
 def test_images_larger_than_the_memory_limit_are_trained_on(tmp_path, mnist):
     digits = mnist.train[:50_000]
     count = (1_950 << 20) // 784

@@ -12,13 +12,13 @@ from dae.models import networks
 from dae.models.fused_layers import fused
 
 
-def fast(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`model` fused where it is used, in a graph and under a tape of its user's."""
+def fused_when_called(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the fused form of `model`, made anew in each call, within the graph and the tape of the caller."""
     return lambda images: fused(model)(images)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_outputs_and_gradients_are_those_of_the_plain_keras_graph(loss, mnist):
+def test_outputs_and_gradients_equal_those_of_keras(loss, mnist):
     noisy, clean = next(iter(training_batches(mnist.train, RunConfig(batch_size=33))))
     model = networks.build(RunConfig(), (28, 28, 1))
 
@@ -32,23 +32,23 @@ def test_outputs_and_gradients_are_those_of_the_plain_keras_graph(loss, mnist):
 
         return compute(noisy, clean)
 
-    plain, plain_gradients = outputs_and_gradients(model)
-    fused_ones, fused_gradients = outputs_and_gradients(fast(model))
-    np.testing.assert_allclose(fused_ones, plain, atol=1e-5)
-    for mine, keras_own in zip(fused_gradients, plain_gradients, strict=True):
-        assert np.linalg.norm(mine - keras_own) <= 1e-4 * np.linalg.norm(keras_own)
+    keras_outputs, keras_gradients = outputs_and_gradients(model)
+    outputs, gradients = outputs_and_gradients(fused_when_called(model))
+    np.testing.assert_allclose(outputs, keras_outputs, atol=1e-5)
+    for gradient, expected in zip(gradients, keras_gradients, strict=True):
+        assert np.linalg.norm(gradient - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("sides", [(4, 7), (5, 3)])
-def test_upsampling_and_convolution_are_fused_for_any_size(padding, use_bias, sides):
+def test_upsampling_and_convolution_are_fused_for_any_sides(padding, use_bias, sides):
     convolution = keras.layers.Conv2D(
         5, 3, padding=padding, use_bias=use_bias, activation="tanh", bias_initializer="normal"
     )
     model = keras.Sequential([keras.Input((*sides, 3)), keras.layers.UpSampling2D(2), convolution])
     images = tf.random.stateless_normal((2, *sides, 3), seed=(1, 2))
-    denoise = fast(model)
+    denoise = fused_when_called(model)
     np.testing.assert_allclose(denoise(images), model(images), atol=1e-5)
     assert "Einsum" in {operation.type for operation in graph_of(denoise, images)}
 
@@ -56,7 +56,7 @@ def test_upsampling_and_convolution_are_fused_for_any_size(padding, use_bias, si
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_bias_and_relu_after_pooling_change_neither_outputs_nor_gradients(padding, strides, use_bias):
+def test_bias_and_relu_follow_the_pooling_and_change_neither_outputs_nor_gradients(padding, strides, use_bias):
     convolution = keras.layers.Conv2D(
         5, 3, strides, padding, activation="relu", use_bias=use_bias, bias_initializer="normal"
     )
@@ -69,14 +69,15 @@ def test_bias_and_relu_after_pooling_change_neither_outputs_nor_gradients(paddin
             outputs = denoise(images)
         return outputs, *tape.gradient(outputs, model.trainable_variables, output_gradients=weights)
 
-    for mine, keras_own in zip(outputs_and_gradients(fast(model)), outputs_and_gradients(model), strict=True):
-        np.testing.assert_allclose(mine, keras_own, rtol=1e-5, atol=1e-5)
-    operations = [operation.type for operation in graph_of(fast(model), images)]
+    results, expected = outputs_and_gradients(fused_when_called(model)), outputs_and_gradients(model)
+    for result, keras_result in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, keras_result, rtol=1e-5, atol=1e-5)
+    operations = [operation.type for operation in graph_of(fused_when_called(model), images)]
     assert operations.index("Relu") > operations.index("MaxPool")
 
 
 def graph_of(function, images) -> list[tf.Operation]:
-    """The operations of the graph that TensorFlow makes of `function`, in their order."""
+    """Return the operations of the graph that TensorFlow makes of `function`, in order."""
     return tf.function(function).get_concrete_function(images).graph.get_operations()
 
 
@@ -91,13 +92,13 @@ def graph_of(function, images) -> list[tf.Operation]:
         [keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.MaxPooling2D(2)],
     ],
 )
-def test_what_cannot_be_fused_is_called_as_it_is(layers):
+def test_layers_that_cannot_be_fused_are_called_unchanged(layers):
     model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
     images = tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2))
     np.testing.assert_array_equal(fused(model)(images), model(images, training=True))
 
 
-def test_a_branching_model_is_called_as_it_is():
+def test_branching_model_is_called_unchanged():
     image = keras.Input((6, 6, 2))
     branch = keras.layers.Conv2D(2, 3, padding="same")(image)
     model = keras.Model(image, keras.layers.Add()([image, branch]))

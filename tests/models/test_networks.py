@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from dae.models import networks
 SHAPE = (28, 28, 1)
 
 
-def test_conv_is_the_tutorials_network():
+def test_conv_has_the_layers_of_the_tutorial():
     model = networks.build(RunConfig(), SHAPE)
     rows = [(type(layer).__name__, *layer.output.shape[1:]) for layer in model.layers]
     assert rows == [
@@ -36,7 +38,7 @@ def test_conv_is_the_tutorials_network():
     assert [layer.activation.__name__ for layer in convolutions] == ["relu"] * 6 + ["sigmoid"]
 
 
-def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
+def test_initial_weights_depend_on_the_seed_and_differ_between_layers():
     first, again = (networks.build(RunConfig(seed=5), SHAPE).get_weights() for _ in range(2))
     other = networks.build(RunConfig(seed=6), SHAPE).get_weights()
     for weights, same in zip(first, again, strict=True):
@@ -50,7 +52,7 @@ def test_initial_weights_are_decided_by_the_seed_and_differ_between_layers():
 
 @settings(max_examples=30)
 @given(st.integers(11, 80), st.integers(11, 80), st.sampled_from([1, 3]))
-def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
+def test_output_has_the_shape_of_the_input_for_any_sides(height, width, channels):
     model = networks.build(RunConfig(), (height, width, channels))
     assert model.output_shape == (None, height, width, channels)
     padding = model.get_layer("decoder_conv_3").padding
@@ -60,8 +62,8 @@ def test_images_of_any_sides_come_back_as_they_went_in(height, width, channels):
     )
 
 
-def test_what_comes_back_lies_where_it_was():
-    """Weights that hand the first channel through: the encoder's pooling and the decoder's doubling, in place."""
+def test_padding_and_cropping_do_not_shift_the_image():
+    """With weights that only copy the first channel, the network pools and upsamples in place."""
     model = networks.build(RunConfig(), (21, 30, 1))
     for layer in model.layers:
         if layer.weights:
@@ -70,10 +72,28 @@ def test_what_comes_back_lies_where_it_was():
             layer.set_weights([kernel, np.zeros(layer.bias.shape)])
     image = np.zeros((1, 21, 30, 1), np.float32)
     image[0, 16:, 24:] = 1
-    shown = model(image).numpy()[0, :, :, 0]
-    np.testing.assert_array_equal(shown > 0.6, image[0, :, :, 0] == 1)
+    output = model(image).numpy()[0, :, :, 0]
+    np.testing.assert_array_equal(output > 0.6, image[0, :, :, 0] == 1)
 
 
-def test_an_unknown_model_is_refused():
-    with pytest.raises(UsageError, match="--model: unknown name 'convv'; did you mean 'conv'"):
+def test_unknown_model_is_refused_with_the_most_similar_name():
+    with pytest.raises(UsageError, match=r"--model: .*'convv'.*'conv'"):
         networks.build(RunConfig(model="convv"), SHAPE)
+
+
+def test_encoder_gives_the_output_of_its_layer(mnist):
+    model = networks.build(RunConfig(), SHAPE)
+    encoder = networks.encoder(model)
+    assert encoder is not None
+    assert encoder(tf.constant(mnist.test[:3] / np.float32(255))).shape == (3, 4, 4, 8)
+    image = keras.Input(SHAPE)
+    assert networks.encoder(keras.Model(image, keras.layers.Conv2D(1, 3, padding="same")(image))) is None
+
+
+def test_model_whose_output_differs_from_its_input_is_refused(monkeypatch):
+    def halves(config: RunConfig, image_shape: tuple[int, int, int]) -> keras.Model:
+        return keras.Sequential([keras.Input(image_shape), keras.layers.MaxPooling2D(2)])
+
+    monkeypatch.setitem(networks.MODELS, "halves", halves)
+    with pytest.raises(UsageError, match=r"--model halves: .*\(28, 28, 1\).*\(14, 14, 1\)"):
+        networks.build(RunConfig(model="halves"), SHAPE)

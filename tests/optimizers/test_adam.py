@@ -11,7 +11,9 @@ SCALES = [1.0, 1e-4, 100.0, 0.1, 10.0]
 STEPS = 50
 
 
-@pytest.mark.parametrize("rate", [0.01, keras.optimizers.schedules.CosineDecay(0.01, STEPS)], ids=["constant", "cosine"])
+@pytest.mark.parametrize(
+    "rate", [0.01, keras.optimizers.schedules.CosineDecay(0.01, STEPS)], ids=["constant", "cosine"]
+)
 @pytest.mark.parametrize("shapes", [SHAPES[:1], SHAPES], ids=["one weight", "several weights"])
 def test_adam_equals_the_adam_of_keras(shapes, rate):
     starts = [random_values(index, *shape) for index, shape in enumerate(shapes)]
@@ -28,7 +30,10 @@ def test_adam_equals_the_adam_of_keras(shapes, rate):
 
 
 def test_adam_within_a_graph_equals_adam_without():
-    starts, gradients = [random_values(0, *shape) for shape in SHAPES], [random_values(1, 5, *shape) for shape in SHAPES]
+    starts, gradients = (
+        [random_values(0, *shape) for shape in SHAPES],
+        [random_values(1, 5, *shape) for shape in SHAPES],
+    )
     expected = apply_gradients(Adam(0.01), starts, gradients)
     optimizer = Adam(0.01)
     weights = [keras.Variable(start) for start in starts]

@@ -39,7 +39,10 @@ def test_soap_updates_kernels_by_the_published_formulas():
 
 def test_soap_updates_each_of_several_weights_as_if_it_were_alone():
     shapes = [(3, 3, 2, 4), (4,), (3, 3, 4, 1), (1,)]
-    starts, gradients = [random_values(0, *shape) for shape in shapes], [random_values(1, 12, *shape) for shape in shapes]
+    starts, gradients = (
+        [random_values(0, *shape) for shape in shapes],
+        [random_values(1, 12, *shape) for shape in shapes],
+    )
     together = apply_gradients(soap.Soap(0.01), starts, gradients)
     for index, weight in enumerate(together):
         (alone,) = apply_gradients(soap.Soap(0.01), [starts[index]], [gradients[index]])

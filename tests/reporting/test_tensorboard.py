@@ -1,5 +1,5 @@
+import itertools
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from helpers import TINY, check_curves, events, scalar_values
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -17,48 +17,65 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
-from dae.data import pipeline
+from dae.config import RunConfig
+from dae.data import datasets, pipeline
 from dae.losses import losses
 from dae.models import networks
 from dae.reporting import tensorboard
 from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
-
-def events(folder: Path) -> EventAccumulator:
-    """All that TensorBoard would show of a folder."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    accumulator.Reload()
-    return accumulator
+# The layers of the network `conv`.
+LAYERS = [f"{part}_conv_{number}" for part in ("encoder", "decoder") for number in (1, 2, 3)] + ["denoised"]
 
 
-def values(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
+def text(accumulator: EventAccumulator, tag: str) -> str:
+    """Return the only text of `tag`, which is that of step 0."""
+    (event,) = accumulator.Tensors(tag)
+    assert event.step == 0
+    return tf.make_ndarray(event.tensor_proto).item().decode()
 
 
-def check_curves(folder: Path) -> None:
-    """TensorBoard's curves are the lines of metrics.jsonl, one value an epoch."""
-    lines = read_metrics(folder)
-    for name in ("train", "validation"):
-        shown = events(folder / "tensorboard" / name)
-        for tag in tensorboard.scalars(lines[0], name):
-            expected = [
-                (line["epoch"], pytest.approx(tensorboard.scalars(line, name)[tag], rel=1e-6)) for line in lines
-            ]
-            assert values(shown, tag) == expected, (name, tag)
-
-
-def test_steps_and_values_read_back_right(tiny_run):
+def test_curves_have_the_values_of_the_run(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
-    assert values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
+    assert scalar_values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
+
+
+def test_texts_describe_the_run(tiny_run):
     train = events(tiny_run / "tensorboard" / "train")
-    (config,) = train.Tensors("run/configuration")
-    assert "| batch_size | 64 |" in tf.make_ndarray(config.tensor_proto).item().decode()
+    assert "| batch_size | 64 |" in text(train, "run/configuration")
+    assert "| encoder | MaxPooling2D | " in text(train, "run/layers")
+    assert tf.__version__ in text(train, "run/environment")
 
 
-def test_every_figure_has_one_tag():
-    line = {"epoch": 2, "step": 9, "seconds": 1.0, "summary_seconds": 0.1, "images_per_second": 5.0}
+def test_histograms_show_the_weights_of_each_layer_and_the_latents_after_each_epoch(tiny_run):
+    train, validation = (events(tiny_run / "tensorboard" / name) for name in ("train", "validation"))
+    weights = {f"weights/{layer}/{kind}" for layer in LAYERS for kind in ("kernel", "bias")}
+    assert {tag for tag in train.Tags()["tensors"] if tag.startswith("weights/")} == weights
+    for shown, tags in ((train, weights), (validation, {"latents/encoder"})):
+        for tag in tags:
+            assert [event.step for event in shown.Tensors(tag)] == [1, 2, 3]
+    *_, counts = tf.make_ndarray(validation.Tensors("latents/encoder")[-1].tensor_proto).T
+    assert counts.sum() == 256 * 4 * 4 * 8
+
+
+def test_the_graph_contains_the_gradient(tiny_run):
+    assert b"Conv2DBackpropFilter" in events(tiny_run / "tensorboard" / "train").Graph().SerializeToString()
+
+
+def test_the_projector_shows_the_latents_of_validation_images_with_labels(tiny_run, mnist):
+    folder = tiny_run / "tensorboard" / "projector"
+    assert np.loadtxt(folder / "latents.tsv").shape == (256, 128)
+    with np.load(datasets.MNIST_FILE) as arrays:
+        assert np.loadtxt(folder / "labels.tsv").tolist() == arrays["y_train"][-256:].tolist()
+    sprite = tf.io.decode_png((folder / "sprite.png").read_bytes()).numpy()
+    assert sprite.shape == (16 * 28, 16 * 28, 3)
+    np.testing.assert_array_equal(sprite[28:56, :28, 0], mnist.validation[-256 + 16, :, :, 0])
+
+
+def test_each_metric_has_one_tag():
+    line = {"epoch": 2, "step": 9, "seconds": 1.0, "images_per_second": 5.0}
     line |= {"train_loss": 1.0, "train_loss_bce": 2.0, "train_psnr": 3.0, "validation_loss": 4.0, "learning_rate": 0.1}
     assert tensorboard.scalars(line, "train") == {
         "loss/total": 1.0,
@@ -71,15 +88,23 @@ def test_every_figure_has_one_tag():
     assert tensorboard.scalars({"epoch": 2, "test_ssim": 0.5}, "test") == {"quality/ssim": 0.5}
 
 
-def test_the_readme_describes_every_tag_as_tensorboard_does():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    table = readme.partition("| tag | meaning |\n| --- | --- |\n")[2].partition("\n\n")[0]
-    rows = (re.fullmatch(r"\| `(\S+)` \| (.*) \|", row) for row in table.splitlines())
-    assert {row[1]: row[2] for row in rows if row} == tensorboard.TAGS
+def test_every_tag_of_a_run_has_a_description(tiny_run):
+    for name in ("train", "validation", "test"):
+        accumulator = events(tiny_run / "tensorboard" / name)
+        for tag in accumulator.Tags()["tensors"]:
+            shown = accumulator.SummaryMetadata(tag).summary_description
+            assert shown == tensorboard.description(tag) != "", tag
+
+
+def test_the_documentation_describes_every_tag_as_tensorboard_does():
+    document = (Path(__file__).parents[2] / "docs" / "tensorboard.md").read_text()
+    lines = document.partition("| tag | meaning |\n| --- | --- |\n")[2].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in itertools.takewhile(lambda line: line.startswith("|"), lines)]
+    assert rows == [[f"`{tag}`", meaning] for tag, meaning in tensorboard.TAGS.items()]
 
 
 def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
-    """One epoch of one step: the gradient computed anew, and Adam's first step of its rate for each weight."""
+    """In one epoch of one step: the gradient is computed again, and Adam's first step is known in closed form."""
     config = replace(TINY, train_examples=64, epochs=1)
     trainer.train(config, tmp_path / "run")
     (line,) = read_metrics(tmp_path / "run")
@@ -89,7 +114,7 @@ def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
         loss = tf.reduce_mean(losses.bce(clean, model(noisy)))
     gradients = tape.gradient(loss, model.trainable_variables)
     assert line["gradient_norm"] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-4)
-    # Whose epsilon, 1e-7, stands beside the root of (1 - 0.999) g^2.
+    # Keras adds epsilon, 1e-7, to the root of (1 - 0.999) g^2.
     updates = [1e-3 * gradient / (abs(gradient) + 1e-7 / 0.001**0.5) for gradient in gradients]
     ratio = tf.linalg.global_norm(updates) / tf.linalg.global_norm(model.trainable_variables)
     assert line["update_to_weight_ratio"] == pytest.approx(float(ratio), rel=1e-3)
@@ -107,11 +132,14 @@ def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
     assert abs(picture[1:29, 91:119] - error).max() <= 1
 
 
-def test_what_a_kill_left_beyond_the_checkpoint_is_dropped_and_written_again(tmp_path, tiny_run):
+def test_a_resume_drops_events_after_the_checkpoint_and_writes_them_again(tmp_path, tiny_run):
     folder = tmp_path / "run"
-    trainer.train(replace(TINY, epochs=2), folder)
-    for path in (folder / "checkpoints" / "newest").glob("ckpt-20.*"):
-        path.unlink()  # as if killed after the summaries of epoch 2, before its checkpoint
+    shutil.copytree(tiny_run, folder)
+    (folder / "report.json").unlink()
+    checkpoint = list((folder / "checkpoints" / "latest").glob("ckpt-30.*"))
+    assert checkpoint
+    for path in checkpoint:
+        path.unlink()  # as if killed between the events of epoch 3 and its checkpoint
     for file in (folder / "tensorboard").glob("*/events*"):
         file.write_bytes(file.read_bytes()[:-7])  # and in the middle of a record
     trainer.train(TINY, folder, resume=True)
@@ -119,42 +147,89 @@ def test_what_a_kill_left_beyond_the_checkpoint_is_dropped_and_written_again(tmp
     assert (folder / "report.json").read_text() == (tiny_run / "report.json").read_text()
 
 
-def test_dropping_twice_or_interrupted_doubles_nothing(tmp_path, tiny_run):
+def test_truncate_events_twice_or_interrupted_doubles_no_event(tmp_path, tiny_run):
     folder = tmp_path / "events"
     shutil.copytree(tiny_run / "tensorboard" / "train", folder)
     (file,) = folder.iterdir()
-    shutil.copy(file, file.with_name(file.name + ".copy"))
+    shutil.copy(file, file.with_name(file.name + ".copy"))  # as if killed before the old file was removed
     for _ in range(2):
-        tensorboard.drop_after(folder, 2)
-    assert [step for step, _ in values(events(folder), "loss/total")] == [1, 2]
+        tensorboard.truncate_events(folder, 2)
+    assert [step for step, _ in scalar_values(events(folder), "loss/total")] == [1, 2]
     assert len(list(folder.iterdir())) == 1
 
 
-def test_the_hparams_tab_shows_settings_and_last_metrics_of_every_run_once_also_after_a_resume(tmp_path):
-    """Through TensorBoard's own backend, as its web page asks it."""
-    for loss in ("bce", "mse"):
-        config = replace(TINY, loss=loss, noise_level=(0.1, 0.8), epochs=1)
-        trainer.train(config, tmp_path / loss)
-    trainer.train(replace(config, epochs=2), tmp_path / "mse", resume=True)
-    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
-    context = base_plugin.TBContext(
-        logdir=str(tmp_path), data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))
-    )
-    backend = Context(context)
-    request = RequestContext()
+def session_groups(logdir: Path) -> list[api_pb2.SessionGroup]:
+    """Return the rows of the HParams tab, from TensorBoard's own backend as its web page asks it."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(logdir)).Reload()
+    context = base_plugin.TBContext(logdir=str(logdir), data_provider=MultiplexerDataProvider(multiplexer, str(logdir)))
+    backend, request = Context(context), RequestContext()
     experiment = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
     listing = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_UNKNOWN], include_metrics=True
     )
-    groups = ListHandler(request, backend, "", listing).run().session_groups
-    shown = {group.hparams["loss"].string_value: group for group in groups}
-    assert sorted(shown) == ["bce", "mse"]
-    assert shown["mse"].hparams["epochs"].number_value == 2
-    assert shown["mse"].hparams["clip_noise"].bool_value
-    assert shown["mse"].hparams["noise_level"].string_value == "(0.1, 0.8)"
-    report = json.loads((tmp_path / "mse" / "report.json").read_text())
-    metrics = {(value.name.group, value.name.tag): value.value for value in shown["mse"].metric_values}
+    groups = list(ListHandler(request, backend, "", listing).run().session_groups)
+    assert all(len(experiment.metric_infos) >= len(group.metric_values) for group in groups)
+    return groups
+
+
+def last_metrics(group: api_pb2.SessionGroup) -> dict[tuple[str, str], float]:
+    return {(value.name.group, value.name.tag): value.value for value in group.metric_values}
+
+
+def test_hparams_shows_the_settings_and_last_metrics_of_a_run(tiny_run):
+    (group,) = session_groups(tiny_run.parent)
+    assert (group.name, len(group.sessions)) == (str(tiny_run), 1)
+    assert group.hparams["loss"].string_value == "bce"
+    assert group.hparams["epochs"].number_value == 3
+    assert group.hparams["clip_noise"].bool_value
+    report, line = json.loads((tiny_run / "report.json").read_text()), read_metrics(tiny_run)[-1]
+    metrics = last_metrics(group)
     assert metrics["test", "quality/psnr"] == pytest.approx(report["test_psnr"], rel=1e-6)
-    assert metrics["validation", "quality/ssim"] > 0
-    assert metrics["train", "loss/total"] > 0
-    assert len(experiment.metric_infos) >= len(metrics)
+    assert metrics["validation", "quality/ssim"] == pytest.approx(line["validation_ssim"], rel=1e-6)
+    assert metrics["train", "loss/total"] == pytest.approx(line["train_loss"], rel=1e-6)
+
+
+@pytest.fixture
+def write_events(tiny_run, mnist):
+    """A function that writes the events of one epoch of a run."""
+    model = networks.build(TINY, (28, 28, 1))
+    samples = pipeline.sample_batch(mnist.validation[-256:], TINY, "validation")
+
+    def write(run: Path, config: RunConfig, epoch: int, loss: float) -> None:
+        run.mkdir(exist_ok=True)
+        shutil.copy(tiny_run / "environment.json", run)
+        board = tensorboard.TensorBoard(run, config, model, samples, epochs_done=epoch - 1)
+        board.write_epoch({"epoch": epoch, "train_loss": loss, "validation_psnr": 20 * loss})
+        board.close()
+        tensorboard.write_test(run / "tensorboard", {"epoch": epoch, "test_psnr": 10 * loss})
+
+    return write
+
+
+def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(write_events, tmp_path):
+    config = replace(TINY, noise_level=(0.1, 0.8), epochs=1)
+    write_events(tmp_path / "run", config, epoch=1, loss=1.0)
+    for file in (tmp_path / "run").rglob("events*"):  # a resume happens in a later second, and with another process
+        file.rename(file.with_name("events.out.tfevents.1000000000.host.1.1.v2"))
+    write_events(tmp_path / "run", replace(config, epochs=2), epoch=2, loss=0.5)
+    (group,) = session_groups(tmp_path)
+    assert len(group.sessions) == 1
+    assert group.hparams["epochs"].number_value == 2
+    assert group.hparams["noise_level"].string_value == "(0.1, 0.8)"
+    assert last_metrics(group) == {
+        ("train", "loss/total"): 0.5,
+        ("validation", "quality/psnr"): 10.0,
+        ("test", "quality/psnr"): 5.0,
+    }
+
+
+def test_hparams_shows_runs_with_equal_settings_as_rows_named_by_their_paths(write_events, tmp_path):
+    """Without a trial id, TensorBoard would show one row for both."""
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for run, loss in zip(runs, (1.0, 0.5), strict=True):
+        write_events(run, TINY, epoch=1, loss=loss)
+    groups = sorted(session_groups(tmp_path), key=lambda group: group.name)
+    assert [group.name for group in groups] == [str(run) for run in runs]
+    assert groups[0].hparams == groups[1].hparams
+    assert [len(group.sessions) for group in groups] == [1, 1]
+    assert [last_metrics(group)["train", "loss/total"] for group in groups] == [1.0, 0.5]

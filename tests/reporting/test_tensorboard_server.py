@@ -1,8 +1,10 @@
-"""TensorBoard itself, started on real runs and asked over HTTP as its web page asks it."""
+"""A real TensorBoard server on real runs, asked over HTTP as its web page asks it.
+
+test_tensorboard.py tests the same content faster, in the files that the server reads.
+"""
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import EXPERIMENTS, TINY
+from helpers import EXPERIMENTS
 
-from dae import config as configs
+from dae import config as config_module
 from dae.data import datasets
-from dae.training import trainer
+from dae.training import checkpoints, trainer
+from dae.workdir.workdir import read_metrics
+
+pytestmark = pytest.mark.slow
 
 EPOCHS = [1, 2, 3]
 QUALITY = {"loss/total"} | {f"quality/{name}" for name in ("bce", "bce_excess", "mse", "psnr", "ssim", "accuracy")}
@@ -32,37 +37,38 @@ LAYERS = [f"{part}_conv_{number}" for part in ("encoder", "decoder") for number 
 Get = Callable[..., Any]
 
 
-def kill_when(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
-    while not ready():
-        assert process.poll() is None, "the run has ended too early to be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def logdir(tiny_run, tmp_path_factory) -> Path:
-    """Runs `normal` and `killed`, which minimises a sum, was killed in its second epoch and then gone on with."""
+    """Two finished runs: `normal`, and `killed`, which minimizes a sum, was killed in its second epoch and resumed."""
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(tiny_run, folder / "normal")
-    killed = replace(TINY, loss="bce + 0.1*ssim", checkpoint_every=3)
-    (folder / "killed.json").write_text(configs.to_json(killed))
-    command = [sys.executable, EXPERIMENTS / "run.py", "--config", folder / "killed.json", "--run-dir"]
-    process = subprocess.Popen([*command, folder / "killed"], stdout=subprocess.DEVNULL)
-    kill_when(process, lambda: (folder / "killed/checkpoints/newest/ckpt-13.index").exists() or bool(lines(folder)))
-    assert not (folder / "killed/report.json").exists()
-    trainer.train(killed, folder / "killed", resume=True)
+    run = folder / "killed"
+    # The recorded threads, which are those of this process.
+    config = replace(config_module.read(tiny_run / "config.json"), loss="bce + 0.1*ssim", batch_size=2)
+    (folder / "killed.json").write_text(config_module.to_json(config))
+    # A checkpoint after each of its 900 steps makes the run last much longer than the resume without them.
+    command = [sys.executable, EXPERIMENTS / "run.py", "--config", folder / "killed.json", "--run-dir", run]
+    process = subprocess.Popen([*command, "--checkpoint-every", "1"], stdout=subprocess.DEVNULL)
+    while latest_step(run) <= 310:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 310 < latest_step(run) < 600
+    assert len(read_metrics(run)) == 1
+    trainer.train(config, run, resume=True)
     return folder
 
 
-def lines(folder: Path) -> list[str]:
-    file = folder / "killed" / "metrics.jsonl"
-    return file.read_text().splitlines() if file.exists() else []
+def latest_step(run: Path) -> int:
+    """Return the step of the latest checkpoint of a run, 0 if there is none."""
+    prefixes = checkpoints.saved_in(run / "checkpoints" / "latest")
+    return int(prefixes[-1].name.removeprefix("ckpt-")) if prefixes else 0
 
 
 @pytest.fixture(scope="module")
 def get(logdir) -> Iterator[Get]:
-    """Asks a running TensorBoard for a path below /data."""
+    """A function that asks a running TensorBoard for a path below /data."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -74,7 +80,7 @@ def get(logdir) -> Iterator[Get]:
                 content = answer.read()
             return json.loads(content) if answer.headers["Content-Type"].startswith("application/json") else content
 
-        for _ in range(100):  # it reads the files and looks for plugins while it answers already
+        for _ in range(100):  # it answers before it has read all files
             if active(get) and len(get("runs")) == 8:
                 break
             time.sleep(0.2)
@@ -85,19 +91,20 @@ def get(logdir) -> Iterator[Get]:
 
 
 def active(get: Get) -> bool:
+    """Return whether every plugin has found data."""
     listing = get("plugins_listing")
     tabs = "scalars timeseries images histograms distributions graphs text hparams projector"
     return all(listing[name]["enabled"] for name in tabs.split())
 
 
-def test_every_plugin_is_active_on_every_run(get):
+def test_every_plugin_is_active_and_every_run_listed(get):
     assert active(get)
     parts = ("", "/test", "/train", "/validation")
     assert sorted(get("runs")) == [f"{run}/tensorboard{part}" for run in ("killed", "normal") for part in parts]
 
 
 @pytest.mark.parametrize("run", ["normal", "killed"])
-def test_scalars_have_one_value_an_epoch_and_a_description(get, run, logdir):
+def test_scalars_have_one_value_per_epoch_and_a_description(get, run, logdir):
     listed = get("plugin/scalars/tags")
     report = json.loads((logdir / run / "report.json").read_text())
     for part, tags in SCALARS.items():
@@ -110,7 +117,7 @@ def test_scalars_have_one_value_an_epoch_and_a_description(get, run, logdir):
 
 
 @pytest.mark.parametrize("run", ["normal", "killed"])
-def test_images_and_histograms_have_one_value_an_epoch(get, run):
+def test_images_and_histograms_have_one_value_per_epoch(get, run):
     shown, tag = f"{run}/tensorboard/validation", "images/noisy_denoised_clean_error"
     (about,) = get("plugin/images/tags")[shown].values()
     assert about["samples"] == 1
@@ -121,8 +128,8 @@ def test_images_and_histograms_have_one_value_an_epoch(get, run):
     train, listed = f"{run}/tensorboard/train", get("plugin/histograms/tags")
     weights = {f"weights/{layer}/{kind}" for layer in LAYERS for kind in ("kernel", "bias")}
     assert set(listed[train]) == weights
-    assert set(listed[shown]) == {"code/encoder"}
-    for name, tag in [(train, tag) for tag in weights] + [(shown, "code/encoder")]:
+    assert set(listed[shown]) == {"latents/encoder"}
+    for name, tag in [(train, tag) for tag in weights] + [(shown, "latents/encoder")]:
         assert listed[name][tag]["description"]
         histograms = get("plugin/histograms/histograms", run=name, tag=tag)
         assert [step for _, step, _ in histograms] == EPOCHS
@@ -130,7 +137,7 @@ def test_images_and_histograms_have_one_value_an_epoch(get, run):
 
 
 @pytest.mark.parametrize("run", ["normal", "killed"])
-def test_graph_and_texts_stand_at_the_start_once(get, run):
+def test_graph_and_texts_are_shown_once_at_step_0(get, run):
     train = f"{run}/tensorboard/train"
     assert get("plugin/graphs/info")[train]["run_graph"]
     assert b"Conv2DBackpropFilter" in get("plugin/graphs/graph", run=train, limit_attr_size=1024, large_attrs_key="_")
@@ -141,24 +148,25 @@ def test_graph_and_texts_stand_at_the_start_once(get, run):
         assert expected in text["text"]
 
 
-def test_hparams_shows_each_run_once(get):
+def test_hparams_shows_each_run_once(get, logdir):
     request = {"startIndex": 0, "sliceSize": 9, "allowedStatuses": ["STATUS_UNKNOWN"]}
     groups = get("plugin/hparams/session_groups", request=json.dumps(request))["sessionGroups"]
     assert sorted(group["hparams"]["loss"] for group in groups) == ["bce", "bce + 0.1*ssim"]
+    assert str(logdir / "killed") in [group["name"] for group in groups]
     for group in groups:
         names = {(value["name"]["group"], value["name"]["tag"]) for value in group["metricValues"]}
         assert names >= {("test", "quality/psnr"), ("validation", "quality/ssim"), ("train", "loss/total")}
 
 
 @pytest.mark.parametrize("run", ["normal", "killed"])
-def test_the_projector_shows_codes_with_digits_and_pictures(get, run, mnist):
+def test_the_projector_shows_latents_with_labels_and_images(get, run, mnist):
     name = f"{run}/tensorboard"
     assert name in get("plugin/projector/runs")
     (shown,) = get("plugin/projector/info", run=name)["embeddings"]
     assert shown["tensorShape"] == [256, 128]
-    labels = get("plugin/projector/metadata", run=name, name="code").decode().split()
+    labels = get("plugin/projector/metadata", run=name, name="latents").decode().split()
     with np.load(datasets.MNIST_FILE) as arrays:
         assert labels == [str(label) for label in arrays["y_train"][-256:]]
-    sprite = tf.io.decode_png(get("plugin/projector/sprite_image", run=name, name="code")).numpy()
+    sprite = tf.io.decode_png(get("plugin/projector/sprite_image", run=name, name="latents")).numpy()
     assert sprite.shape == (16 * 28, 16 * 28, 3)
     assert (sprite[28:56, :28, 0] == mnist.validation[-256 + 16, :, :, 0]).all()

@@ -1,20 +1,46 @@
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 from helpers import TINY, run_in_process
 
 from dae import config as config_module
+from dae.data.pipeline import training_batches
+from dae.losses import composite
+from dae.models import networks
+from dae.optimizers import optimizers
 from dae.training.profiler import PROFILED_CALL, profiled
+from dae.training.train_state import TrainState
+from dae.training.train_step import make_train_loop, make_train_step
 
 
-def test_profile_holds_training_steps(tmp_path):
+def check_profile(folder: Path) -> None:
+    """Assert that there is one profile in `folder`, where TensorBoard looks for it, with the parts of a train step."""
+    (profile,) = (folder / "plugins" / "profile").glob("*/*.xplane.pb")
+    content = profile.read_bytes()
+    for name in (b"train_loop", b"Conv2DBackpropFilter"):
+        assert name in content
+
+
+def test_profiler_profiles_one_call_of_the_train_loop(mnist, tmp_path, capsys):
+    state = TrainState(networks.build(TINY, (28, 28, 1)), optimizers.build(TINY, 30))
+    batches = iter(training_batches(mnist.train, TINY))
+    train_loop = make_train_loop(make_train_step(state, composite.build(TINY.loss)))
+    with profiled(train_loop, tmp_path, enabled=True) as loop:
+        for _ in range(PROFILED_CALL + 1):
+            loop(batches, tf.constant(2), TINY.batch_size)
+    assert int(state.step) == 2 * (PROFILED_CALL + 1)
+    assert capsys.readouterr().err == ""
+    check_profile(tmp_path)
+
+
+@pytest.mark.slow
+def test_profile_flag_profiles_a_run(tmp_path):
     (tmp_path / "tiny.json").write_text(config_module.to_json(TINY))
     completed = run_in_process("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert "--profile" not in completed.stderr
-    (profile,) = (tmp_path / "run" / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
-    content = profile.read_bytes()
-    for name in (b"train_loop", b"Conv2DBackpropFilter"):
-        assert name in content
+    check_profile(tmp_path / "run" / "tensorboard")
 
 
 @pytest.mark.parametrize("enabled", [True, False])

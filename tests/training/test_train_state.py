@@ -15,7 +15,6 @@ from dae.optimizers import optimizers
 from dae.training.train_state import RunningMeans, TrainState
 from dae.training.train_step import make_train_step
 
-COSINE = RunConfig(batch_size=32, schedule="cosine", warmup_ratio=0.5, learning_rate=0.01)
 STEPS = 24
 
 
@@ -46,7 +45,7 @@ def test_running_means_are_exact_in_float64():
     means = RunningMeans(["loss"])
     for _ in range(1000):
         means.update({"loss": tf.constant(0.1)}, images=100)
-    assert means.result()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-13)  # float32 sums are off by 1e-6
+    assert means.result()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-13)
 
 
 def test_running_means_start_over_after_reset():
@@ -89,7 +88,9 @@ def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tm
         name: shape for name, shape in stored.items() if not name.startswith(("model/", "optimizer/"))
     }
     shapes = [tuple(variable.shape) for variable in (*model.variables, *state.optimizer.variables)]
-    assert sorted(shape for name, shape in stored.items() if name.startswith(("model/", "optimizer/"))) == sorted(shapes)
+    assert sorted(shape for name, shape in stored.items() if name.startswith(("model/", "optimizer/"))) == sorted(
+        shapes
+    )
     sizes = [math.prod(shape) for shape in shapes]
     parameters = model.count_params()
     if optimizer == "adam":  # the step, the rate unless a schedule computes it, and two moments

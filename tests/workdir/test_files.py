@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+
+from dae.errors import UsageError
+from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output
+
+
+@pytest.mark.parametrize("content", ["text: é\n", b"\x00\xff"])
+def test_atomic_write_writes_text_and_bytes(content, tmp_path):
+    (tmp_path / "file.json").write_text("before")
+    atomic_write(tmp_path / "file.json", content)
+    expected = content.encode() if isinstance(content, str) else content
+    assert (tmp_path / "file.json").read_bytes() == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_atomic_path_has_the_suffix_and_becomes_the_file_at_the_end(tmp_path):
+    with atomic_path(tmp_path / "model.keras") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".keras"
+        assert temporary.name.startswith(TEMPORARY)
+        temporary.write_text("new")
+        assert not (tmp_path / "model.keras").exists()
+    assert (tmp_path / "model.keras").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_failed_write_keeps_the_file_and_leaves_no_other(written, tmp_path):
+    (tmp_path / "file.txt").write_text("before")
+    with pytest.raises(RuntimeError, match="failed"), atomic_path(tmp_path / "file.txt") as temporary:  # noqa: PT012
+        if written:
+            temporary.write_text("half")
+        raise RuntimeError("failed")
+    assert (tmp_path / "file.txt").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from dae.workdir.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_while_writing_keeps_the_file(tmp_path):
+    (tmp_path / "file.txt").write_text("before")
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path / "file.txt"], check=False)
+    assert killed.returncode < 0
+    assert (tmp_path / "file.txt").read_text() == "before"
+    (left,) = (path for path in tmp_path.iterdir() if path.name != "file.txt")
+    assert left.name.startswith(TEMPORARY)
+
+
+def test_check_output_accepts_files_that_can_be_written(tmp_path):
+    (tmp_path / "old.png").write_text("old")
+    check_output(tmp_path / "old.png", (".png",), "--figure")
+    check_output(tmp_path / "new.csv", (".png", ".csv"), "--figure")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+
+
+@pytest.mark.parametrize("name", ["plot.jpg", "plot", "folder.png", "none/plot.png", "old.png/plot.png"])
+def test_check_output_refuses_other_files(name, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "old.png").write_text("old")
+    with pytest.raises(UsageError, match="--figure"):
+        check_output(tmp_path / name, (".png",), "--figure")
