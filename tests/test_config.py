@@ -147,7 +147,8 @@ def test_any_value_of_a_field_is_accepted_or_refused_by_its_flag(field, value):
 
 
 def test_numpy_scalars_become_python_numbers():
-    config = RunConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), clip_noise=np.bool_(False))
+    values: dict[str, Any] = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "clip_noise": np.bool_(False)}
+    config = RunConfig(**values)
     assert config == RunConfig(epochs=3, learning_rate=0.5, clip_noise=False)
     assert config_module.from_json(config_module.to_json(config), "x") == config
 

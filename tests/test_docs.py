@@ -35,6 +35,7 @@ def test_readme_examples_of_loss_and_noise_train(tmp_path):
     assert (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_example_loss_trains(tmp_path):
     loss = f"bce + 0.5*{ROOT}/experiments/examples/edge_loss.py:edges"
     small = ("--train-examples", 500, "--epochs", 1, "--quiet")

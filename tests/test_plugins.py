@@ -109,6 +109,7 @@ def test_a_file_that_cannot_be_used_is_reported_in_one_line(content, name, words
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_files_and_can_be_moved_verified_and_evaluated(folder):
     config = replace(TINY, epochs=1, loss="my_losses.py:fourth_power", noise="my_noise.py:darker")
     trainer.train(config, "run")
@@ -137,6 +138,7 @@ def test_a_run_keeps_its_files_and_can_be_moved_verified_and_evaluated(folder):
     assert not Path("was run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_of_a_run_resumes_it_with_the_copy_in_the_run(folder):
     def parse(line: str) -> RunConfig:
         return config_module.canonicalize(cli.parse_run([*line.split(), "--run-dir", "run", "--resume"]).config)

@@ -118,7 +118,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # not empty, or never made
+        with contextlib.suppress(OSError, ValueError):  # not empty, or never made
             folder.rmdir()
 
 

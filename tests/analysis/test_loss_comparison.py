@@ -122,6 +122,7 @@ def folder(tmp_path, mnist) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_finished_runs_alone_and_a_loss_is_identical_to_itself(folder):
     first, second = (folder / "out" / name / "seed-0" / "report.json" for name in ("bce", "bce-2"))
     done = run_in_process("compare_losses.py", *ARGUMENTS, "--losses", "bce", "--seeds", "1", cwd=folder)

@@ -280,6 +280,7 @@ def test_durations_are_ignored(state, tiny_run, copy):
     assert first_difference(tiny_run, copy) is None
 
 
+@pytest.mark.slow
 def test_verify_reports_an_identical_rerun(tiny_run):
     completed = run_subprocess("verify.py", tiny_run)
     assert completed.returncode == 0, completed.stderr

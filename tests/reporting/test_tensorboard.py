@@ -103,6 +103,7 @@ def test_the_documentation_describes_every_tag_as_tensorboard_does():
     assert rows == [[f"`{tag}`", meaning] for tag, meaning in tensorboard.TAGS.items()]
 
 
+@pytest.mark.slow
 def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
     """In one epoch of one step: the gradient is computed again, and Adam's first step is known in closed form."""
     config = replace(TINY, train_examples=64, epochs=1)

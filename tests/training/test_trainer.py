@@ -100,6 +100,7 @@ def test_finished_run_is_left_as_it_is(tiny_run, capsys):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_best_epoch_is_kept(tmp_path):
     # With so high a learning rate some epochs are worse than those before them.
     report = trainer.train(replace(TINY, learning_rate=0.1, epochs=5), tmp_path / "run", quiet=True)
@@ -302,6 +303,7 @@ def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(resume, tiny
         assert first_difference(tmp_path / "run", tiny_run) is None
 
 
+@pytest.mark.slow
 def test_removed_folder_ends_the_run_with_an_error(tmp_path):
     with pytest.raises(RunError, match="--resume --run-dir"):
         trainer.train(TINY, tmp_path / "run", quiet=True, on_epoch_end=lambda line: shutil.rmtree(tmp_path / "run"))
