@@ -53,6 +53,8 @@ class BenchmarkArguments:
     """Exit with 1 unless dae is at least this many times as fast as fit."""
     scaling: bool = False
     """Instead: how the speed of dae and fit changes with batch size, image size, width and cores."""
+    train_loop: bool = False
+    """Instead: the speed of the train step alone with 1 to 40 steps per call of the train loop."""
     pipelines: bool = False
     """Instead: the speed of the input pipeline alone with each noise, relative to the train step alone."""
 
@@ -259,6 +261,22 @@ def pipelines(arguments: BenchmarkArguments) -> None:
     write(arguments, table, {"pipelines": speeds})
 
 
+def train_loop(arguments: BenchmarkArguments) -> None:
+    """Time the train step alone, with several numbers of steps per call, relative to the most."""
+    config = RunConfig(train_examples=arguments.train_examples, batch_size=arguments.batch_size)
+    names = [f"{steps} steps per call" for steps in (1, 5, 10, 20, 40)]
+    seconds = {name: result["seconds"] for name, result in time_in_turn(names, config, arguments.rounds).items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    fastest = medians[names[-1]]
+    rows = [
+        f"| {name} | {arguments.train_examples / median:,.0f} | {median / fastest:.3f} |"
+        for name, median in medians.items()
+    ]
+    table = "\n".join(["| train step alone | images/s | relative time |\n| --- | --- | --- |", *rows]) + "\n"
+    print(table)
+    write(arguments, table, {"seconds": seconds})
+
+
 def write_images(path: Path, side: int) -> str:
     """Write digits, repeated to images of `side` x `side`, to an .npz file and return its path."""
     from dae.data import datasets
@@ -316,7 +334,8 @@ def main() -> None:
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
         raise UsageError("--require: needs both fit and dae in --only")
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    (scaling if arguments.scaling else pipelines if arguments.pipelines else compare)(arguments)
+    modes = {"scaling": scaling, "train_loop": train_loop, "pipelines": pipelines}
+    next((mode for name, mode in modes.items() if getattr(arguments, name)), compare)(arguments)
 
 
 if __name__ == "__main__":

@@ -205,8 +205,8 @@ def pipeline_alone(config: RunConfig, start: Start) -> None:
             lap()
 
 
-def step_alone(config: RunConfig, start: Start) -> None:
-    """Take the train step of this package on the same batch over and over."""
+def step_alone(config: RunConfig, start: Start, steps_per_call: int | None = None) -> None:
+    """Take the train step of this package on the same batch over and over, by default an epoch per call."""
     from dae import cli
 
     cli.import_tensorflow(config.onednn)
@@ -224,7 +224,11 @@ def step_alone(config: RunConfig, start: Start) -> None:
     state = TrainState(task.model, optimizers.build(config, config.epochs * task.steps_per_epoch))
     train_loop = make_train_loop(make_train_step(state, task.loss, task.config.shards or 1))
     while True:
-        train_loop(batches, tf.constant(task.steps_per_epoch), config.batch_size)
+        left = task.steps_per_epoch
+        while left > 0:
+            num_steps = min(left, steps_per_call or left)
+            train_loop(batches, tf.constant(num_steps), config.batch_size)
+            left -= num_steps
         lap()
 
 
@@ -232,6 +236,8 @@ PROGRAMS: dict[str, Callable[[RunConfig, Start], None]] = {
     program.__name__: program
     for program in (dae_train, fit, torch_eager, torch_compile, jax_jit, matrix_product, pipeline_alone, step_alone)
 }
+for _steps in (1, 5, 10, 20, 40):
+    PROGRAMS[f"{_steps} steps per call"] = functools.partial(step_alone, steps_per_call=_steps)
 
 
 def main() -> None:
