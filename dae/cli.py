@@ -31,14 +31,12 @@ from dae.errors import Interrupted, RunError, UsageError, lookup
 class ConfigArguments:
     """The fields of RunConfig as flags, in the groups that --help shows."""
 
-    data: Annotated[DataConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=DataConfig)
-    noise: Annotated[NoiseConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=NoiseConfig)
-    model_and_loss: Annotated[ModelConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=ModelConfig)
-    optimization: Annotated[OptimizationConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
-        default_factory=OptimizationConfig
-    )
-    schedule: Annotated[ScheduleConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=ScheduleConfig)
-    runtime: Annotated[RuntimeConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=RuntimeConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    model_and_loss: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
     @property
     def config(self) -> RunConfig:
@@ -110,7 +108,7 @@ def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) 
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(arguments_class, args=argv, **options)
+            return tyro.cli(arguments_class, args=argv, config=[tyro.conf.OmitArgPrefixes], **options)
     except SystemExit as exit:
         if not exit.code:
             raise
