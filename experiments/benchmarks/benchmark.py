@@ -262,14 +262,13 @@ def pipelines(arguments: BenchmarkArguments) -> None:
 
 
 def train_loop(arguments: BenchmarkArguments) -> None:
-    """Time the train step alone, with several numbers of steps per call, relative to the most."""
+    """Time the train step alone, with several numbers of steps per call, relative to the 20 that the package takes."""
     config = RunConfig(train_examples=arguments.train_examples, batch_size=arguments.batch_size)
     names = [f"{steps} steps per call" for steps in (1, 5, 10, 20, 40)]
     seconds = {name: result["seconds"] for name, result in time_in_turn(names, config, arguments.rounds).items()}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    fastest = medians[names[-1]]
     rows = [
-        f"| {name} | {arguments.train_examples / median:,.0f} | {median / fastest:.3f} |"
+        f"| {name} | {arguments.train_examples / median:,.0f} | {median / medians['20 steps per call']:.3f} |"
         for name, median in medians.items()
     ]
     table = "\n".join(["| train step alone | images/s | relative time |\n| --- | --- | --- |", *rows]) + "\n"
