@@ -123,7 +123,8 @@ class TensorBoard:
             for name in (("train", "validation") if config.validation_examples else ("train",))
         }
         with _file_writer(self.folder, step=0):
-            hparams_api.hparams(_hparams(config), trial_id=str(run_dir))
+            # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
+            hparams_api.hparams(_hparams(config), trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
             with self._writers["train"].as_default(step=0):
                 self._write_texts(config, read_environment(run_dir))

@@ -179,7 +179,7 @@ def last_metrics(group: api_pb2.SessionGroup) -> dict[tuple[str, str], float]:
 
 def test_hparams_shows_the_settings_and_last_metrics_of_a_run(tiny_run):
     (group,) = session_groups(tiny_run.parent)
-    assert (group.name, len(group.sessions)) == (str(tiny_run), 1)
+    assert (group.name, len(group.sessions)) == (f"{tiny_run.name} ({tiny_run.parent})", 1)
     assert group.hparams["loss"].string_value == "bce"
     assert group.hparams["epochs"].number_value == 3
     assert group.hparams["clip_noise"].bool_value
@@ -224,13 +224,13 @@ def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(wri
     }
 
 
-def test_hparams_shows_runs_with_equal_settings_as_rows_named_by_their_paths(write_events, tmp_path):
+def test_hparams_shows_runs_with_equal_settings_as_rows_named_by_name_and_folder(write_events, tmp_path):
     """Without a trial id, TensorBoard would show one row for both."""
     runs = [tmp_path / "first", tmp_path / "second"]
     for run, loss in zip(runs, (1.0, 0.5), strict=True):
         write_events(run, TINY, epoch=1, loss=loss)
     groups = sorted(session_groups(tmp_path), key=lambda group: group.name)
-    assert [group.name for group in groups] == [str(run) for run in runs]
+    assert [group.name for group in groups] == [f"{run.name} ({tmp_path})" for run in runs]
     assert groups[0].hparams == groups[1].hparams
     assert [len(group.sessions) for group in groups] == [1, 1]
     assert [last_metrics(group)["train", "loss/total"] for group in groups] == [1.0, 0.5]
