@@ -21,6 +21,7 @@ from dae import plugins
 from dae.analysis.statistics import LEVEL, Difference, Estimate, differences, estimate
 from dae.config import RunConfig, canonicalize, flag
 from dae.data import datasets
+from dae.errors import Interrupted
 from dae.evaluation.evaluate import denoise_samples
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.reporting import plots
@@ -57,7 +58,11 @@ def train_all(losses: Sequence[str], config: RunConfig, seeds: Sequence[int], ou
 
             one = dataclasses.replace(configs[name], seed=seed)
             folder = output / name / f"seed-{seed}"
-            report = train(one, folder, resume=True, quiet=True, on_epoch_end=advance)
+            try:
+                report = train(one, folder, resume=True, quiet=True, on_epoch_end=advance)
+            except Interrupted as stop:
+                message = f"stopped in {folder}, which is saved; repeat the command to continue"
+                raise Interrupted(stop.signal_number, message) from None
             advance({"epoch": config.epochs})
             bar.write(f"{name}, seed {seed}: kept epoch {report['epoch']} of {config.epochs}")
     return runs

@@ -3,10 +3,13 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from helpers import EXPERIMENTS, TINY, run_in_process
 from dae import analysis
 from dae.analysis import loss_comparison
 from dae.analysis.loss_comparison import Comparison, conclusion
+from dae.errors import Interrupted
 from dae.evaluation.metrics import METRICS
+from dae.reporting.logger import Logger
 from dae.workdir.workdir import append_metrics, read_metrics
 
 
@@ -159,6 +164,18 @@ def test_a_killed_comparison_resumes(folder):
     # Adam divides by the scale of the gradient, up to its epsilon.
     assert psnr["2xbce"] == pytest.approx(psnr["bce"], abs=0.02)
     assert psnr["2xbce"] != psnr["bce"]
+
+
+def test_an_interrupted_comparison_says_how_to_continue(tmp_path, monkeypatch):
+    def progress_and_signal(self: Logger, epoch: int, images: int, loss: Any) -> None:
+        progress(self, epoch, images, loss)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    progress = Logger.progress
+    monkeypatch.setattr(Logger, "progress", progress_and_signal)
+    with pytest.raises(Interrupted, match=r"bce/seed-0.*repeat the command"):
+        loss_comparison.train_all(["bce"], replace(TINY, train_examples=100, epochs=1), [0], tmp_path)
+    assert list((tmp_path / "bce" / "seed-0" / "checkpoints" / "latest").glob("ckpt-1.index"))
 
 
 @pytest.mark.parametrize(
