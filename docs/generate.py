@@ -43,6 +43,7 @@ def updated(text: str) -> str:
 
 
 def main() -> None:
+    """Rewrite the tables in all pages."""
     for path in Path(__file__).parent.glob("*.md"):
         path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
 
