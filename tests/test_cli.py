@@ -156,7 +156,7 @@ def test_a_mistake_exits_with_2_and_writes_no_file(arguments, tmp_path):
 
 
 def test_a_mistake_found_by_tensorflow_code_is_reported_in_one_line(tmp_path):
-    """In a process of its own, since TensorFlow writes to the file descriptor of stderr."""
+    """In a separate process, since TensorFlow writes to the file descriptor of stderr."""
     done = run_subprocess("run.py", "--loss", "bcee", cwd=tmp_path)
     check_mistake(done, tmp_path)
     assert "did you mean 'bce'" in done.stderr

@@ -146,6 +146,12 @@ def test_any_value_of_a_field_is_accepted_or_refused_by_its_flag(field, value):
         assert hash(config) == hash(dataclasses.replace(config))  # no list or other mutable value is kept
 
 
+def test_arrays_are_refused_by_flag():
+    values: dict[str, Any] = {"noise_level": np.array([0.1, 0.5])}
+    with pytest.raises(UsageError, match="--noise-level"):
+        RunConfig(**values)
+
+
 def test_numpy_scalars_become_python_numbers():
     values: dict[str, Any] = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "clip_noise": np.bool_(False)}
     config = RunConfig(**values)

@@ -1,4 +1,4 @@
-"""Comparison of losses: their runs, statistics, a conclusion in words, and plots.
+"""Comparison of losses: their runs, statistics, a written conclusion, and plots.
 
 Runs with the same seed share initial weights, order of images and noise, so differences between losses are paired by
 seed. Each run is represented by the epoch whose model it kept, the one with the lowest validation loss. Losses are

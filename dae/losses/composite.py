@@ -58,7 +58,7 @@ def build(text: str, function: Loss | None = None) -> CompositeLoss:
             raise UsageError(f"--loss: {name} was a Python function; pass it again: dae.train(config, loss={name})")
         return CompositeLoss((Term(1.0, name, function, name),))
     terms = expression.parse(text)
-    # Each term needs a name of its own; "total" is TensorBoard's name for the sum.
+    # The names of terms must differ, also from "total", which is TensorBoard's name for the sum.
     _, *names = plugins.unique_names(["total", *(plugins.label(term.name) for term in terms)], separator="_")
     return CompositeLoss(
         tuple(

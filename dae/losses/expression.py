@@ -23,22 +23,22 @@ class WeightedName(NamedTuple):
         return self.name if self.weight == 1 else f"{repr(self.weight).removesuffix('.0')}*{self.name}"
 
 
-def parse(text: str, flag: str = "--loss") -> tuple[WeightedName, ...]:
-    """Return the terms of `text`, at least one. Raises UsageError, with `flag` and the position, for anything else."""
+def parse(text: str) -> tuple[WeightedName, ...]:
+    """Return the terms of `text`, at least one. Raises UsageError, with the position, for anything else."""
     terms: list[WeightedName] = []
     position, at_end = 0, False
     while not at_end:
         match = _TERM.match(text, position)
         if match is None:
             raise UsageError(
-                f"{flag}: invalid expression {text!r} at {text[position:].strip()!r}{_correction(text)}; "
+                f"--loss: invalid expression {text!r} at {text[position:].strip()!r}{_correction(text)}; "
                 "expected terms NAME or WEIGHT*NAME, joined by +"
             )
         term = WeightedName(float(match["weight"] or 1), match["name"])
         if not 0 < term.weight < math.inf:
-            raise UsageError(f"{flag}: the weight of {term.name} must be a finite number > 0, got {match['weight']}")
+            raise UsageError(f"--loss: the weight of {term.name} must be a finite number > 0, got {match['weight']}")
         if term.name in [other.name for other in terms]:
-            raise UsageError(f"{flag}: {term.name} occurs twice in {text!r}; give it one weight")
+            raise UsageError(f"--loss: {term.name} occurs twice in {text!r}; give it one weight")
         terms.append(term)
         position, at_end = match.end(), match["end"] != "+"
     return tuple(terms)

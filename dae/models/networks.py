@@ -1,6 +1,6 @@
 """The networks by name: functions `(config, image_shape) -> keras.Model`, from noisy to denoised images.
 
-To add one, write a function in a module of its own and list it in `MODELS`. The model takes and returns [batch, H, W,
+To add one, write a function in a new module and list it in `MODELS`. The model takes and returns [batch, H, W,
 C], ends in a sigmoid, consists of plain Keras layers, and draws its initial weights from `config.seed` alone.
 TensorBoard shows the output of its layer `encoder`, if it has one, as the latents.
 """

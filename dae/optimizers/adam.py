@@ -9,8 +9,8 @@ import tensorflow as tf
 class Adam(keras.optimizers.Optimizer):
     """Keras's Adam, computed on one vector of all weights.
 
-    Keras takes about twenty small operations for each weight tensor, so that cores wait for the next operation most of
-    the time. On one vector, a training step of `conv` takes 3.5 % less time.
+    Keras takes many small operations for each weight tensor; on one vector, a training step of `conv` takes 3.5 % less
+    time.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization (2015), in the formulation of its section 2, as in
     Keras.

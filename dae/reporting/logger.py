@@ -23,8 +23,8 @@ class Logger:
         model: keras.Model,
         samples: Batch,
         console: Console,
-        step: int = 0,
-        images: int = 1,
+        step: int,
+        images: int,
     ) -> None:
         """Report from `step` on, with epochs of `images` images; what a killed run reported after `step` is dropped.
 

@@ -1,13 +1,13 @@
 """A profile of some training steps, for TensorBoard's profile plugin."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from dae.data.pipeline import Batch
+from dae.reporting.console import warn
 from dae.training.train_step import TrainLoop
 
 # The first calls of the train loop trace and warm up.
@@ -29,4 +29,4 @@ def profiled(train_loop: TrainLoop, folder: Path, enabled: bool) -> Iterator[Tra
 
     yield profiled_loop if enabled else train_loop
     if enabled and calls < PROFILED_CALL:
-        print("warning: --profile: the run has too few steps to profile any", file=sys.stderr)
+        warn("--profile: the run has too few steps to profile any")

@@ -37,7 +37,7 @@ PRODUCT_OPERATIONS = 20 * 2 * 2048**3
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkArguments:
-    """Time whole epochs of training, one framework after the other in each round, each in a process of its own."""
+    """Time whole epochs of training, one framework after the other in each round, each in a separate process."""
 
     output: str = "runs/benchmark"
     """Folder of benchmark.json, benchmark.md and benchmark.png."""

@@ -1,4 +1,4 @@
-"""An example of a loss in a file of your own.
+"""An example of a loss in a user's file.
 
 python experiments/run.py --loss "bce + 0.5*experiments/examples/edge_loss.py:edges"
 """

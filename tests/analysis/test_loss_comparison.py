@@ -99,7 +99,7 @@ def test_save_writes_the_metrics_of_each_run_and_their_means(tiny_run, tmp_path)
     names = ["bce", "2xbce"]
     runs = {name: [tmp_path / name / f"seed-{seed}" for seed in (0, 1)] for name in names}
     for number, folder in enumerate(itertools.chain.from_iterable(runs.values())):
-        # A run with metrics of its own, which kept its second epoch.
+        # A run with other metrics, which kept its second epoch.
         folder.mkdir(parents=True)
         shutil.copy(tiny_run / "model.keras", folder)
         report = json.loads((tiny_run / "report.json").read_text())

@@ -86,6 +86,7 @@ def test_screenshots_without_runs_are_refused(tmp_path):
     assert "--logdir" in done.stderr
 
 
+# The only test that needs a browser, which pip cannot install and neither the README nor CI asks for.
 @pytest.mark.skipif(
     not (importlib.util.find_spec("selenium") and shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs the extra `browser`, Chromium and its driver",
