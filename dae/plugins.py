@@ -105,9 +105,14 @@ def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
     """Return `names` with a number appended to each repeated one: a, b, a becomes a, b, a-2."""
     taken: list[str] = []
     for name in names:
-        candidates = itertools.chain([name], (f"{name}{separator}{number}" for number in itertools.count(2)))
-        taken.append(next(candidate for candidate in candidates if candidate not in taken))
+        taken.append(next(candidate for candidate in numbered(name, separator) if candidate not in taken))
     return taken
+
+
+def numbered(name: str, separator: str = "-", suffix: str = "") -> Iterator[str]:
+    """Yield `name`, then `name` with the numbers from 2 appended: a, a-2, a-3, ..., each followed by `suffix`."""
+    yield name + suffix
+    yield from (f"{name}{separator}{number}{suffix}" for number in itertools.count(2))
 
 
 def record_callable(function: Callable) -> tuple[str, str]:

@@ -6,7 +6,6 @@ All files are written atomically, except that each epoch appends a line to metri
 import contextlib
 import dataclasses
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -35,8 +34,7 @@ def new_path(config: RunConfig) -> Path:
     """Return the path of a new folder in `runs/`, named after the data, the model and the loss."""
     data = config.dataset if config.data is None else Path(config.data).resolve().stem
     name = "-".join(slug(part) for part in (data, config.model, config.loss))
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    return next(path for path in map(Path("runs").joinpath, plugins.numbered(name)) if not path.exists())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +161,7 @@ def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> 
 
     def copy(reference: plugins.Reference, field_name: str) -> plugins.Reference:
         content, file = reference.read(flag(field_name)), Path(reference.path)
-        names = itertools.chain([file.name], (f"{file.stem}-{number}.py" for number in itertools.count(2)))
+        names = plugins.numbered(file.stem, suffix=file.suffix)
         name = next(name for name in names if copies.setdefault(name, content) == content)
         return dataclasses.replace(reference, path=f"{CODE}/{name}")
 
