@@ -46,17 +46,23 @@ class ConfigArguments:
 
 
 @dataclasses.dataclass(frozen=True)
-class _BaseArguments:
+class PresetArguments:
     """The flags that select the configuration which all other flags override."""
+
+    preset: str | None = None
+    """Start from a preset: default, fast (as good as the default in 2 epochs), tutorial or quick."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
+    """Start from a config.json, such as that of another run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _BaseArguments(PresetArguments):
+    """The flags of run.py that are not fields of RunConfig."""
 
     run_dir: str | None = None
     """Folder of the run (default: a new folder below runs/)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Resume the run in --run-dir; start it if there is none; do nothing if it is finished."""
-    preset: str | None = None
-    """Start from a preset: default, fast (as good as the default in 5 epochs), tutorial or quick."""
-    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
-    """Start from a config.json, such as that of another run."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -71,7 +77,12 @@ class RunArguments(ConfigArguments, _BaseArguments):
 
 
 def parse_run(argv: list[str] | None = None) -> RunArguments:
-    """Return the arguments of experiments/run.py.
+    """Return the arguments of experiments/run.py, as `parse_config` does."""
+    return parse_config(RunArguments, argv)
+
+
+def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
+    """Return the command line as `arguments_class`, a subclass of ConfigArguments and PresetArguments.
 
     Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
     else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
@@ -88,7 +99,7 @@ def parse_run(argv: list[str] | None = None) -> RunArguments:
         config = config_module.read(saved)
     else:
         config = PRESETS["default"]
-    return parse(RunArguments, argv, default=RunArguments(**config_groups(config)))
+    return parse(arguments_class, argv, default=arguments_class(**config_groups(config)))
 
 
 def config_groups(config: RunConfig) -> dict[str, Any]:

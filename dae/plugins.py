@@ -1,11 +1,14 @@
 """Load functions from users' own files: `path/to/my_losses.py:my_loss` in place of a built-in name.
 
-A file is run when a function is loaded from it. It may import installed packages, but not files beside it, because only
-the file itself is kept with the run: the run's folder holds a copy in `code/`, and its config.json names that copy
-together with the SHA-256 of its content, `code/my_losses.py:my_loss@SHA256`. A file with another digest is refused
-before it runs, so that resuming, rerunning or evaluating a run uses the code that trained it.
+A file is run when a function is loaded from it. It may import installed packages, and read the files in its folder that
+it lists as `FILES = ["features.keras"]`, in the folder of `__file__`. It is kept with the run together with these: the
+run's folder holds copies in `code/`, and its config.json names the copy with the SHA-256 of all of them,
+`code/my_losses.py:my_loss@SHA256`. Files with another digest are refused before they run, so that resuming, rerunning
+or evaluating a run uses the code that trained it. To show a missing entry of FILES at the start of a run, not only when
+it is resumed, `__file__` is in a temporary folder that holds nothing but these files.
 """
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -14,9 +17,12 @@ import inspect
 import itertools
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -31,13 +37,18 @@ REFERENCE = (
     r"(?:@(?P<digest>[0-9a-f]{64}))?(?=\s*(?:\+|$))"
 )
 _REFERENCE = re.compile(REFERENCE)
+# Prefix of the temporary folders of users' files.
+_TEMPORARY = "dae-plugin-"
 # The configuration records a Python function that was passed to `dae.train` in this form.
 _CALLABLE = re.compile(r"python:(?P<function>\w+)@(?P<digest>[0-9a-f]{64})")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference to a function in a Python file; `digest` is the SHA-256 that the file must have, or None for any."""
+    """A reference to a function in a Python file.
+
+    `digest` is the SHA-256 that the file must have, together with the files in its FILES; None for any.
+    """
 
     path: str
     function: str
@@ -46,21 +57,50 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.path}:{self.function}" + (f"@{self.digest}" if self.digest else "")
 
-    def read(self, flag: str) -> bytes:
-        """Return the content of the file. Raises UsageError if it cannot be read or has another digest."""
-        try:
-            if not os.path.isfile(self.path):  # reading a pipe or a device might never end
-                raise FileNotFoundError(None, "no such file")
-            with open(self.path, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise UsageError(f"{flag}: {self.path}: cannot be read ({error.strerror})") from None
-        if self.digest not in (None, _digest(content)):
+    def read(self, flag: str) -> dict[str, bytes]:
+        """Return the content of the file, and then of those in its FILES, by name.
+
+        Raises UsageError if one of them cannot be read, or if they have another digest.
+        """
+        folder, name = os.path.split(self.path)
+        files = {name: _read(self.path, flag)}
+        for other in _names_in_files(files[name], f"{flag}: {self.path}"):
+            files[other] = _read(os.path.join(folder, other), flag)
+        if self.digest not in (None, _digest(*files.values())):
+            kept = "files" if len(files) > 1 else "file"
             raise UsageError(
-                f"{flag}: {self.path}: differs from the file that the run was made with "
-                f"(expected SHA-256 {self.digest}, got {_digest(content)}); restore that file"
+                f"{flag}: {self.path}: differs from the {kept} that the run was made with "
+                f"(expected SHA-256 {self.digest}, got {_digest(*files.values())}); restore the {kept}"
             )
-        return content
+        return files
+
+
+def _read(path: str, flag: str) -> bytes:
+    try:
+        if not os.path.isfile(path):  # reading a pipe or a device might never end
+            raise FileNotFoundError(None, "no such file")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{flag}: {path}: cannot be read ({error.strerror})") from None
+
+
+def _names_in_files(content: bytes, prefix: str) -> list[str]:
+    """Return the list FILES of a Python file without running it, or an empty list if there is none."""
+    try:
+        statements = ast.parse(content).body
+    except (SyntaxError, ValueError):  # reported, with the line, when the file is run
+        return []
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == ["FILES"]:
+            try:
+                names = list(ast.literal_eval(statement.value))
+            except (ValueError, TypeError):
+                names = [None]
+            if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
+                raise UsageError(f"{prefix}: FILES: expected a list of names of files in the same folder")
+            return names
+    return []
 
 
 def references(text: str) -> list[Reference]:
@@ -81,7 +121,9 @@ def with_absolute_paths_and_digests(text: str, flag: str) -> str:
 
     def resolve(reference: Reference) -> Reference:
         absolute = dataclasses.replace(reference, path=os.path.abspath(os.path.expanduser(reference.path)))
-        return absolute if absolute.digest else dataclasses.replace(absolute, digest=_digest(absolute.read(flag)))
+        if absolute.digest:
+            return absolute
+        return dataclasses.replace(absolute, digest=_digest(*absolute.read(flag).values()))
 
     return substitute(text, resolve)
 
@@ -144,10 +186,10 @@ def load(table: Mapping[str, T], name: str, flag: str) -> T:
     if match is None:
         return lookup(table, name, flag, "or your own FILE.py:FUNCTION")
     reference = Reference(**match.groupdict())
-    content = reference.read(flag)
+    files = reference.read(flag)
     file = os.path.abspath(reference.path)
     with errors_with_line(f"{flag}: {reference.path}", file):
-        module = _run_module(file, content)
+        module = _run_module(file, tuple(files.items()))
     function = vars(module).get(reference.function)
     if not callable(function):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -156,6 +198,12 @@ def load(table: Mapping[str, T], name: str, flag: str) -> T:
             f"(functions: {', '.join(own) or 'none'})"
         )
     return function
+
+
+def file_of(function: Callable) -> str:
+    """Return the file that defines the function, or an empty string."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_filename if code else ""
 
 
 @contextlib.contextmanager
@@ -173,6 +221,8 @@ def errors_with_line(prefix: str, file: str) -> Iterator[None]:
         if message.startswith("in user code:"):  # TensorFlow puts the traceback of a graph into the message
             lines = [int(number) for number in re.findall(rf'File "{re.escape(file)}", line (\d+)', message)]
             message = message.splitlines()[-1].strip().removeprefix(f"{type(error).__name__}: ")
+        if _TEMPORARY in message:
+            prefix += ": reads a file that is not in its FILES"
         reason = f"{type(error).__name__}: {message.splitlines()[0].strip()}" if message else type(error).__name__
         raise UsageError(f"{prefix}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error
 
@@ -180,18 +230,25 @@ def errors_with_line(prefix: str, file: str) -> Iterator[None]:
 # `importlib` is not used, because it would read the file again, which may have changed since its digest was checked,
 # and write a __pycache__ folder beside it.
 @functools.lru_cache(maxsize=64)
-def _run_module(path: str, content: bytes) -> types.ModuleType:
-    """Run `content` as a module and return it; the same content of a file is run only once per process."""
-    module = types.ModuleType(f"dae_plugin_{_digest(path.encode() + content)}")
-    module.__file__ = path
+def _run_module(path: str, files: tuple[tuple[str, bytes], ...]) -> types.ModuleType:
+    """Run the first of `files` as a module and return it; the same files are run only once per process."""
+    module = types.ModuleType(f"dae_plugin_{_digest(path.encode(), *(content for _, content in files))}")
+    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
+    weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
+    for name, content in files:
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    module.__file__ = os.path.join(folder, files[0][0])
     sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
     try:
-        exec(compile(content, path, "exec", dont_inherit=True), vars(module))
+        exec(compile(files[0][1], path, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[module.__name__]
         raise
     return module
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(content: bytes, *others: bytes) -> str:
+    """Return the SHA-256 of a file, or that of the digests of several."""
+    digests = [hashlib.sha256(each).hexdigest() for each in (content, *others)]
+    return digests[0] if not others else _digest("".join(digests).encode())

@@ -1,5 +1,9 @@
 """Stateless seeds: every random number of a run is a function of (seed, purpose, step), and none is global."""
 
+import contextlib
+import random
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
 
@@ -16,3 +20,17 @@ def derive_seed(seed: int, purpose: str) -> int:
 def stateless_seed(seed: int, purpose: str, step: tf.Tensor | int) -> tf.Tensor:
     """Return the seed, int64 of shape [2], for TensorFlow's stateless operations at one step of one purpose."""
     return tf.stack([tf.constant(derive_seed(seed, purpose), tf.int64), tf.cast(step, tf.int64)])
+
+
+@contextlib.contextmanager
+def keras_seed(seed: int) -> Iterator[None]:
+    """Make `seed` decide the seeds of initializers and layers that are created in the block without a seed.
+
+    Keras draws these from Python's global random numbers, whose state is restored at the end.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dae.data.noise import NOISES
 from dae.evaluation.metrics import METRICS
-from dae.losses.losses import LOSSES
+from dae.losses.composite import INPUTS
+from dae.losses.losses import REGULARIZERS, SELF_SUPERVISED, SUPERVISED
 from dae.reporting.tensorboard import TAGS
 
 
@@ -28,7 +29,10 @@ def documented(functions: dict[str, Callable]) -> list[tuple[str, str]]:
 def tables() -> dict[str, str]:
     """Return each generated table by its name."""
     return {
-        "losses": table(("`--loss`", "definition"), documented(LOSSES)),
+        "losses": table(("`--loss`", "definition"), documented(SUPERVISED)),
+        "regularizers": table(("`--loss`", "definition"), documented(REGULARIZERS)),
+        "self_supervised": table(("`--loss`", "definition"), documented(SELF_SUPERVISED)),
+        "inputs": table(("parameter", "value"), ((f"`{name}`", meaning) for name, meaning in INPUTS.items())),
         "metrics": table(("metric", "definition"), documented(METRICS)),
         "noises": table(("`--noise`", "definition"), documented(NOISES)),
         "tags": table(("tag", "meaning"), ((f"`{tag}`", meaning) for tag, meaning in TAGS.items())),

@@ -1,52 +1,99 @@
 """Compare losses over several seeds: `python experiments/compare_losses.py --losses bce mse`; see `--help`."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
+
+import tyro
 
 from dae import cli
 from dae.config import RunConfig, flag
 from dae.errors import UsageError, lookup
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareArguments(cli.ConfigArguments):
-    """Train losses with the same initial weights, order and noise, and compare them; repeat the command to resume."""
+@dataclasses.dataclass(frozen=True)
+class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
+    """Train losses, or values of another setting, with the same seeds, and compare them; repeat the command to resume.
 
-    losses: tuple[str, ...]
+    Runs with the same seed have the same initial weights, order of images and noise.
+    """
+
+    losses: tuple[str, ...] = ()
     """The losses, each as --loss of run.py; differences are from the first."""
+    field: str | None = None
+    """Compare values of this field of RunConfig instead, such as optimizer or width."""
+    values: tuple[str, ...] = ()
+    """The values of --field."""
     seeds: int = 5
-    """Number of runs per loss, with the seeds --seed, --seed + 1, ..."""
+    """Number of runs per value, with the seeds --seed, --seed + 1, ...; with --tune, from --seed + 1."""
     metric: str = "psnr"
-    """Metric on validation images that ranks the losses: psnr, ssim, mse, bce, bce_excess or accuracy."""
+    """Metric on validation images that ranks the values: psnr, ssim, mse, bce, bce_excess or accuracy."""
+    tune: tyro.conf.FlagCreatePairsOff[bool] = False
+    """First tune the learning rate of each value, with the seed --seed, on a grid around --learning-rate."""
+    rates: int = 7
+    """Number of learning rates of the grid: an odd number; two make a decade."""
     output: str = "runs/comparison"
     """Folder of the runs, and of comparison.md, .csv, .json and .png."""
 
 
+def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
+    """Return the field and its values. Raises UsageError for a mistake, before TensorFlow is imported."""
+    config = arguments.config
+    if arguments.field is None:
+        if not arguments.losses or arguments.values or config.loss != RunConfig.loss:
+            raise UsageError("--losses: expected one or more, such as bce mse; --loss is a flag of run.py")
+        field, values = "loss", list(arguments.losses)
+    else:
+        if not arguments.values or arguments.losses:
+            raise UsageError("--values: expected one or more values of --field, and no --losses")
+        field = arguments.field.replace("-", "_")
+        lookup({each.name: each for each in dataclasses.fields(RunConfig)}, field, "--field")
+        if field == "seed":
+            raise UsageError("--field: seed is what repeats a run; see --seeds")
+        values = [parse_value(text) for text in arguments.values]
+    if arguments.tune and field == "learning_rate":
+        raise UsageError("--tune: tunes the learning rate, and --field compares it; choose one of them")
+    for value in values:
+        changes: dict[str, Any] = {field: value}
+        dataclasses.replace(config, **changes)
+    return field, values
+
+
+def parse_value(text: str) -> Any:
+    """Return the value that `text` spells: JSON, such as 0.01, true or [0.1, 0.8], or else a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def main() -> None:
-    arguments = cli.parse(CompareArguments)
+    arguments = cli.parse_config(CompareArguments)
     config, output = arguments.config, Path(arguments.output)
-    if not arguments.losses or config.loss != RunConfig.loss:
-        raise UsageError("--losses: expected one or more, such as bce mse; --loss is a flag of run.py")
+    field, values = compared(arguments)
     if arguments.seeds < 1:
         raise UsageError(f"--seeds: expected a whole number >= 1, got {arguments.seeds}")
+    if arguments.rates < 3 or arguments.rates % 2 == 0:
+        raise UsageError(f"--rates: expected an odd number >= 3, got {arguments.rates}")
     if config.validation_examples == 0:
-        raise UsageError(f"{flag('validation_examples')}: 0, but losses are ranked on validation images")
-    for loss in arguments.losses:
-        dataclasses.replace(config, loss=loss)  # reports a mistake before TensorFlow is imported
+        raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
     cli.import_tensorflow(config.onednn)
     from dae.evaluation.metrics import METRICS
 
     try:
-        from dae.analysis import loss_comparison
+        from dae.analysis import comparison, comparison_report
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[compare]'") from None
     lookup(METRICS, arguments.metric, "--metric")
 
-    seeds = range(config.seed, config.seed + arguments.seeds)
-    runs = loss_comparison.train_all(arguments.losses, config, seeds, output)
-    comparison = loss_comparison.gather(runs, seeds)
-    loss_comparison.save(comparison, arguments.metric, output, config)
-    print(loss_comparison.conclusion(comparison, arguments.metric))
+    first = config.seed + arguments.tune
+    seeds = range(first, first + arguments.seeds)
+    configs = comparison.candidates(field, values, config)
+    rates = arguments.rates if arguments.tune else None
+    result, trained = comparison.compare(field, configs, seeds, arguments.metric, output, rates)
+    comparison_report.save(result, arguments.metric, output, trained)
+    print(comparison.conclusion(result, arguments.metric))
     print(f"tables and plots: {output}/comparison.md, .csv, .json, .png; curves: tensorboard --logdir {output}")
 
 

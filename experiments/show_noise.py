@@ -48,8 +48,7 @@ def main() -> None:
         for level in arguments.noise_levels:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
             noise.check(settings, one.shape[1:])
-            noisy, _ = pipeline.sample_batch(one, settings, "shown")
-            row.append(noisy[0].numpy())
+            row.append(pipeline.sample_batch(one, settings, "shown").noisy[0].numpy())
     plots.save_grid(Path(arguments.output), rows, [f"level {level:g}" for level in arguments.noise_levels])
     print(f"plot: {arguments.output}")
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests: a small configuration, ways to run the scripts, and damage to files."""
+"""Helpers of the tests: a small configuration, parts of a run, ways to run the scripts, and content of files."""
 
 import contextlib
 import io
@@ -20,7 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from dae.config import RunConfig
+from dae.data.pipeline import Batch
+from dae.losses import composite
+from dae.losses.composite import CompositeLoss
+from dae.losses.inputs import Objective
+from dae.models import networks
+from dae.optimizers import optimizers
 from dae.reporting import tensorboard
+from dae.training.train_state import TrainState
+from dae.training.train_step import TrainStep, make_train_step
 from dae.workdir.workdir import read_metrics
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -89,6 +97,39 @@ def check_curves(folder: Path) -> None:
 def random_values(seed: int, *shape: int) -> np.ndarray:
     """Return normally distributed float32 values."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def batch_of(noisy: np.ndarray | tf.Tensor, clean: np.ndarray | tf.Tensor) -> Batch:
+    """Return a batch of these images, with noise levels and a seed of 0."""
+    level = tf.zeros((len(clean), 1, 1, 1))
+    return Batch(tf.convert_to_tensor(noisy), tf.convert_to_tensor(clean), level, tf.zeros([2], tf.int64))
+
+
+def objective(
+    loss: str | CompositeLoss = "bce", config: RunConfig = TINY, step: tf.Variable | None = None, total_steps: int = 30
+) -> Objective:
+    """Return the objective of a run with this loss, by default before its first step."""
+    built = composite.build(loss, config.seed) if isinstance(loss, str) else loss
+    return Objective(built, config, total_steps, tf.Variable(0, dtype=tf.int64) if step is None else step)
+
+
+def new_state(
+    config: RunConfig = TINY,
+    optimizer: keras.optimizers.Optimizer | None = None,
+    model: keras.Model | None = None,
+    total_steps: int = 30,
+) -> TrainState:
+    """Return the state of a run on MNIST before its first step."""
+    return TrainState(
+        model or networks.build(config, (28, 28, 1)),
+        composite.build(config.loss, config.seed),
+        optimizer or optimizers.build(config, total_steps),
+    )
+
+
+def new_train_step(state: TrainState, config: RunConfig, loss: CompositeLoss | None = None) -> TrainStep:
+    """Return the train step of `state` for `loss`, by default that of `config`, which must have no weights."""
+    return make_train_step(state, objective(loss or config.loss, config, state.step), config)
 
 
 def apply_gradients(

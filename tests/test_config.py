@@ -35,6 +35,8 @@ CONFIGS = st.builds(
         st.floats(1e-9, 1e9),
     ),
     width=st.integers(1, 1024),
+    initial_brightness=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+    bce_steps=st.integers(0, 10**9),
     learning_rate=st.floats(1e-12, 1e3),
     schedule=st.just("cosine"),
     warmup_ratio=st.floats(0, 1, exclude_max=True),
@@ -95,6 +97,9 @@ def test_any_text_is_a_valid_config_or_refused(text):
         ({"seed": -1}, "--seed: .* got -1$"),
         ({"seed": 2**63}, "--seed: .* got 9223372036854775808$"),
         ({"validation_examples": -5}, "--validation-examples: .* got -5$"),
+        ({"initial_brightness": 0.0}, "--initial-brightness: .* got 0.0$"),
+        ({"initial_brightness": 1.0}, "--initial-brightness: .* got 1.0$"),
+        ({"bce_steps": -1}, "--bce-steps: .* got -1$"),
         ({"shards": 0}, "--shards: .* got 0$"),
         ({"checkpoint_every": 0}, "--checkpoint-every: .* got 0$"),
         ({"max_gradient_norm": 0.0}, "--max-gradient-norm: .* got 0.0$"),
@@ -176,9 +181,9 @@ def test_ints_become_floats_and_lists_become_tuples():
         ('{"epoch": 3}', "'epoch'; did you mean 'epochs'[?]"),
         ('{"epochs": "3"}', "--epochs: .*int.*'3'"),
         ('{"epochs": true}', "--epochs: .*int.*True"),
-        ('{"format": 1}', "format 2, got 1"),
-        ('{"format": 3}', "format 2, got 3"),
-        ('{"format": "2"}', "format 2, got '2'"),
+        ('{"format": 1}', "format 3, got 1"),
+        ('{"format": 4}', "format 3, got 4"),
+        ('{"format": "2"}', "format 3, got '2'"),
         ('{"noise_level": 1e999}', "--noise-level: .*inf"),
         ('{"noise_level": [0.1, "x"]}', "--noise-level: .*float"),
         ('{"noise_level": [0.5, 0.1]}', "--noise-level: .*ascending"),
@@ -192,15 +197,15 @@ def test_an_invalid_config_file_is_refused_with_the_reason(text, message):
 def test_a_config_file_of_format_1_is_refused(tmp_path):
     """Format 1 had other fields, and the same values gave other bits."""
     values = json.loads(config_module.to_json(RunConfig()))
-    assert values["format"] == 2
+    assert values["format"] == 3
     file = tmp_path / "config.json"
     file.write_text(json.dumps(values | {"format": 1}))
-    with pytest.raises(UsageError, match=r"config\.json: .*format 2, got 1"):
+    with pytest.raises(UsageError, match=r"config\.json: .*format 3, got 1"):
         config_module.read(file)
 
 
 def test_a_resume_may_change_only_epochs_and_checkpoint_every(tmp_path):
-    saved = RunConfig(epochs=3, intra_op_threads=2, onednn=True, data_digest="x")
+    saved = RunConfig(epochs=3, intra_op_threads=2, onednn=True, data_digest="x", initial_brightness=0.13)
 
     def resume(**changes: Any) -> RunConfig:
         return config_module.config_for_resume(saved, RunConfig(**{"epochs": 3, **changes}), tmp_path)
@@ -212,6 +217,8 @@ def test_a_resume_may_change_only_epochs_and_checkpoint_every(tmp_path):
         resume(noise_level=0.3, seed=7)
     with pytest.raises(UsageError, match=r"--intra-op-threads was 2, now 4"):
         resume(intra_op_threads=4)
+    with pytest.raises(UsageError, match=r"--initial-brightness was 0.13, now 0.5"):
+        resume(initial_brightness=0.5)
 
 
 def test_a_resume_with_a_schedule_may_not_change_epochs(tmp_path):

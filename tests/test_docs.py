@@ -29,7 +29,7 @@ def test_readme_examples_of_loss_and_noise_train(tmp_path):
     for name, code in blocks:
         (tmp_path / name).write_text(code)
     loss, noise = "bce + 10*my_losses.py:fourth_power", "my_noise.py:stripes"
-    small = ("--train-examples", 500, "--epochs", 1, "--quiet")
+    small = ("--train-examples", 500, "--batch-size", 8, "--bce-steps", 20, "--epochs", 1, "--quiet")
     done = run_in_process("run.py", "--loss", loss, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "report.json").exists()
@@ -37,7 +37,7 @@ def test_readme_examples_of_loss_and_noise_train(tmp_path):
 
 @pytest.mark.slow
 def test_example_loss_trains(tmp_path):
-    loss = f"bce + 0.5*{ROOT}/experiments/examples/edge_loss.py:edges"
-    small = ("--train-examples", 500, "--epochs", 1, "--quiet")
+    loss = f"bce + 0.5*{ROOT}/experiments/examples/bright_loss.py:bright_mse"
+    small = ("--train-examples", 500, "--batch-size", 8, "--bce-steps", 20, "--epochs", 1, "--quiet")
     done = run_in_process("run.py", "--loss", loss, *small, "--run-dir", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

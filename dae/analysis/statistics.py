@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -34,7 +35,9 @@ class Difference(Estimate):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of one value per seed and its 95 % t-interval. Source: SciPy's `ttest_1samp`."""
+    """Return the mean of one value per seed and its 95 % t-interval, or NaN. Source: SciPy's `ttest_1samp`."""
+    if not values:
+        return Estimate(math.nan, math.nan, math.nan)
     mean = float(np.mean(values))
     if len(set(values)) == 1 and len(values) > 1:  # no variance, for which SciPy returns NaN
         return Estimate(mean, mean, mean)
@@ -43,14 +46,14 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(interval.low), float(interval.high))
 
 
-def differences(first: Sequence[float], others: Sequence[Sequence[float]]) -> list[Difference]:
-    """Compare each of `others`, one value per seed, with `first`. Source: SciPy's `ttest_rel`."""
-    paired = [np.subtract(other, first).tolist() for other in others]
-    identical = [not any(each) for each in paired]
+def differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Difference]:
+    """Compare the second values of each pair, one per seed, with the first ones. Source: SciPy's `ttest_rel`."""
+    paired = [np.subtract(other, first).tolist() for first, other in pairs]
+    identical = [len(each) > 0 and not any(each) for each in paired]
     with _no_warnings():
         p_values = [
             1.0 if same else float(stats.ttest_rel(other, first).pvalue)
-            for other, same in zip(others, identical, strict=True)
+            for (first, other), same in zip(pairs, identical, strict=True)
         ]
     return [
         Difference(**vars(estimate(each)), p=p, p_corrected=p_corrected, identical=same)

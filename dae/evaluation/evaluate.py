@@ -11,38 +11,37 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS
-from dae.losses.composite import CompositeLoss
+from dae.losses.inputs import Objective
 from dae.models.fused_layers import fused
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
 
-def make_evaluator(model: keras.Model, loss: CompositeLoss | None = None, shards: int = 1) -> Evaluate:
-    """Return the function from (noisy, clean) batches to the means of the loss's values and all METRICS over images.
+def make_evaluator(model: keras.Model, objective: Objective | None = None, shards: int = 1) -> Evaluate:
+    """Return the function from batches to the means of the loss's values and all METRICS over images.
 
     Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
     The function is compiled at its first call, so make it once. Each batch is computed in `shards` parts in parallel.
     """
-    names = [*(loss.names if loss else ()), *METRICS]
+    names = [*(objective.loss.names if objective else ()), *METRICS]
 
     @tf.function
-    def batch_sums(noisy: tf.Tensor, clean: tf.Tensor) -> dict[str, tf.Tensor]:
-        denoise = fused(model, training=False)
+    def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
+        network = fused(model, training=False)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
-        for noisy_shard, clean_shard in split_batch(shards, noisy, clean):
-            denoised = denoise(noisy_shard)
-            values = loss(clean_shard, denoised) if loss else {}
-            values |= {name: metric(clean_shard, denoised) for name, metric in METRICS.items()}
+        for shard in split_batch(batch, shards):
+            outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
+            values |= {name: metric(shard.clean, outputs.denoised) for name, metric in METRICS.items()}
             for name, value in values.items():
                 shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums) for name, sums in shard_sums.items()}
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         totals, images = dict.fromkeys(names, 0.0), 0
-        for noisy, clean in batches:
-            for name, total in batch_sums(noisy, clean).items():
+        for batch in batches:
+            for name, total in batch_sums(batch).items():
                 totals[name] += float(total)
-            images += clean.shape[0]
+            images += batch.clean.shape[0]
         return {name: total / images for name, total in totals.items()} if images else {}
 
     return evaluate
@@ -64,8 +63,9 @@ class Samples(NamedTuple):
 
 def denoise_samples(model: keras.Model, config: RunConfig, images: np.ndarray, count: int = 10) -> Samples:
     """Return the first `count` of the test images, uint8 [N, H, W, C], as `evaluate_test` sees them, and denoised."""
-    noisy, clean = (batch[:count] for batch in sample_batch(images, config, "test"))
-    return Samples(noisy.numpy(), model(noisy).numpy(), clean.numpy())
+    batch = sample_batch(images, config, "test")
+    noisy = batch.noisy[:count]
+    return Samples(noisy.numpy(), model(noisy).numpy(), batch.clean[:count].numpy())
 
 
 def check_fits(model: keras.Model, images: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Losses: functions `(clean, denoised) -> loss [batch]`, one value per example.
 
 `clean` and `denoised` are float32 [batch, H, W, C] in [0, 1], with H and W at least 11; every gradient is finite. The
-train step takes the mean over the batch. Write your own in any file (docs/losses.md), or add one here and to `LOSSES`.
+train step takes the mean over the batch. A loss may declare further inputs as keyword-only parameters, listed in
+`composite.INPUTS`. Write your own in any file (docs/losses.md), or add one here and to `LOSSES`.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,12 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from dae.losses.regularizers import contractive, sparse_latents, total_variation
+from dae.losses.self_supervised import noise2noise, noise2void, recorrupted, sure
+from dae.losses.ssim import multiscale_ssim
 from dae.losses.ssim import ssim as structural_similarity
 
-Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Loss = Callable[..., tf.Tensor]
 
 
 def bce(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -62,11 +66,45 @@ def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     return 1 - structural_similarity(clean, denoised)
 
 
-LOSSES: dict[str, Loss] = {
-    "bce": bce,
-    "mse": mse,
-    "mae": mae,
-    "huber": huber,
-    "charbonnier": charbonnier,
-    "ssim": ssim,
+def ms_ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """1 - MS-SSIM, the structural dissimilarity at five scales: in [0, 1], 0 if equal.
+
+    For sides of at least 161 pixels. Source: dae/losses/ssim.py.
+    """
+    return 1 - multiscale_ssim(clean, denoised)
+
+
+def edges(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """|d(x - y)/drow| + |d(x - y)/dcolumn|, divided by 2, mean over pixels: in [0, 1]; blind to the mean brightness.
+
+    Source: the gradient term of Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels (2015), with
+    absolute instead of squared differences.
+    """
+    rows, columns = tf.image.image_gradients(clean - denoised)
+    return tf.reduce_mean(tf.abs(rows) + tf.abs(columns), axis=[1, 2, 3]) / 2
+
+
+def frequency(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+    """||X| - |Y||, mean over frequencies of the two-dimensional Fourier transform, divided by sqrt(H W): >= 0.
+
+    Blind to phases, and so to the position of what it sees. Source: the amplitude term of Fuoli, Van Gool and Timofte,
+    Fourier Space Losses for Efficient Perceptual Image Super-Resolution (2021).
+    """
+
+    def magnitudes(images: tf.Tensor) -> tf.Tensor:
+        pixels = images.shape[1] * images.shape[2]
+        return tf.abs(tf.signal.rfft2d(tf.transpose(images, [0, 3, 1, 2]))) / pixels**0.5
+
+    return tf.reduce_mean(tf.abs(magnitudes(clean) - magnitudes(denoised)), axis=[1, 2, 3])
+
+
+SUPERVISED: dict[str, Loss] = {
+    function.__name__: function for function in (bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency)
 }
+REGULARIZERS: dict[str, Loss] = {
+    function.__name__: function for function in (total_variation, sparse_latents, contractive)
+}
+SELF_SUPERVISED: dict[str, Loss] = {
+    function.__name__: function for function in (noise2noise, noise2void, sure, recorrupted)
+}
+LOSSES = SUPERVISED | REGULARIZERS | SELF_SUPERVISED

@@ -28,7 +28,7 @@ class Logger:
     ) -> None:
         """Report from `step` on, with epochs of `images` images; what a killed run reported after `step` is dropped.
 
-        `samples` are the (noisy, clean) images that TensorBoard shows.
+        TensorBoard shows the images of `samples`.
         """
         self._run_dir, self._config, self._console = run_dir, config, console
         batch_size = min(config.batch_size, images)

@@ -67,14 +67,19 @@ def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Seq
 
 
 def save_comparison(
-    path: Path, panels: Mapping[str, Mapping[str, tuple[float, float, float]]], rows: Mapping[str, np.ndarray]
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    rows: Mapping[str, np.ndarray],
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    metric: str,
 ) -> None:
     """Write a PNG with a panel of (mean, low, high) for each loss, and below the panels a row of images for each name.
 
-    Each of `rows` is float32 [N, H, W, C] in [0, 1], with the same N.
+    Each of `rows` is float32 [N, H, W, C] in [0, 1], with the same N. `curves` are learning rates and the `metric` at
+    each, by name; they have a panel if there are any.
     """
     columns = 4
-    lines = -(-len(panels) // columns)
+    lines = -(-(len(panels) + bool(curves)) // columns)
     count = len(next(iter(panels.values())))
     heights = lines * (0.8 + 0.25 * count), 1.1 * len(rows)
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
@@ -86,6 +91,17 @@ def save_comparison(
         axis.set(title=name, yticks=range(count), yticklabels=list(losses), ylim=(count - 0.5, -0.5))
         axis.tick_params(axis="x", labelsize="small")
         axis.grid(axis="x", alpha=0.3)
+    if curves:
+        axis = upper.axes[len(panels)]
+        axis.remove()
+        axis = upper.add_subplot(lines, columns, len(panels) + 1)  # without the shared y axis
+        for name, (rates, values) in curves.items():
+            axis.plot(rates, values, ".-", label=name)
+        axis.set(title=f"tuning: {metric} by learning rate", xscale="log")
+        axis.legend(fontsize="x-small")
+        axis.grid(alpha=0.3)
+    for axis in upper.axes[len(panels) + bool(curves) :]:
+        axis.remove()
     _draw_rows(lower, rows)
     save(path, figure)
 

@@ -27,7 +27,7 @@ from dae.workdir.workdir import read_environment
 
 # TAGS maps every tag to its description in TensorBoard and in docs/tensorboard.md; NAME stands for several names.
 TAGS = {
-    "loss/total": "the loss that is minimized; for train, the mean over the epoch's images, computed in each step "
+    "loss/total": "the loss, without the share of bce in the first `--bce-steps`; for train, the mean over the epoch's images, computed in each step "
     "before the weights are updated; for validation, the mean over all images after the epoch",
     "loss/NAME": "each term of the loss, not multiplied by its weight; only if the loss has several terms",
     "quality/bce": "binary cross-entropy in nats per pixel; all of quality/ is computed after the epoch, with the same "
@@ -106,14 +106,13 @@ class TensorBoard:
     def __init__(self, run_dir: Path, config: RunConfig, model: keras.Model, samples: Batch, epochs_done: int) -> None:
         """Open the files after `epochs_done` epochs, and remove what a killed run wrote after these epochs.
 
-        `samples` are (noisy, clean), float32 [N, H, W, C]. The first IMAGES_SHOWN are shown as images; the histogram of
-        latents uses all.
+        The first IMAGES_SHOWN `samples` are shown as images; the histogram of latents uses all.
         """
         self.folder = run_dir / "tensorboard"
         self._model, encoder = model, networks.encoder(model)
         # The models are compiled, because calling them layer by layer would take ten times as long.
         self._denoise, self._encode = tf.function(model), encoder and tf.function(encoder)
-        self._noisy, self._clean = samples
+        self._noisy, self._clean = samples.noisy, samples.clean
         for name in ("train", "validation"):
             truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
         for file in (*self.folder.glob(EVENTS), *(self.folder / "test").glob(EVENTS)):
@@ -140,9 +139,10 @@ class TensorBoard:
 
     def write_graph(self, train_step: Any, batch_size: int) -> None:
         """Write the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
-        batch = tf.TensorSpec([batch_size, *self._clean.shape[1:]], tf.float32)
+        images = tf.TensorSpec([batch_size, *self._clean.shape[1:]])
+        batch = Batch(images, images, tf.TensorSpec([batch_size, 1, 1, 1]), tf.TensorSpec([2], tf.int64))
         with self._writers["train"].as_default(step=0):
-            tf.summary.graph(train_step.get_concrete_function(batch, batch).graph)
+            tf.summary.graph(train_step.get_concrete_function(batch).graph)
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""

@@ -42,7 +42,7 @@ def _write_latents(folder: Path, task: Task) -> None:
     encoder = networks.encoder(task.model)
     if encoder is None:
         return
-    noisy, clean = task.samples
+    noisy, clean = task.samples.noisy, task.samples.clean
     labels = datasets.training_labels(task.config)
     if labels is not None and len(task.data.validation):
         labels = labels[-len(task.data.validation) :]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import keras
+import tensorflow as tf
 
 from dae import runtime
 from dae.config import RunConfig
@@ -12,6 +13,7 @@ from dae.data.datasets import Splits
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
 from dae.losses import composite, contract
 from dae.losses.composite import CompositeLoss
+from dae.losses.inputs import Objective
 from dae.losses.losses import Loss
 from dae.models import networks
 
@@ -30,9 +32,18 @@ class Task:
         """Training steps per epoch."""
         return steps_per_epoch(len(self.data.train), self.config.batch_size)
 
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def objective(self, step: tf.Variable) -> Objective:
+        """Return what is minimized; `step` counts the training steps done."""
+        return Objective(self.loss, self.config, self.total_steps, step)
+
     @functools.cached_property
     def samples(self) -> Batch:
-        """The first (noisy, clean) validation images, or training images if none validate, for TensorBoard."""
+        """The first validation images, or training images if none validate, for TensorBoard."""
         images = self.data.validation if len(self.data.validation) else self.data.train
         return sample_batch(images, self.config, "validation")
 
@@ -44,11 +55,19 @@ def prepare(config: RunConfig, loss_function: Loss | None = None) -> Task:
     """
     config = runtime.resolve(config)
     data = datasets.load(config)
-    config = dataclasses.replace(config, data_digest=data.digest, validation_examples=len(data.validation))
+    brightness = config.initial_brightness
+    if brightness is None:
+        brightness = round(min(max(data.train.mean() / 255, 0.01), 0.99), 4)
+    config = dataclasses.replace(
+        config, data_digest=data.digest, validation_examples=len(data.validation), initial_brightness=brightness
+    )
     model = networks.build(config, data.image_shape)
-    loss = composite.build(config.loss, loss_function)
     noise.check(config, data.image_shape)
-    if not all(term.is_builtin for term in loss.terms):
-        noisy, clean = next(iter(training_batches(data.train, config).take(1)))
-        contract.check(loss, clean, model(noisy))
-    return Task(config, data, model, loss)
+    loss = composite.build(config.loss, config.seed, loss_function)
+    task = Task(config, data, model, loss)
+    (batch,) = training_batches(data.train, config).take(1)
+    objective = task.objective(tf.Variable(0, dtype=tf.int64))
+    contract.check(objective, model, batch)
+    again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed, loss_function))
+    contract.check_initial_weights(objective, again, model, batch)
+    return task

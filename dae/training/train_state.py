@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from dae.losses.composite import CompositeLoss
+
 
 class RunningMeans(tf.Module):
     """Means over the images of the current epoch, accumulated in float64."""
@@ -32,27 +34,32 @@ class RunningMeans(tf.Module):
 
 
 class TrainState(tf.train.Checkpoint):
-    """Model, optimizer, step, running means, seconds and best result of a run.
+    """Model, loss, optimizer, step, running means, seconds and best result of a run.
 
     The order of the images and the noise are functions of the step, so nothing else needs to be saved for them.
     """
 
-    def __init__(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_names: Sequence[str] = ("loss",)
-    ) -> None:
-        """Create the state before step 0; `loss_names` are the names of the loss and its terms."""
+    def __init__(self, model: keras.Model, loss: CompositeLoss, optimizer: keras.optimizers.Optimizer) -> None:
+        """Create the state before step 0. The weights of `loss`, if it has any, must exist."""
         # Keras creates an optimizer's variables late; without them a checkpoint would be restored without an error but
         # incompletely (keras#19389).
-        optimizer.build(model.trainable_variables)
+        optimizer.build([*model.trainable_variables, *loss.trainable_variables])
         super().__init__(
             model=model,
+            loss=loss.layers,  # with all their weights, and the optimizers that train some
             optimizer=optimizer,
             step=tf.Variable(0, dtype=tf.int64),  # steps done
-            means=RunningMeans((*loss_names, "gradient_norm", "update_to_weight_ratio")),
+            means=RunningMeans((*loss.names, "gradient_norm", "update_to_weight_ratio")),
             seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, by all processes
             best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest validation loss
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
+        self._composite_loss = loss
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """What the optimizer trains: the weights of the network and of the loss."""
+        return [*self.model.trainable_variables, *self._composite_loss.trainable_variables]
 
     def start_epoch(self) -> None:
         """Reset what belongs to one epoch."""

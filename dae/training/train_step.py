@@ -1,60 +1,74 @@
 """The gradient computation: what one batch does to the train state. Nothing is read, written or printed here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
+from dae.config import RunConfig
 from dae.data.pipeline import Batch, split_batch
-from dae.losses.composite import CompositeLoss
-from dae.models.fused_layers import fused
+from dae.losses.inputs import Objective
+from dae.losses.losses import bce
+from dae.models.fused_layers import Outputs, fused
 from dae.optimizers.adam import flatten
 from dae.training.train_state import TrainState
 
-TrainStep = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+TrainStep = Callable[[Batch], tf.Tensor]
 TrainLoop = Callable[[Iterator[Batch], tf.Tensor, int], tf.Tensor]
 
 
-def make_train_step(
-    state: TrainState, loss: CompositeLoss, shards: int = 1, max_gradient_norm: float | None = None
-) -> TrainStep:
-    """Return the function `(noisy, clean) -> mean loss of the batch` that takes one step of `state`.
+def make_train_step(state: TrainState, objective: Objective, config: RunConfig) -> TrainStep:
+    """Return the function `batch -> mean loss of the batch` that takes one step of `state`.
 
-    Images are float32 [batch, H, W, C]. The batch is computed in `shards` parts in parallel, which changes only the
-    last bits of the result. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
+    The batch is computed in `config.shards` parts in parallel, which changes only the last bits of the result, and the
+    random numbers of a loss. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
     finite.
     """
-    model, optimizer = state.model, state.optimizer
+    optimizer = state.optimizer
 
     @tf.function
-    def train_step(noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        weights = model.trainable_variables
+    def train_step(batch: Batch) -> tf.Tensor:
+        weights = state.trainable_variables
         with tf.GradientTape() as tape:
-            denoise = fused(model)
-            shard_losses = [
-                tf.stack(list(loss(clean_shard, denoise(noisy_shard)).values()))
-                for noisy_shard, clean_shard in split_batch(shards, noisy, clean)
-            ]
-            losses = tf.unstack(tf.reduce_mean(tf.concat(shard_losses, axis=1), axis=1))  # the total and its terms
-            mean_loss = losses[0]
-        gradients = tape.gradient(mean_loss, weights)
+            network = fused(state.model)
+            shards = split_batch(batch, config.shards or 1)
+            outputs, values = zip(*(objective(network, shard) for shard in shards), strict=True)
+            losses = [_mean([shard_values[name] for shard_values in values]) for name in objective.loss.names]
+            minimized = mean_loss = losses[0]
+            if objective.starts_as_bce:
+                pairs = zip(shards, outputs, strict=True)
+                mean_bce = _mean([bce(shard.clean, shard_outputs.denoised) for shard, shard_outputs in pairs])
+                # At the scale of the loss, since after larger gradients Adam would long take smaller steps.
+                scale = tf.stop_gradient(tf.math.divide_no_nan(tf.abs(mean_loss), mean_bce))
+                minimized = objective.bce_share * scale * mean_bce + (1 - objective.bce_share) * mean_loss
+        # A loss of the latents alone does not depend on the decoder.
+        gradients = tape.gradient(minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradient_norm = tf.norm(flatten(gradients))
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
             tf.debugging.assert_all_finite(gradient_norm, "the gradient"),
         ]
         with tf.control_dependencies(finite):
-            if max_gradient_norm is not None:
-                gradients, _ = tf.clip_by_global_norm(gradients, max_gradient_norm, use_norm=gradient_norm)
+            if config.max_gradient_norm is not None:
+                gradients, _ = tf.clip_by_global_norm(gradients, config.max_gradient_norm, use_norm=gradient_norm)
             before = flatten(weights)
             optimizer.apply(gradients, weights)
-            means = dict(zip(loss.names, losses, strict=True))
+            means = dict(zip(objective.loss.names, losses, strict=True))
             means["gradient_norm"] = gradient_norm
             means["update_to_weight_ratio"] = tf.norm(flatten(weights) - before) / tf.norm(before)
-            state.means.update(means, images=clean.shape[0])
+            state.means.update(means, images=batch.clean.shape[0])
+            if objective.loss.has_updates:
+                latents = None if outputs[0].latents is None else tf.concat([one.latents for one in outputs], axis=0)
+                together = Outputs(tf.concat([one.denoised for one in outputs], axis=0), latents)
+                objective.update(fused(state.model), batch, together)
             state.step.assign_add(1)
         return mean_loss
 
     return train_step
+
+
+def _mean(shards: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the mean over the images of all shards, each [images]."""
+    return tf.reduce_mean(tf.concat(shards, axis=0))
 
 
 def make_train_loop(train_step: TrainStep) -> TrainLoop:
@@ -69,10 +83,12 @@ def make_train_loop(train_step: TrainStep) -> TrainLoop:
         mean_loss = tf.constant(0.0)
         for _ in tf.range(num_steps):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # fetch no batch ahead of its step
-            noisy, clean = next(batches)
+            batch = next(batches)
             # A static shape makes a step 7 % faster, and the graph of a user's noise may not know it.
-            shape = [batch_size, *clean.shape[1:]]
-            mean_loss = train_step(tf.ensure_shape(noisy, shape), tf.ensure_shape(clean, shape))
+            shape = [batch_size, *batch.clean.shape[1:]]
+            noisy, clean = tf.ensure_shape(batch.noisy, shape), tf.ensure_shape(batch.clean, shape)
+            noise_level = tf.ensure_shape(batch.noise_level, [batch_size, 1, 1, 1])
+            mean_loss = train_step(Batch(noisy, clean, noise_level, batch.seed))
         return mean_loss
 
     return train_loop

@@ -12,10 +12,11 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig, canonicalize
 from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
-from dae.errors import Interrupted, RunError, first_line
+from dae.errors import Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
-from dae.losses.losses import Loss, bce
+from dae.losses.inputs import Objective
+from dae.losses.losses import Loss
 from dae.optimizers import optimizers
 from dae.reporting.console import Console, warn
 from dae.reporting.logger import Logger
@@ -51,12 +52,13 @@ def train(
     Args:
         config: The settings of the run.
         run_dir: The run's folder; by default a new one in runs/.
-        loss: A function `(clean, denoised) -> loss [batch]` to minimize instead of `config.loss`. To resume such a run,
-            pass the function again.
+        loss: A function `(clean, denoised) -> loss [batch]`, or a subclass of keras.Layer, to minimize instead of
+            `config.loss` (docs/losses.md). To resume such a run, pass it again.
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
-        on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results are on disk.
+        on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results and checkpoint
+            are on disk. An exception that it raises ends the call; the run can be resumed.
 
     Raises:
         UsageError: For a user's mistake, before anything is written.
@@ -73,8 +75,11 @@ def train(
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
             return workdir.read_report(run.path)
         task = prepare(run.config, loss)
-        optimizer = optimizers.build(task.config, task.config.epochs * task.steps_per_epoch)
-        state = TrainState(task.model, optimizer, task.loss.names)
+        if run.is_longer and "progress" in task.loss.inputs:
+            raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
+        optimizer = optimizers.build(task.config, task.total_steps)
+        state = TrainState(task.model, task.loss, optimizer)
+        objective = task.objective(state.step)
         checkpoints = Checkpoints(run.path / "checkpoints", state)
         if run.has_run:
             checkpoints.restore_latest()
@@ -85,11 +90,15 @@ def train(
             console.print(*task.data.notes, f"writing to {run.path}")
         task = dataclasses.replace(task, config=config)
         console.print_layers(task.model)
-        evaluate = make_evaluator(task.model, task.loss, config.shards or 1)
+        if objective.starts_as_bce:
+            console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
+            if config.bce_steps >= task.total_steps:
+                warn(f"--bce-steps: bce is part of the loss in all {task.total_steps} steps, until {config.bce_steps}")
+        evaluate = make_evaluator(task.model, objective, config.shards or 1)
         try:
             images = len(task.data.train)
             with Logger(run.path, config, task.model, task.samples, console, int(state.step), images) as logger:
-                train_epochs(task, state, evaluate, checkpoints, logger, profile, on_epoch_end)
+                train_epochs(task, state, objective, evaluate, checkpoints, logger, profile, on_epoch_end)
             report = export.write(run.path, task, state, evaluate, checkpoints)
         except (OSError, tf.errors.OpError) as error:
             raise RunError(
@@ -105,6 +114,7 @@ def train(
 def train_epochs(
     task: Task,
     state: TrainState,
+    objective: Objective,
     evaluate: Evaluate,
     checkpoints: Checkpoints,
     logger: Logger,
@@ -118,7 +128,7 @@ def train_epochs(
     """
     config, images, first_step = task.config, task.data.train, int(state.step)
     first_epoch = first_step // task.steps_per_epoch + 1
-    train_step = make_train_step(state, task.loss, config.shards or 1, config.max_gradient_norm)
+    train_step = make_train_step(state, objective, config)
     train_loop = make_train_loop(train_step)
     batches = iter(training_batches(images, config, first_step))
     train_sample = [sample_batch(images, config, "train evaluation")]
@@ -164,10 +174,12 @@ def train_epochs(
                 warn_if_collapsed(task)
             state.start_epoch()
             checkpoints.save_epoch(epoch, line.get("validation_loss"))
-            if on_epoch_end is not None:
-                on_epoch_end(line)
-            if pending:
-                raise Interrupted(pending[0], f"stopped and saved after epoch {epoch}")
+            try:
+                if on_epoch_end is not None:
+                    on_epoch_end(line)
+            finally:
+                if pending:
+                    raise Interrupted(pending[0], f"stopped and saved after epoch {epoch}")
 
 
 @contextlib.contextmanager
@@ -190,11 +202,9 @@ def warn_if_collapsed(task: Task) -> None:
 
     The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.005.
     """
-    noisy, _ = task.samples
-    denoised = task.model(noisy[:20]).numpy()
+    denoised = task.model(task.samples.noisy[:20]).numpy()
     if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.005:
-        has_bce = any(term.function is bce for term in task.loss.terms)
         warn(
             "the network returns nearly the same image for every input, and may never learn more; try another "
-            "--learning-rate" + ("" if has_bce else ", or add bce to the loss")
+            "--learning-rate, or more --bce-steps"
         )

@@ -45,8 +45,10 @@ class Workdir:
     config: RunConfig
     has_run: bool
     """Whether the folder already holds a run, which is then resumed."""
+    is_longer: bool
+    """Whether `config` asks for more epochs than that run was started with."""
     is_finished: bool
-    """Whether that run has a report and was trained for as many epochs as `config` asks for."""
+    """Whether that run has a report and needs no further epochs."""
 
 
 @contextlib.contextmanager
@@ -62,15 +64,15 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Itera
     path = new_path(config) if run_dir is None else Path(run_dir)
     with _locked(path):
         if not has_run(path):
-            yield Workdir(path, config, has_run=False, is_finished=False)
+            yield Workdir(path, config, has_run=False, is_longer=False, is_finished=False)
             return
         if not resume:
             raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
         saved = config_module.read(path / CONFIG)
         config = config_for_resume(saved, config, path)
-        yield Workdir(
-            path, config, has_run=True, is_finished=(path / REPORT).exists() and config.epochs == saved.epochs
-        )
+        is_longer = config.epochs > saved.epochs
+        is_finished = (path / REPORT).exists() and not is_longer
+        yield Workdir(path, config, has_run=True, is_longer=is_longer, is_finished=is_finished)
 
 
 def has_run(path: Path) -> bool:
@@ -160,14 +162,18 @@ def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> 
     copies = {name: source.encode() for name, source in sources.items()}
 
     def copy(reference: plugins.Reference, field_name: str) -> plugins.Reference:
-        content, file = reference.read(flag(field_name)), Path(reference.path)
-        names = plugins.numbered(file.stem, suffix=file.suffix)
-        name = next(name for name in names if copies.setdefault(name, content) == content)
-        return dataclasses.replace(reference, path=f"{CODE}/{name}")
+        files, file = reference.read(flag(field_name)), Path(reference.path)
+        # A file that reads others is kept in a folder with these, so that all keep their names.
+        for name in plugins.numbered(file.stem, suffix=file.suffix if len(files) == 1 else ""):
+            placed = {name if len(files) == 1 else f"{name}/{each}": content for each, content in files.items()}
+            if all(copies.get(place, content) == content for place, content in placed.items()):
+                break
+        copies.update(placed)
+        return dataclasses.replace(reference, path=f"{CODE}/{next(iter(placed))}")
 
     stored = map_plugins(config, lambda name, text: plugins.substitute(text, lambda one: copy(one, name)))
     for name, content in copies.items():
-        (path / CODE).mkdir(exist_ok=True)
+        (path / CODE / name).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path / CODE / name, content)
     atomic_write(path / CONFIG, config_module.to_json(stored))
     return config_module.read(path / CONFIG)

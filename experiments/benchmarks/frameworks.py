@@ -78,7 +78,7 @@ def fit(config: RunConfig, start: Start) -> None:
     model, splits = keras_fit.compiled(config), datasets.load(config)
     noisy, clean = keras_fit.with_noise(splits.train, config)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
-    validation = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    validation = tuple(np.concatenate(part) for part in zip(*((one.noisy, one.clean) for one in batches), strict=True))
     while True:
         history = model.fit(
             noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0
@@ -221,8 +221,8 @@ def step_alone(config: RunConfig, start: Start, steps_per_call: int | None = Non
     lap = start()
     task = prepare(config)
     batches = iter(training_batches(task.data.train, config).take(1).cache().repeat())
-    state = TrainState(task.model, optimizers.build(config, config.epochs * task.steps_per_epoch))
-    train_loop = make_train_loop(make_train_step(state, task.loss, task.config.shards or 1))
+    state = TrainState(task.model, task.loss, optimizers.build(config, task.total_steps))
+    train_loop = make_train_loop(make_train_step(state, task.objective(state.step), task.config))
     while True:
         left = task.steps_per_epoch
         while left > 0:

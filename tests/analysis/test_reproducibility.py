@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, run_in_process, run_subprocess
+from helpers import new_state, run_in_process, run_subprocess
 
 from dae.analysis.reproducibility import first_difference
-from dae.models import networks
-from dae.optimizers import optimizers
 from dae.training.checkpoints import saved_in
 from dae.training.train_state import TrainState
 
@@ -42,7 +40,7 @@ def change_lines(folder: Path, change: Callable[[list[dict[str, Any]]], object])
 @pytest.fixture(scope="module")
 def state() -> TrainState:
     """A train state to restore checkpoints of `tiny_run` into."""
-    return TrainState(networks.build(TINY, (28, 28, 1)), optimizers.build(TINY, 30))
+    return new_state()
 
 
 def change_checkpoint(folder: Path, state: TrainState, change: Callable[[TrainState], object]) -> None:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import new_state, new_train_step, objective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,11 +13,7 @@ from dae.data.noise import NOISES
 from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 from dae.evaluation.evaluate import make_evaluator
-from dae.losses import composite
-from dae.models import networks
-from dae.optimizers import optimizers
-from dae.training.train_state import TrainState
-from dae.training.train_step import make_train_loop, make_train_step
+from dae.training.train_step import make_train_loop
 
 # 64 images of 28 x 28 of one value each: 50,176 draws.
 PIXELS = 64 * 28 * 28
@@ -167,15 +164,15 @@ def test_user_noise_of_a_shape_unknown_to_the_graph_trains(tmp_path, mnist):
         "import numpy as np\nimport tensorflow as tf\n\ndef smeared(clean, level, seed):\n"
         "    return tf.numpy_function(lambda x: (x + np.roll(x, 1, axis=2)) / 2, [clean], tf.float32)\n"
     )
-    config = RunConfig(noise=f"{tmp_path}/own.py:smeared", batch_size=32, epochs=1)
+    config = RunConfig(noise=f"{tmp_path}/own.py:smeared", batch_size=32, epochs=1, shards=2)
     noise.check(config, (28, 28, 1))
     batches = training_batches(mnist.train[:160], config)
-    assert batches.element_spec[0].shape.rank is None
-    model, loss = networks.build(config, (28, 28, 1)), composite.build("bce")
-    state = TrainState(model, optimizers.build(config, total_steps=5))
-    before = model.get_weights()
-    train_loop = make_train_loop(make_train_step(state, loss, shards=2))
+    assert batches.element_spec.noisy.shape.rank is None
+    state = new_state(config)
+    before = state.model.get_weights()
+    train_loop = make_train_loop(new_train_step(state, config))
     assert 0 < float(train_loop(iter(batches), tf.constant(5), 32)) < 0.7
     assert int(state.step) == 5
-    assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
-    assert 0 < make_evaluator(model, loss)(evaluation_batches(mnist.test[:9], config, "test"))["loss"] < 0.7
+    assert all((old != new).any() for old, new in zip(before, state.model.get_weights(), strict=True))
+    evaluate = make_evaluator(state.model, objective("bce", config))
+    assert 0 < evaluate(evaluation_batches(mnist.test[:9], config, "test"))["loss"] < 0.7

@@ -2,13 +2,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import batch_of, objective
 
 from dae.config import RunConfig
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
 from dae.evaluation.evaluate import check_fits, denoise_samples, evaluate_test, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
-from dae.losses import composite
 from dae.models import networks
 
 
@@ -24,8 +24,8 @@ def test_means_are_exact_and_weight_every_image_equally(shards, identity, mnist)
     """50 images in batches of 32, so that the last batch is smaller."""
     clean = (mnist.test[:50] / 255).astype(np.float32)
     denoised = np.clip(clean + np.random.default_rng(0).normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
-    batches = tf.data.Dataset.from_tensor_slices((denoised, clean)).batch(32)
-    means = make_evaluator(identity, composite.build("mse + 0.5*mae"), shards)(batches)
+    batches = [batch_of(denoised[part], clean[part]) for part in (slice(32), slice(32, 50))]
+    means = make_evaluator(identity, objective("mse + 0.5*mae"), shards)(batches)
     assert set(means) == {"loss", "loss_mse", "loss_mae", *METRICS}
     assert means["loss_mse"] == means["mse"]
     for name, function in METRICS.items():
@@ -43,18 +43,18 @@ def test_test_metrics_are_means_over_the_evaluation_batches(identity, mnist):
     config, evaluate = RunConfig(noise_level=0.2, seed=3), make_evaluator(identity)
     report = evaluate_test(evaluate, config, mnist.test[:20])
     assert set(report) == {f"test_{name}" for name in METRICS}
-    (noisy, clean), *_ = evaluation_batches(mnist.test[:20], config, "test")
-    assert report["test_psnr"] == pytest.approx(float(tf.reduce_mean(psnr(clean, noisy))), rel=1e-6)
+    (batch,) = evaluation_batches(mnist.test[:20], config, "test")
+    assert report["test_psnr"] == pytest.approx(float(tf.reduce_mean(psnr(batch.clean, batch.noisy))), rel=1e-6)
 
 
 def test_samples_are_the_first_test_images_as_they_are_evaluated(mnist):
     config = RunConfig(seed=3)
     model = networks.build(config, (28, 28, 1))
     samples = denoise_samples(model, config, mnist.test[:20], count=4)
-    noisy, clean = next(iter(evaluation_batches(mnist.test[:20], config, "test")))
-    np.testing.assert_array_equal(samples.noisy, noisy[:4])
-    np.testing.assert_array_equal(samples.clean, clean[:4])
-    np.testing.assert_allclose(samples.denoised, model(noisy[:4]), atol=1e-6)
+    (batch,) = evaluation_batches(mnist.test[:20], config, "test")
+    np.testing.assert_array_equal(samples.noisy, batch.noisy[:4])
+    np.testing.assert_array_equal(samples.clean, batch.clean[:4])
+    np.testing.assert_allclose(samples.denoised, model(batch.noisy[:4]), atol=1e-6)
 
 
 def test_images_of_another_shape_than_the_model_takes_are_refused(identity, mnist):

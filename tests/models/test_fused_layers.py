@@ -4,39 +4,51 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import objective
 
 from dae.config import RunConfig
 from dae.data.pipeline import training_batches
 from dae.losses.losses import LOSSES
 from dae.models import networks
-from dae.models.fused_layers import fused
+from dae.models.fused_layers import Network, Outputs, fused
 
 
 def fused_when_called(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the fused form of `model`, made anew in each call, within the graph and the tape of the caller."""
-    return lambda images: fused(model)(images)
+    return lambda images: fused(model)(images).denoised
+
+
+def unfused(model: keras.Model) -> Network:
+    """Return the function that calls the layers of `model` one after the other."""
+    both = keras.Model(model.inputs, [model.outputs[0], model.get_layer("encoder").output])
+    return lambda images: Outputs(*both(images))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_outputs_and_gradients_equal_those_of_keras(loss, mnist):
-    noisy, clean = next(iter(training_batches(mnist.train, RunConfig(batch_size=33))))
-    model = networks.build(RunConfig(), (28, 28, 1))
+    config = RunConfig(batch_size=33, clip_noise=False)
+    images = np.tile(mnist.train[:33], (1, 6, 6, 1)) if loss == "ms_ssim" else mnist.train
+    (batch,) = training_batches(images, config).take(1)
+    model, minimized = networks.build(config, images.shape[1:]), objective(loss, config)
 
-    def outputs_and_gradients(denoise):
+    def outputs_and_gradients(form):
         @tf.function
-        def compute(noisy, clean):
+        def compute(batch):
             with tf.GradientTape() as tape:
-                denoised = denoise(noisy)
-                mean_loss = tf.reduce_mean(LOSSES[loss](clean, denoised))
-            return denoised, tape.gradient(mean_loss, model.trainable_variables)
+                outputs, values = minimized(form(model), batch)
+                mean_loss = tf.reduce_mean(values["loss"])
+            return outputs, tape.gradient(mean_loss, model.trainable_variables)
 
-        return compute(noisy, clean)
+        return compute(batch)
 
-    keras_outputs, keras_gradients = outputs_and_gradients(model)
-    outputs, gradients = outputs_and_gradients(fused_when_called(model))
-    np.testing.assert_allclose(outputs, keras_outputs, atol=1e-5)
+    keras_outputs, keras_gradients = outputs_and_gradients(unfused)
+    outputs, gradients = outputs_and_gradients(fused)
+    np.testing.assert_allclose(outputs.denoised, keras_outputs.denoised, atol=1e-5)
+    np.testing.assert_allclose(outputs.latents, keras_outputs.latents, atol=1e-5)
     for gradient, expected in zip(gradients, keras_gradients, strict=True):
-        assert np.linalg.norm(gradient - expected) <= 1e-4 * np.linalg.norm(expected)
+        assert (gradient is None) == (expected is None)  # of the decoder, if the loss depends on the latents alone
+        if expected is not None:
+            assert np.linalg.norm(gradient - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-7
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -95,7 +107,7 @@ def graph_of(function, images) -> list[tf.Operation]:
 def test_layers_that_cannot_be_fused_are_called_unchanged(layers):
     model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
     images = tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2))
-    np.testing.assert_array_equal(fused(model)(images), model(images, training=True))
+    np.testing.assert_array_equal(fused(model)(images).denoised, model(images, training=True))
 
 
 def test_branching_model_is_called_unchanged():
@@ -103,4 +115,30 @@ def test_branching_model_is_called_unchanged():
     branch = keras.layers.Conv2D(2, 3, padding="same")(image)
     model = keras.Model(image, keras.layers.Add()([image, branch]))
     images = tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2))
-    np.testing.assert_array_equal(fused(model)(images), model(images))
+    np.testing.assert_array_equal(fused(model)(images).denoised, model(images))
+
+
+@pytest.mark.parametrize("side", [28, 30])
+def test_latents_are_the_output_of_the_encoder_in_a_fused_and_an_unfused_network(side):
+    model = networks.build(RunConfig(), (side, side, 1))
+    layers = [type(layer).from_config(layer.get_config()) for layer in model.layers[1:]]
+    unfusible = keras.Sequential([keras.Input((side, side, 1)), keras.layers.Activation("linear"), *layers])
+    unfusible.set_weights(model.get_weights())
+    images = tf.random.stateless_uniform((2, side, side, 1), seed=(1, 2))
+    encoder = networks.encoder(model)
+    assert encoder is not None
+    expected = encoder(images)
+    assert float(tf.reduce_max(expected)) > 0
+    for each in (model, unfusible):
+        outputs = fused(each)(images)
+        assert outputs.latents is not None
+        np.testing.assert_allclose(outputs.latents, expected, atol=1e-6)
+        np.testing.assert_allclose(outputs.denoised, model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("last", [keras.layers.UpSampling2D, keras.layers.BatchNormalization])
+def test_network_without_the_layer_encoder_has_no_latents(activation, last):
+    layers = [keras.layers.Conv2D(2, 3, activation=activation), keras.layers.MaxPooling2D(2), last()]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
+    assert fused(model)(tf.zeros((1, 6, 6, 2))).latents is None

@@ -81,6 +81,28 @@ def test_unknown_model_is_refused_with_the_most_similar_name():
         networks.build(RunConfig(model="convv"), SHAPE)
 
 
+@pytest.mark.parametrize("side", [28, 30])
+@pytest.mark.parametrize("brightness", [0.01, 0.13, 0.5, 0.9])
+def test_initial_brightness_is_the_mean_of_the_first_outputs(brightness, side, mnist):
+    model = networks.build(RunConfig(initial_brightness=brightness), (side, side, 1))
+    black = tf.zeros((1, side, side, 1))
+    np.testing.assert_allclose(model(black), tf.fill(black.shape, brightness), rtol=1e-5)
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:50] / np.float32(255), side, side)
+    assert float(tf.reduce_mean(model(noisy))) == pytest.approx(brightness, rel=0.1)
+
+
+@pytest.mark.parametrize("side", [28, 30])
+@pytest.mark.parametrize("brightness", [None, 0.13, 0.5])
+def test_initial_brightness_changes_no_weight_but_the_last_bias(brightness, side):
+    model = networks.build(RunConfig(initial_brightness=brightness), (side, side, 3))
+    plain = networks.build(RunConfig(), (side, side, 3))
+    for weight, expected in zip(model.get_weights()[:-1], plain.get_weights()[:-1], strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    bias = model.get_weights()[-1]
+    assert bias.shape == (3,)
+    assert (bias == 0).all() == (brightness != 0.13)
+
+
 def test_encoder_gives_the_output_of_its_layer(mnist):
     model = networks.build(RunConfig(), SHAPE)
     encoder = networks.encoder(model)

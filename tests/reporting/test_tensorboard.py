@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
+from dae import config as config_module
 from dae.config import RunConfig
 from dae.data import datasets, pipeline
 from dae.losses import losses
@@ -106,13 +107,13 @@ def test_the_documentation_describes_every_tag_as_tensorboard_does():
 @pytest.mark.slow
 def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
     """In one epoch of one step: the gradient is computed again, and Adam's first step is known in closed form."""
-    config = replace(TINY, train_examples=64, epochs=1)
-    trainer.train(config, tmp_path / "run")
+    trainer.train(replace(TINY, train_examples=64, epochs=1), tmp_path / "run")
+    config = config_module.read(tmp_path / "run" / "config.json")
     (line,) = read_metrics(tmp_path / "run")
     model = networks.build(config, (28, 28, 1))
-    ((noisy, clean),) = pipeline.training_batches(mnist.train[:64], config)
+    (batch,) = pipeline.training_batches(mnist.train[:64], config)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(losses.bce(clean, model(noisy)))
+        loss = tf.reduce_mean(losses.bce(batch.clean, model(batch.noisy)))
     gradients = tape.gradient(loss, model.trainable_variables)
     assert line["gradient_norm"] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-4)
     # Keras adds epsilon, 1e-7, to the root of (1 - 0.999) g^2.

@@ -10,15 +10,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import TINY, new_state
 
 from dae.analysis.reproducibility import first_difference
 from dae.errors import RunError
-from dae.models import networks
-from dae.optimizers import optimizers
 from dae.training import trainer
 from dae.training.checkpoints import LATEST_KEPT, Checkpoints, saved_in
-from dae.training.train_state import TrainState
 
 TWO_EPOCHS = replace(TINY, epochs=2)
 
@@ -37,13 +34,9 @@ def copy(two_epochs: Path, tmp_path: Path) -> Path:
     return shutil.copytree(two_epochs, tmp_path / "run")
 
 
-def new_state(model: keras.Model | None = None) -> TrainState:
-    return TrainState(model or networks.build(TINY, (28, 28, 1)), optimizers.build(TINY, 30))
-
-
 def restored_step(folder: Path, model: keras.Model | None = None) -> int:
     """Return the step of the checkpoint that a resume would continue from."""
-    state = new_state(model)
+    state = new_state(model=model)
     assert Checkpoints(folder / "checkpoints", state).restore_latest()
     return int(state.step)
 

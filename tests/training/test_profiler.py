@@ -2,16 +2,12 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from helpers import TINY, run_in_process
+from helpers import TINY, new_state, new_train_step, run_in_process
 
 from dae import config as config_module
 from dae.data.pipeline import training_batches
-from dae.losses import composite
-from dae.models import networks
-from dae.optimizers import optimizers
 from dae.training.profiler import PROFILED_CALL, profiled
-from dae.training.train_state import TrainState
-from dae.training.train_step import make_train_loop, make_train_step
+from dae.training.train_step import make_train_loop
 
 
 def check_profile(folder: Path) -> None:
@@ -23,9 +19,9 @@ def check_profile(folder: Path) -> None:
 
 
 def test_profiler_profiles_one_call_of_the_train_loop(mnist, tmp_path, capsys):
-    state = TrainState(networks.build(TINY, (28, 28, 1)), optimizers.build(TINY, 30))
+    state = new_state()
     batches = iter(training_batches(mnist.train, TINY))
-    train_loop = make_train_loop(make_train_step(state, composite.build(TINY.loss)))
+    train_loop = make_train_loop(new_train_step(state, TINY))
     with profiled(train_loop, tmp_path, enabled=True) as loop:
         for _ in range(PROFILED_CALL + 1):
             loop(batches, tf.constant(2), TINY.batch_size)

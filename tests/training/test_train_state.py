@@ -4,22 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY
+from helpers import TINY, new_state, new_train_step
 
 from dae.config import RunConfig
 from dae.data.datasets import Splits
 from dae.data.pipeline import training_batches
-from dae.losses import composite
-from dae.models import networks
-from dae.optimizers import optimizers
 from dae.training.train_state import RunningMeans, TrainState
-from dae.training.train_step import make_train_step
 
 STEPS = 24
-
-
-def new_state(config: RunConfig) -> TrainState:
-    return TrainState(networks.build(config, (28, 28, 1)), optimizers.build(config, STEPS))
 
 
 def values(state: TrainState) -> list[np.ndarray]:
@@ -74,8 +66,7 @@ def test_start_epoch_resets_only_what_belongs_to_one_epoch():
 def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tmp_path):
     """Weights, the optimizer's variables, step, running means, seconds, and the best result, each once."""
     config = RunConfig(optimizer=optimizer, schedule=schedule, loss="bce + mse")
-    model = networks.build(config, (28, 28, 1))
-    state = TrainState(model, optimizers.build(config, STEPS), composite.build(config.loss).names)
+    state = new_state(config)
     state.write(str(tmp_path / "ckpt"))
     stored = {
         name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): tuple(shape)
@@ -87,12 +78,12 @@ def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tm
     assert expected | {"means/sums": (5,)} == {
         name: shape for name, shape in stored.items() if not name.startswith(("model/", "optimizer/"))
     }
-    shapes = [tuple(variable.shape) for variable in (*model.variables, *state.optimizer.variables)]
+    shapes = [tuple(variable.shape) for variable in (*state.model.variables, *state.optimizer.variables)]
     assert sorted(shape for name, shape in stored.items() if name.startswith(("model/", "optimizer/"))) == sorted(
         shapes
     )
     sizes = [math.prod(shape) for shape in shapes]
-    parameters = model.count_params()
+    parameters = state.model.count_params()
     if optimizer == "adam":  # the step, the rate unless a schedule computes it, and two moments
         assert sum(sizes) == 3 * parameters + 1 + (schedule == "constant")
     else:
@@ -101,18 +92,25 @@ def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tm
 
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
 def test_restored_state_continues_with_the_same_bits(optimizer, mnist: Splits, tmp_path: Path):
-    config = RunConfig(batch_size=32, optimizer=optimizer, schedule="cosine", warmup_ratio=0.5, learning_rate=0.01)
-    loss = composite.build(config.loss)
-    uninterrupted, restored = new_state(config), new_state(config)
-    train_step = make_train_step(uninterrupted, loss, shards=2, max_gradient_norm=0.1)
-    for step, (noisy, clean) in enumerate(training_batches(mnist.train, config).take(STEPS)):
+    config = RunConfig(
+        batch_size=32,
+        optimizer=optimizer,
+        schedule="cosine",
+        warmup_ratio=0.5,
+        learning_rate=0.01,
+        shards=2,
+        max_gradient_norm=0.1,
+    )
+    uninterrupted, restored = (new_state(config, total_steps=STEPS) for _ in range(2))
+    train_step = new_train_step(uninterrupted, config)
+    for step, batch in enumerate(training_batches(mnist.train, config).take(STEPS)):
         if step == STEPS // 2 + 1:  # with SOAP, between two updates of the eigenvectors
             uninterrupted.write(str(tmp_path / "ckpt"))
-        train_step(noisy, clean)
+        train_step(batch)
     restored.read(str(tmp_path / "ckpt")).assert_consumed()
-    train_step = make_train_step(restored, loss, shards=2, max_gradient_norm=0.1)
-    for noisy, clean in training_batches(mnist.train, config, int(restored.step)).take(STEPS - int(restored.step)):
-        train_step(noisy, clean)
+    train_step = new_train_step(restored, config)
+    for batch in training_batches(mnist.train, config, int(restored.step)).take(STEPS - int(restored.step)):
+        train_step(batch)
     assert int(restored.step) == STEPS
     assert_equal(restored, uninterrupted)
     assert float(restored.optimizer.learning_rate) < 0.01 * 1e-3  # the end of the cosine

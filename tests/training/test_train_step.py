@@ -1,26 +1,24 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import batch_of, new_state, new_train_step
 
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, training_batches
-from dae.losses import composite
+from dae.losses.composite import CompositeLoss, Term
 from dae.losses.losses import LOSSES
 from dae.models import networks
 from dae.optimizers import optimizers
 from dae.training.train_state import TrainState
-from dae.training.train_step import make_train_loop, make_train_step
+from dae.training.train_step import make_train_loop
 
 STEPS = 50
-BCE, MSE = composite.build("bce"), composite.build("mse")
-
-
-def new_state(config: RunConfig, optimizer: keras.optimizers.Optimizer | None = None) -> TrainState:
-    return TrainState(networks.build(config, (28, 28, 1)), optimizer or optimizers.build(config, STEPS))
+MSE = RunConfig(loss="mse", bce_steps=0)
 
 
 def values(state: TrainState) -> list[np.ndarray]:
@@ -52,21 +50,21 @@ def compare_with_fit(
 
     Returns the weights of both.
     """
-    config = RunConfig(batch_size=64)
+    config = RunConfig(batch_size=64, shards=shards, max_gradient_norm=max_gradient_norm)
     batches = list(training_batches(images, config).take(STEPS))
     ours, theirs = wrap(networks.build(config, (28, 28, 1))), networks.build(config, (28, 28, 1))
     theirs.set_weights(ours.get_weights())
 
-    state = TrainState(ours, our_optimizer)
-    train_step = make_train_step(state, BCE, shards, max_gradient_norm)
-    mean_losses = [float(train_step(noisy, clean)) for noisy, clean in batches]
+    state = new_state(config, our_optimizer, ours)
+    train_step = new_train_step(state, config)
+    mean_losses = [float(train_step(batch)) for batch in batches]
     assert int(state.step) == STEPS
     assert int(state.means.images) == STEPS * 64
     assert state.means.result()["loss"] == pytest.approx(np.mean(mean_losses), rel=1e-6)
 
     theirs.compile(their_optimizer, "binary_crossentropy")
     running = RunningLosses()
-    noisy, clean = (np.concatenate(part) for part in zip(*batches, strict=True))
+    noisy, clean = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean"))
     theirs.fit(noisy, clean, batch_size=64, epochs=1, shuffle=False, verbose=0, callbacks=[running])
 
     np.testing.assert_allclose(np.cumsum(mean_losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
@@ -102,21 +100,21 @@ def first_batch(images: np.ndarray, size: int) -> Batch:
     return next(iter(training_batches(images, RunConfig(batch_size=size))))
 
 
-def loss_and_gradients(model: keras.Model, noisy: tf.Tensor, clean: tf.Tensor) -> tuple[float, list[tf.Tensor]]:
+def loss_and_gradients(model: keras.Model, batch: Batch) -> tuple[float, list[tf.Tensor]]:
     """Return the mean squared error of a plain call of `model`, and its gradients."""
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(LOSSES["mse"](clean, model(noisy)))
+        loss = tf.reduce_mean(LOSSES["mse"](batch.clean, model(batch.noisy)))
     return float(loss), tape.gradient(loss, model.trainable_variables)
 
 
 @pytest.mark.parametrize(("images", "shards"), [(64, 1), (64, 2), (7, 3), (1, 2)])
 def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images, shards, mnist):
     """With SGD, since Adam hides a wrong scale; at a learning rate of 1 the movement is the gradient."""
-    noisy, clean = first_batch(mnist.train, images)
-    state = new_state(RunConfig(), keras.optimizers.SGD(1.0))
+    batch, config = first_batch(mnist.train, images), replace(MSE, shards=shards)
+    state = new_state(config, keras.optimizers.SGD(1.0))
     before = state.model.get_weights()
-    loss, gradients = loss_and_gradients(state.model, noisy, clean)
-    assert float(make_train_step(state, MSE, shards)(noisy, clean)) == pytest.approx(loss, rel=1e-6)
+    loss, gradients = loss_and_gradients(state.model, batch)
+    assert float(new_train_step(state, config)(batch)) == pytest.approx(loss, rel=1e-6)
     for old, new, gradient in zip(before, state.model.get_weights(), gradients, strict=True):
         # The movement is a difference of float32 weights of up to 1, so it has their rounding.
         np.testing.assert_allclose(old - new, gradient, atol=1e-4 * np.abs(gradient).max() + 1e-7)
@@ -125,15 +123,15 @@ def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images,
 @pytest.mark.parametrize("share", [0.1, 0.9, 2.0])
 def test_clipping_equals_global_clipnorm_of_keras(share, mnist):
     """The limit is a share of the gradient's norm, so that it is reached by the first two shares only."""
-    noisy, clean = first_batch(mnist.train, 64)
-    state = new_state(RunConfig(), keras.optimizers.SGD(1.0))
+    batch = first_batch(mnist.train, 64)
+    state = new_state(MSE, keras.optimizers.SGD(1.0))
     before = state.model.get_weights()
-    _, gradients = loss_and_gradients(state.model, noisy, clean)
+    _, gradients = loss_and_gradients(state.model, batch)
     limit = share * float(tf.linalg.global_norm(gradients))
     expected = networks.build(RunConfig(), (28, 28, 1))
     expected.set_weights(before)
     keras.optimizers.SGD(1.0, global_clipnorm=limit).apply(gradients, expected.trainable_variables)
-    make_train_step(state, MSE, max_gradient_norm=limit)(noisy, clean)
+    new_train_step(state, replace(MSE, max_gradient_norm=limit))(batch)
     moved = 0.0
     for old, new, keras_new, gradient in zip(
         before, state.model.get_weights(), expected.get_weights(), gradients, strict=True
@@ -144,11 +142,11 @@ def test_clipping_equals_global_clipnorm_of_keras(share, mnist):
 
 
 def test_train_step_records_the_norm_before_clipping_and_the_update_ratio(mnist):
-    noisy, clean = first_batch(mnist.train, 64)
-    state = new_state(RunConfig(), keras.optimizers.SGD(1.0))
-    _, gradients = loss_and_gradients(state.model, noisy, clean)
+    batch = first_batch(mnist.train, 64)
+    state = new_state(MSE, keras.optimizers.SGD(1.0))
+    _, gradients = loss_and_gradients(state.model, batch)
     before = np.concatenate([weight.ravel() for weight in state.model.get_weights()])
-    make_train_step(state, MSE, max_gradient_norm=0.01)(noisy, clean)
+    new_train_step(state, replace(MSE, max_gradient_norm=0.01))(batch)
     after = np.concatenate([weight.ravel() for weight in state.model.get_weights()])
     means = state.means.result()
     assert means["gradient_norm"] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-5)
@@ -158,12 +156,11 @@ def test_train_step_records_the_norm_before_clipping_and_the_update_ratio(mnist)
 
 
 def test_train_step_records_the_terms_of_a_loss(mnist):
-    noisy, clean = first_batch(mnist.train, 10)
-    loss = composite.build("2*bce + 0.5*mse")
-    state = TrainState(networks.build(RunConfig(), (28, 28, 1)), keras.optimizers.SGD(0.1), loss.names)
-    denoised = state.model(noisy)
-    bce, mse = (float(tf.reduce_mean(LOSSES[name](clean, denoised))) for name in ("bce", "mse"))
-    make_train_step(state, loss, shards=3)(noisy, clean)
+    batch, config = first_batch(mnist.train, 10), RunConfig(loss="2*bce + 0.5*mse", shards=3)
+    state = new_state(config, keras.optimizers.SGD(0.1))
+    denoised = state.model(batch.noisy)
+    bce, mse = (float(tf.reduce_mean(LOSSES[name](batch.clean, denoised))) for name in ("bce", "mse"))
+    new_train_step(state, config)(batch)
     means = state.means.result()
     assert means["loss_bce"] == pytest.approx(bce, rel=1e-5)
     assert means["loss_mse"] == pytest.approx(mse, rel=1e-5)
@@ -173,10 +170,10 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
 @pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
-    config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2)
+    config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
     images = mnist.train[: 6 * 32 + 10]
     state = new_state(config)
-    train_loop = make_train_loop(make_train_step(state, BCE, shards=2))
+    train_loop = make_train_loop(new_train_step(state, config))
     state.write(str(tmp_path / "start"))
     results = []
     for counts in ([1] * 6, [6], [2, 4], [5, 1]):
@@ -197,11 +194,10 @@ def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimiz
 def test_train_loop_equals_single_train_steps(mnist):
     config = RunConfig(batch_size=32)
     together, alone = new_state(config), new_state(config)
-    last = make_train_loop(make_train_step(together, BCE))(
-        iter(training_batches(mnist.train, config)), tf.constant(5), 32
-    )
-    train_step = make_train_step(alone, BCE)
-    losses = [train_step(noisy, clean) for noisy, clean in training_batches(mnist.train, config).take(5)]
+    batches = training_batches(mnist.train, config).take(5)
+    last = make_train_loop(new_train_step(together, config))(iter(batches), tf.constant(5), 32)
+    train_step = new_train_step(alone, config)
+    losses = [train_step(batch) for batch in batches]
     np.testing.assert_array_equal(last, losses[-1])
     for value, expected in zip(values(together), values(alone), strict=True):
         np.testing.assert_array_equal(value, expected, strict=True)
@@ -210,18 +206,18 @@ def test_train_loop_equals_single_train_steps(mnist):
 def test_train_loop_fetches_only_the_batches_it_trains_on(mnist):
     config = RunConfig(batch_size=32)
     batches = iter(training_batches(mnist.train, config))
-    make_train_loop(make_train_step(new_state(config), BCE))(batches, tf.constant(3), 32)
-    *_, (noisy, clean) = training_batches(mnist.train, config).take(4)
-    following = next(batches)
-    np.testing.assert_array_equal(following[0], noisy)
-    np.testing.assert_array_equal(following[1], clean)
+    make_train_loop(new_train_step(new_state(config), config))(batches, tf.constant(3), 32)
+    *_, expected = training_batches(mnist.train, config).take(4)
+    for part, expected_part in zip(next(batches), expected, strict=True):
+        np.testing.assert_array_equal(part, expected_part)
 
 
 def test_train_loop_refuses_batches_of_another_size(mnist):
-    state = new_state(RunConfig())
-    batches = iter(training_batches(mnist.train, RunConfig(batch_size=16)))
+    config = RunConfig(batch_size=16)
+    state = new_state(config)
+    batches = iter(training_batches(mnist.train, config))
     with pytest.raises(tf.errors.InvalidArgumentError, match="shape"):
-        make_train_loop(make_train_step(state, BCE))(batches, tf.constant(1), 32)
+        make_train_loop(new_train_step(state, config))(batches, tf.constant(1), 32)
     assert int(state.step) == 0
 
 
@@ -229,11 +225,11 @@ def test_train_loop_stops_before_the_step_that_is_not_finite(mnist):
     config = RunConfig(batch_size=32)
     state, expected = new_state(config), new_state(config)
     numbered = training_batches(mnist.train, config).enumerate(1)
-    batches = numbered.map(lambda step, batch: (tf.where(step == 5, float("nan"), batch[0]), batch[1]))
+    batches = numbered.map(lambda step, batch: batch._replace(noisy=tf.where(step == 5, np.nan, batch.noisy)))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"the (loss|gradient) : Tensor had"):
-        make_train_loop(make_train_step(state, BCE))(iter(batches), tf.constant(8), 32)
+        make_train_loop(new_train_step(state, config))(iter(batches), tf.constant(8), 32)
     assert int(state.step) == 4
-    make_train_loop(make_train_step(expected, BCE))(iter(training_batches(mnist.train, config)), tf.constant(4), 32)
+    make_train_loop(new_train_step(expected, config))(iter(training_batches(mnist.train, config)), tf.constant(4), 32)
     for value, expected_value in zip(values(state), values(expected), strict=True):
         np.testing.assert_array_equal(value, expected_value, strict=True)
 
@@ -246,17 +242,18 @@ def finite_with_infinite_gradient(clean: tf.Tensor, denoised: tf.Tensor) -> tf.T
 @pytest.mark.parametrize(
     ("loss", "factor", "quantity"),
     [
-        (MSE, np.nan, "loss"),
-        (MSE, np.inf, "loss"),
-        (composite.CompositeLoss((composite.Term(1.0, "root", finite_with_infinite_gradient, ""),)), 1.0, "gradient"),
+        (LOSSES["mse"], np.nan, "loss"),
+        (LOSSES["mse"], np.inf, "loss"),
+        (finite_with_infinite_gradient, 1.0, "gradient"),
     ],
 )
 @pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
 def test_train_step_refuses_values_that_are_not_finite_before_anything_changes(loss, factor, quantity, optimizer):
-    state = new_state(RunConfig(optimizer=optimizer))
+    config = RunConfig(optimizer=optimizer, bce_steps=0)
+    state = new_state(config)
     before = values(state)
     images = tf.fill((4, 28, 28, 1), 0.5)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"the {quantity} : Tensor had"):
-        make_train_step(state, loss)(images, images * factor)
+        new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))(batch_of(images, images * factor))
     for value, expected in zip(values(state), before, strict=True):
         np.testing.assert_array_equal(value, expected, strict=True)

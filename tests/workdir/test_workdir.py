@@ -150,12 +150,13 @@ def test_resume_finds_the_run_and_its_configuration(tmp_path):
         workdir.start(path, recorded, {})
     for is_finished in (False, True):
         with workdir.opened(path, CONFIG, resume=True) as run:
-            assert run == workdir.Workdir(path, recorded, has_run=True, is_finished=is_finished)
+            assert run == workdir.Workdir(path, recorded, has_run=True, is_longer=False, is_finished=is_finished)
         finish(path)
     more = replace(CONFIG, epochs=TINY.epochs + 1)
     with workdir.opened(path, more, resume=True) as run:
-        assert run.config == replace(recorded, epochs=TINY.epochs + 1)
-        assert not run.is_finished
+        assert run == workdir.Workdir(
+            path, replace(recorded, epochs=TINY.epochs + 1), has_run=True, is_longer=True, is_finished=False
+        )
 
 
 def test_resume_with_another_configuration_is_refused(tmp_path):

@@ -1,0 +1,107 @@
+"""Losses that need no clean image. Their minimum is that of `mse`, if the noise is what they assume.
+
+Clipping gives noise a mean other than zero (at level 0.5 a black pixel becomes 0.195 on average), which they would
+learn, so all of them refuse clipped noise.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dae.config import RunConfig
+from dae.errors import UsageError
+
+Denoise = Callable[[tf.Tensor], tf.Tensor]
+
+# With these built-in noise models, the mean of a noisy pixel is the clean pixel; for a user's, the user must know.
+NOT_ZERO_MEAN = ("salt_pepper", "masking")
+
+
+def noise2noise(denoised: tf.Tensor, *, second_noisy: tf.Tensor, config: RunConfig) -> tf.Tensor:
+    """(d - y')^2, mean over pixels, where y' is a second noisy copy of the image: MSE plus the variance of the noise.
+
+    For noise of mean zero that is not clipped. Source: Lehtinen et al., Noise2Noise (2018).
+    """
+    _check_zero_mean("noise2noise", config)
+    return tf.reduce_mean(tf.square(denoised - second_noisy), axis=[1, 2, 3])
+
+
+MASKED_SHARE = 0.1
+
+
+def noise2void(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: RunConfig) -> tf.Tensor:
+    """(f(m) - y)^2, mean over masked pixels, where m is y with a tenth of its pixels replaced by a random neighbour.
+
+    The network f cannot see the noise of a masked pixel, and so predicts its mean. For noise of mean zero that is
+    independent between pixels and not clipped. Source: Krull, Buchholz and Jug, Noise2Void (2019), who mask 1.6 %.
+    """
+    _check_zero_mean("noise2void", config)
+    mask_seed, neighbour_seed = tf.unstack(tf.random.split(seed, 2))
+    masked = tf.random.stateless_uniform(tf.shape(noisy[..., :1]), mask_seed) < MASKED_SHARE
+    offsets = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column]
+    neighbours = tf.stack([tf.roll(noisy, offset, axis=[1, 2]) for offset in offsets])
+    choice = tf.random.stateless_uniform(tf.shape(masked), neighbour_seed, 0, len(offsets), tf.int32)
+    neighbour = tf.reduce_sum(tf.one_hot(choice, len(offsets), axis=0) * neighbours, axis=0)
+    error = tf.where(masked, denoise(tf.where(masked, neighbour, noisy)) - noisy, 0.0)
+    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3]) / MASKED_SHARE
+
+
+PROBE_STEP = 1e-2
+
+
+def sure(
+    denoised: tf.Tensor,
+    *,
+    noisy: tf.Tensor,
+    noise_level: tf.Tensor,
+    denoise: Denoise,
+    seed: tf.Tensor,
+    config: RunConfig,
+) -> tf.Tensor:
+    """(d - y)^2 - s^2 + 2 s^2 df/dy, mean over pixels, for noise of standard deviation s: an unbiased estimate of MSE.
+
+    The divergence of the network f is estimated as b (f(y + e b) - f(y)) / e, with standard normal b and e = 0.01. For
+    Gaussian noise that is not clipped. Source: Stein, Estimation of the Mean of a Multivariate Normal Distribution
+    (1981); the estimate is that of Ramani, Blu and Unser, Monte-Carlo SURE (2008).
+    """
+    _check_gaussian("sure", config)
+    probe = tf.random.stateless_normal(tf.shape(noisy), seed)
+    divergence = probe * (denoise(noisy + PROBE_STEP * probe) - denoised) / PROBE_STEP
+    variance = tf.square(noise_level)
+    return tf.reduce_mean(tf.square(denoised - noisy) - variance + 2 * variance * divergence, axis=[1, 2, 3])
+
+
+RECORRUPTION = 0.5
+
+
+def recorrupted(
+    *, noisy: tf.Tensor, noise_level: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: RunConfig
+) -> tf.Tensor:
+    """(f(y + a n) - (y - n / a))^2, mean over pixels, with new noise n of the level of the noise in y, and a = 0.5.
+
+    Both images have independent noise, so this is MSE plus a constant. For Gaussian noise that is not clipped. Source:
+    Pang, Zheng, Quan and Ji, Recorrupted-to-Recorrupted (2021).
+    """
+    _check_gaussian("recorrupted", config)
+    added = noise_level * tf.random.stateless_normal(tf.shape(noisy), seed)
+    error = denoise(noisy + RECORRUPTION * added) - (noisy - added / RECORRUPTION)
+    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
+
+
+def _check_zero_mean(name: str, config: RunConfig) -> None:
+    if config.clip_noise:
+        raise UsageError(
+            f"--loss: {name}: assumes noise of mean zero, which clipping shifts, so that the network would learn the "
+            "shift; add --no-clip-noise"
+        )
+    if config.noise in NOT_ZERO_MEAN:
+        raise UsageError(f"--loss: {name}: assumes noise of mean zero, which --noise {config.noise} is not")
+
+
+def _check_gaussian(name: str, config: RunConfig) -> None:
+    if config.noise != "gaussian" or config.clip_noise:
+        clipped = ", clipped" if config.clip_noise else ""
+        raise UsageError(
+            f"--loss: {name}: its formula holds only for Gaussian noise that is not clipped, got {config.noise}"
+            f"{clipped}; use --noise gaussian --no-clip-noise"
+        )

@@ -1,0 +1,46 @@
+"""Train the network of perceptual.py to classify digits: `python experiments/examples/train_features.py`."""
+
+import dataclasses
+from pathlib import Path
+
+from dae import cli
+from dae.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesArguments:
+    """Train a small classifier of MNIST with Keras, and save its first layers."""
+
+    epochs: int = 5
+    """Passes over the training images."""
+    train_examples: int | None = None
+    """Train on the first N images only (default: all images that are not used for validation)."""
+    output: str = str(Path(__file__).parent / "features.keras")
+    """Where to write the network."""
+
+
+def main() -> None:
+    arguments = cli.parse(FeaturesArguments)
+    cli.import_tensorflow()
+    import keras
+
+    from dae.data import datasets
+
+    config = RunConfig(train_examples=arguments.train_examples)
+    splits, labels = datasets.load(config), datasets.training_labels(config)
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(image)
+    features = keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(64, 3, activation="relu")(features))
+    classifier = keras.Model(image, keras.layers.Dense(10)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile("adam", loss, metrics=["accuracy"])
+    images = splits.train.astype("float32") / 255
+    classifier.fit(images, labels[: len(images)], batch_size=128, epochs=arguments.epochs, verbose=2)
+    keras.Model(image, features).save(arguments.output)
+    print(f"features: {arguments.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
