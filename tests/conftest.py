@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from helpers import TINY
 from hypothesis import settings
 
@@ -11,7 +12,8 @@ from dae.config import RunConfig
 from dae.data import datasets
 from dae.training import trainer
 
-runtime.resolve(TINY)  # sets the threads that run.py would choose, before a test starts TensorFlow with others
+runtime.resolve(TINY)  # sets the threads that run.py would choose
+tf.constant(0)  # starts TensorFlow, so that no test can set others
 settings.register_profile("dae", deadline=None)  # the time of an example depends on what else is running
 settings.load_profile("dae")
 

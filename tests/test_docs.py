@@ -35,6 +35,16 @@ def test_readme_examples_of_loss_and_noise_train(tmp_path):
     assert (tmp_path / "run" / "report.json").exists()
 
 
+def test_docs_example_of_a_loss_with_inputs_trains(tmp_path):
+    page = (ROOT / "docs" / "losses_with_inputs.md").read_text()
+    ((name, code),) = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL)
+    (tmp_path / name).write_text(code)
+    small = ("--train-examples", 500, "--bce-steps", 1, "--epochs", 1, "--quiet", "--run-dir", "run")
+    done = run_in_process("run.py", "--loss", f"bce + {name}:consistency", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.json").exists()
+
+
 @pytest.mark.slow
 def test_example_loss_trains(tmp_path):
     loss = f"bce + 0.5*{ROOT}/experiments/examples/bright_loss.py:bright_mse"
