@@ -18,6 +18,10 @@ class RunError(Exception):
     """A failure of the run itself, such as a loss that is not finite."""
 
 
+class Diverged(RunError):
+    """The loss or its gradient is not finite."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop, and its state has been saved."""
 

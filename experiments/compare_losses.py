@@ -40,8 +40,10 @@ class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
 def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
     """Return the field and its values. Raises UsageError for a mistake, before TensorFlow is imported."""
     config = arguments.config
+    if arguments.values and arguments.field is None:
+        raise UsageError("--values: expected the name of their field, such as --field optimizer")
     if arguments.field is None:
-        if not arguments.losses or arguments.values or config.loss != RunConfig.loss:
+        if not arguments.losses or (config.loss != RunConfig.loss and arguments.config_file is None):
             raise UsageError("--losses: expected one or more, such as bce mse; --loss is a flag of run.py")
         field, values = "loss", list(arguments.losses)
     else:

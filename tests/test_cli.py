@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -34,6 +35,43 @@ def test_a_flag_that_only_the_preset_allows_overrides_it():
     with pytest.raises(UsageError, match="--warmup-ratio"):
         assert parse("--warmup-ratio 0.1").config
     assert parse("--preset fast --warmup-ratio 0.1").config == replace(PRESETS["fast"], warmup_ratio=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherArguments(cli.ConfigArguments, cli.PresetArguments):
+    """Arguments of another script than run.py."""
+
+    losses: tuple[str, ...] = ()
+    seeds: int = 5
+
+
+def test_presets_and_config_files_work_in_other_scripts(tmp_path):
+    """Flags that only the other script has do not disturb the search for --preset and --config."""
+    arguments = cli.parse_config(OtherArguments, ["--losses", "bce", "mse", "--preset", "fast", "--seeds", "3"])
+    assert (arguments.losses, arguments.seeds) == (("bce", "mse"), 3)
+    assert arguments.config == PRESETS["fast"]
+    arguments = cli.parse_config(OtherArguments, ["--epochs", "1", "--losses", "bce", "--preset", "fast"])
+    assert arguments.config == replace(PRESETS["fast"], epochs=1)
+    (tmp_path / "config.json").write_text(json.dumps({"epochs": 4, "seed": 9}))
+    arguments = cli.parse_config(OtherArguments, ["--config", f"{tmp_path}/config.json", "--seed", "1"])
+    assert (arguments.config, arguments.losses) == (RunConfig(epochs=4, seed=1), ())
+    assert cli.parse_config(OtherArguments, []).config == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--preset fsat", ["--preset", "did you mean 'fast'"]),
+        ("--resume", ["--resume"]),  # a flag of run.py only
+        ("--preset fast --seedz 3", ["--seedz", "did you mean --seed"]),
+    ],
+)
+def test_a_mistake_in_another_script_is_reported_in_one_line(line, words):
+    with pytest.raises(UsageError) as caught:
+        cli.parse_config(OtherArguments, line.split())
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -7,6 +7,7 @@ is counted, but never averaged. Source: Bouthillier et al., Accounting for Varia
 (2021).
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -14,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +24,7 @@ from dae.analysis.statistics import LEVEL, Difference, Estimate, differences, es
 from dae.analysis.tuning import Progress, Tuning, kept_line, planned_epochs, tune
 from dae.config import RunConfig, canonicalize, flag
 from dae.data.pipeline import Batch, evaluation_batches
-from dae.errors import Interrupted, UsageError
+from dae.errors import Diverged, Interrupted, UsageError
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.models.fused_layers import fused
 from dae.training.task import Task, prepare
@@ -58,6 +58,8 @@ class Comparison:
     names: list[str]
     """The compared values; differences are from the first."""
     seeds: list[int]
+    runs: dict[str, list[str]]
+    """By name: the folders of the runs, one per seed."""
     epochs: dict[str, list[int]]
     """By name: the epoch whose model each run kept."""
     learned: dict[str, list[bool]]
@@ -100,7 +102,8 @@ def compare(
     """Train every configuration with each seed; return the comparison, and the configurations that were trained.
 
     With `tuning_rates`, the learning rate of each is tuned first, in so many rates, with the configuration's own seed;
-    `seeds` must be others. The runs are in `output`/NAME/seed-N and `output`/NAME/tuning. Finished ones are skipped and
+    `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in
+    `output`/NAME/tuning/rate-R and `output`/NAME/tuned/seed-N. Finished ones are skipped and
     others resumed, so that the same call continues after any interruption, to the same result. Raises UsageError for
     whatever would fail later, before the first run.
     """
@@ -110,8 +113,10 @@ def compare(
     for task in tasks.values():
         if not len(task.data.validation):
             raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
-    check_output(output, configs, is_tuned=tuning_rates is not None)
-    runs = {name: [output / name / f"seed-{seed}" for seed in seeds] for name in configs}
+    # Runs at a tuned learning rate are apart from those at the given one.
+    parents = {name: output / name / ("tuned" if tuning_rates else "") for name in configs}
+    runs = {name: [parent / f"seed-{seed}" for seed in seeds] for name, parent in parents.items()}
+    check_output(output, configs, runs)
     epochs = {name: config.epochs for name, config in configs.items()}
     tuning_epochs = [planned_epochs(count, tuning_rates) for count in epochs.values() if tuning_rates]
     progress = Progress(len(seeds) * sum(epochs.values()) + sum(tuning_epochs))
@@ -124,8 +129,12 @@ def compare(
         for (number, seed), name in itertools.product(enumerate(seeds), configs):
             with progress.part(f"{name}, seed {seed}", epochs[name]) as advance:
                 config = dataclasses.replace(trained[name], seed=seed)
-                report = train(config, runs[name][number], resume=True, quiet=True, on_epoch_end=advance)
-            progress.bar.write(f"{name}, seed {seed}: kept epoch {report['epoch']} of {config.epochs}")
+                try:
+                    report = train(config, runs[name][number], resume=True, quiet=True, on_epoch_end=advance)
+                    outcome = f"kept epoch {report['epoch']} of {config.epochs}"
+                except Diverged as error:
+                    outcome = str(error)
+            progress.bar.write(f"{name}, seed {seed}: {outcome}")
     except Interrupted as stop:
         raise Interrupted(stop.signal_number, f"{stop}; repeat the command to continue") from None
     finally:
@@ -133,7 +142,7 @@ def compare(
     comparison = gather(
         field, runs, seeds, {name: constant_score(task, metric) for name, task in tasks.items()}, metric
     )
-    scores = score_by_losses(comparison, runs, tasks) if field == "loss" else {}
+    scores = score_by_losses(comparison, tasks) if field == "loss" else {}
     return dataclasses.replace(comparison, tunings=tunings, scores=scores), trained
 
 
@@ -158,7 +167,7 @@ def gather(
     constants: Mapping[str, float],
     metric: str,
 ) -> Comparison:
-    """Read the metrics of finished runs.
+    """Read the metrics of finished runs, and of runs that diverged, which did not learn.
 
     `runs` maps each name to its runs' folders, one per seed, and `constants` each name to the metric that a run must
     exceed to have learned.
@@ -168,16 +177,20 @@ def gather(
         field,
         names,
         list(seeds),
+        runs={name: list(map(str, folders)) for name, folders in runs.items()},
         epochs={name: [] for name in names},
         learned={name: [] for name in names},
         seconds=dict.fromkeys(names, 0.0),
         metrics={split: {metric: {name: [] for name in names} for metric in METRICS} for split in SPLITS},
     )
     for name, folder in [(name, folder) for name, folders in runs.items() for folder in folders]:
-        report, lines = read_report(folder), read_metrics(folder)
-        line = kept_line(lines)
-        comparison.epochs[name].append(int(report["epoch"]))
+        lines = read_metrics(folder) if (folder / workdir.METRICS).exists() else []
         comparison.seconds[name] += sum(each["seconds"] for each in lines)
+        if (folder / workdir.REPORT).exists():
+            report, line = read_report(folder), kept_line(lines)
+        else:  # it diverged
+            report = line = collections.defaultdict(lambda: math.nan, epoch=0)
+        comparison.epochs[name].append(int(report["epoch"]))
         for split, source in zip(SPLITS, (line, report), strict=True):
             for each in METRICS:
                 comparison.metrics[split][each][name].append(source[f"{split}_{each}"])
@@ -186,9 +199,7 @@ def gather(
     return comparison
 
 
-def score_by_losses(
-    comparison: Comparison, runs: Mapping[str, Sequence[Path]], tasks: Mapping[str, Task]
-) -> dict[str, dict[str, float]]:
+def score_by_losses(comparison: Comparison, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
     """Return the mean of each compared loss over the test images, for the networks that were trained on each loss.
 
     Left out as scorers are losses that need more than clean and denoised images, or have weights.
@@ -204,10 +215,12 @@ def score_by_losses(
     scores: dict[str, dict[str, list[float]]] = {}
     for name in comparison.names:
         scores[name] = {scorer: [] for scorer in scorers}
-        for folder, seed, learned in zip(runs[name], comparison.seeds, comparison.learned[name], strict=True):
+        for folder, seed, learned in zip(
+            comparison.runs[name], comparison.seeds, comparison.learned[name], strict=True
+        ):
             if not learned:
                 continue
-            task.model.set_weights(load_model(folder).get_weights())
+            task.model.set_weights(load_model(Path(folder)).get_weights())
             totals = dict.fromkeys(scorers, 0.0)
             for batch in evaluation_batches(task.data.test, dataclasses.replace(task.config, seed=seed), "test"):
                 for scorer, total in batch_sums(batch).items():
@@ -269,18 +282,16 @@ def conclusion(comparison: Comparison, metric: str) -> str:
     return "\n".join(sentences)
 
 
-def check_output(output: Path, configs: Mapping[str, RunConfig], is_tuned: bool) -> None:
+def check_output(output: Path, configs: Mapping[str, RunConfig], runs: Mapping[str, Sequence[Path]]) -> None:
     """Raise UsageError if a run in `output` has other settings than those of its name, or is in use."""
     for name, config in configs.items():
+        for folder in runs[name]:
+            if folder.exists():
+                workdir.has_run(folder)
         for file in sorted((output / name).glob("**/config.json")):
             saved = config_module.read(file)
             changes: dict[str, Any] = {"seed": saved.seed}
-            if is_tuned:
+            if file.parent.parent != output / name:  # a run of tuning, or at a tuned rate
                 changes["learning_rate"] = saved.learning_rate
             with workdir.opened(file.parent, dataclasses.replace(config, **changes), resume=True):
                 pass
-
-
-def models(comparison: Comparison, output: Path) -> dict[str, keras.Model]:
-    """Return the model of each name's run with the first seed."""
-    return {name: load_model(output / name / f"seed-{comparison.seeds[0]}") for name in comparison.names}

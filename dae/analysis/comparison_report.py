@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dae.analysis.comparison import SPLITS, Comparison, conclusion, models
+from dae.analysis.comparison import SPLITS, Comparison, conclusion
 from dae.analysis.statistics import LEVEL, Difference, Estimate
 from dae.config import RunConfig, flag
 from dae.data import datasets
@@ -20,6 +20,8 @@ from dae.evaluation.evaluate import denoise_samples
 from dae.evaluation.metrics import METRICS
 from dae.reporting import plots
 from dae.workdir.files import atomic_write
+from dae.workdir.model_files import load_model
+from dae.workdir.workdir import REPORT
 
 
 def save(comparison: Comparison, metric: str, folder: Path, configs: Mapping[str, RunConfig]) -> None:
@@ -47,7 +49,7 @@ def save(comparison: Comparison, metric: str, folder: Path, configs: Mapping[str
         for name in ("psnr", "ssim", "mse", "bce")
     }
     curves = {name: (list(one.scores), list(one.scores.values())) for name, one in comparison.tunings.items()}
-    rows_of_images = _sample_rows(comparison, folder, configs)
+    rows_of_images = _sample_rows(comparison, configs)
     plots.save_comparison(folder / "comparison.png", panels, rows_of_images, curves, f"validation {metric}")
 
 
@@ -60,16 +62,20 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _sample_rows(comparison: Comparison, folder: Path, configs: Mapping[str, RunConfig]) -> dict[str, np.ndarray]:
-    """Return the first test images: noisy, denoised with the first seed's model of each name, and clean."""
+def _sample_rows(comparison: Comparison, configs: Mapping[str, RunConfig]) -> dict[str, np.ndarray]:
+    """Return the first test images: noisy, denoised with the first seed's model of each name, and clean.
+
+    A run that diverged has no model, and is left out.
+    """
     rows: dict[str, np.ndarray] = {}
-    for name, model in models(comparison, folder).items():
+    for name, (run, *_) in comparison.runs.items():
+        if not (Path(run) / REPORT).exists():
+            continue
         config = dataclasses.replace(configs[name], seed=comparison.seeds[0])
-        samples = denoise_samples(model, config, datasets.load(config).test)
+        samples = denoise_samples(load_model(Path(run)), config, datasets.load(config).test)
         rows.setdefault("noisy", samples.noisy)
-        rows[name] = samples.denoised
-        clean = samples.clean
-    return {**rows, "clean": clean}
+        rows[name], clean = samples.denoised, samples.clean
+    return {**rows, "clean": clean} if rows else {}
 
 
 def _markdown(comparison: Comparison, metric: str, configs: Mapping[str, RunConfig]) -> str:
@@ -100,10 +106,7 @@ def _markdown(comparison: Comparison, metric: str, configs: Mapping[str, RunConf
     lines += _table(
         "Test images: each loss (columns), of the networks trained on each loss (rows), mean over seeds",
         ["trained on", *(f"`{scorer}`" for scorer in scorers)],
-        [
-            [f"`{name}`", *(f"{comparison.scores[name][scorer]:.4f}" for scorer in scorers)]
-            for name in comparison.scores
-        ],
+        [[f"`{name}`", *map(_score_cell, scores.values())] for name, scores in comparison.scores.items() if scores],
     )
     rates = sorted({rate for tuning in comparison.tunings.values() for rate in tuning.scores})
     lines += _table(
@@ -158,8 +161,12 @@ def _difference_cell(one: Difference) -> str:
     return _cell(one, "+.4f") + (f" p {one.p:.2g}, {one.p_corrected:.2g}" if one.p == one.p else "")
 
 
+def _score_cell(score: float) -> str:
+    return "did not learn" if math.isnan(score) else f"{score:.4f}"
+
+
 def _rate_cell(tuning: Any, rate: float) -> str:
     if rate not in tuning.scores:
         return ""
-    score = "failed" if math.isnan(tuning.scores[rate]) else f"{tuning.scores[rate]:.4f}"
+    score = "diverged" if math.isnan(tuning.scores[rate]) else f"{tuning.scores[rate]:.4f}"
     return (f"**{score}**" if rate == tuning.best else score) + f" ({tuning.epochs[rate]})"

@@ -66,8 +66,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
     """
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
+    order = np.argsort(p_values)  # NaN last
+    factors = np.maximum(np.count_nonzero(~np.isnan(p_values)) - np.arange(len(p_values)), 1)
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values, float)[order] * factors), 1)
     return corrected.tolist()

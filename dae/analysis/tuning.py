@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dae.config import RunConfig
-from dae.errors import RunError
+from dae.errors import Diverged, RunError
 from dae.evaluation.metrics import HIGHER_IS_BETTER
 from dae.training.trainer import OnEpochEnd, train
 from dae.workdir.workdir import METRICS, read_metrics
@@ -57,7 +57,7 @@ class Tuning:
     """The result of tuning the learning rate of one configuration."""
 
     scores: dict[float, float]
-    """By learning rate, in ascending order: the metric on validation images; NaN if the run failed."""
+    """By learning rate, in ascending order: the metric on validation images; NaN if the run diverged."""
     epochs: dict[float, int]
     """By learning rate: how many epochs it was trained for."""
     best: float
@@ -120,7 +120,7 @@ def tune(config: RunConfig, metric: str, rates: int, folder: Path, progress: Pro
     """Tune the learning rate of `config` around its present value, with a grid of an odd number of rates.
 
     The runs are in `folder`/rate-R. The result is a function of the arguments, however often the process was killed and
-    the call repeated; only the seconds differ.
+    the call repeated; only the seconds differ. Raises RunError if every rate of the grid diverges.
     """
     sign = 1 if metric in HIGHER_IS_BETTER else -1
     scores: dict[float, float] = {}
@@ -133,7 +133,7 @@ def tune(config: RunConfig, metric: str, rates: int, folder: Path, progress: Pro
             try:
                 lines = train_until(dataclasses.replace(config, learning_rate=rate), run, until, advance)
                 scores[rate] = kept_line(lines)[f"validation_{metric}"]
-            except RunError:  # not finite, as may happen at a high rate
+            except Diverged:  # as may happen at a high rate
                 lines = read_metrics(run) if (run / METRICS).exists() else []
                 scores[rate] = math.nan
         trained[rate], seconds[rate] = until, sum(line["seconds"] for line in lines)
@@ -147,6 +147,14 @@ def tune(config: RunConfig, metric: str, rates: int, folder: Path, progress: Pro
         survivors = ranked(survivors)[:count] if trained else grid
         for rate in survivors:
             score(rate, until)
+    others = ranked([rate for rate in grid if rate not in survivors])
+    while math.isnan(scores[ranked(survivors)[0]]):
+        if not others:
+            rates_tried = f"{min(scores):g} to {max(scores):g}"
+            raise RunError(f"--tune: {folder.parent.name} fails at each learning rate from {rates_tried}")
+        survivors = [*survivors, others.pop(0)]
+        progress.extend(config.epochs - trained[survivors[-1]])
+        score(survivors[-1], config.epochs)
     best = ranked(survivors)[0]
     low, high = -(rates // 2), rates // 2
     for _ in range(MAX_WIDENINGS):
@@ -171,5 +179,5 @@ def tune(config: RunConfig, metric: str, rates: int, folder: Path, progress: Pro
 
 
 def _grid_rate(centre: float, step: int) -> float:
-    """Return the rate `step` places from `centre`, in two significant digits."""
-    return float(f"{centre * RATE_FACTOR**step:.2g}")
+    """Return the rate `step` places from `centre`; others than the centre have two significant digits."""
+    return centre if step == 0 else float(f"{centre * RATE_FACTOR**step:.2g}")

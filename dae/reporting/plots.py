@@ -81,7 +81,7 @@ def save_comparison(
     columns = 4
     lines = -(-(len(panels) + bool(curves)) // columns)
     count = len(next(iter(panels.values())))
-    heights = lines * (0.8 + 0.25 * count), 1.1 * len(rows)
+    heights = lines * (0.8 + 0.25 * count), 1.1 * max(1, len(rows))
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = upper.subplots(lines, columns, sharey=True, squeeze=False).flat
@@ -102,7 +102,8 @@ def save_comparison(
         axis.grid(alpha=0.3)
     for axis in upper.axes[len(panels) + bool(curves) :]:
         axis.remove()
-    _draw_rows(lower, rows)
+    if rows:
+        _draw_rows(lower, rows)
     save(path, figure)
 
 

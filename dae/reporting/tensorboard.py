@@ -27,8 +27,9 @@ from dae.workdir.workdir import read_environment
 
 # TAGS maps every tag to its description in TensorBoard and in docs/tensorboard.md; NAME stands for several names.
 TAGS = {
-    "loss/total": "the loss, without the share of bce in the first `--bce-steps`; for train, the mean over the epoch's images, computed in each step "
-    "before the weights are updated; for validation, the mean over all images after the epoch",
+    "loss/total": "the loss, without the share of bce in the first `--bce-steps`; for train, the mean over the epoch's "
+    "images, computed in each step before the weights are updated; for validation, the mean over all images after the "
+    "epoch",
     "loss/NAME": "each term of the loss, not multiplied by its weight; only if the loss has several terms",
     "quality/bce": "binary cross-entropy in nats per pixel; all of quality/ is computed after the epoch, with the same "
     "noise each time, on all validation images, and for train on the first training images (500 of the size of MNIST)",

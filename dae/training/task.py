@@ -16,6 +16,7 @@ from dae.losses.composite import CompositeLoss
 from dae.losses.inputs import Objective
 from dae.losses.losses import Loss
 from dae.models import networks
+from dae.optimizers import optimizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Task:
     data: Splits
     model: keras.Model
     loss: CompositeLoss
+    optimizer: keras.optimizers.Optimizer
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,7 +66,8 @@ def prepare(config: RunConfig, loss_function: Loss | None = None) -> Task:
     model = networks.build(config, data.image_shape)
     noise.check(config, data.image_shape)
     loss = composite.build(config.loss, config.seed, loss_function)
-    task = Task(config, data, model, loss)
+    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    task = Task(config, data, model, loss, optimizers.build(config, total_steps))
     (batch,) = training_batches(data.train, config).take(1)
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
     contract.check(objective, model, batch)

@@ -12,12 +12,11 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig, canonicalize
 from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
-from dae.errors import Interrupted, RunError, UsageError, first_line
+from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
 from dae.losses.inputs import Objective
 from dae.losses.losses import Loss
-from dae.optimizers import optimizers
 from dae.reporting.console import Console, warn
 from dae.reporting.logger import Logger
 from dae.training import export
@@ -77,8 +76,7 @@ def train(
         task = prepare(run.config, loss)
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
-        optimizer = optimizers.build(task.config, task.total_steps)
-        state = TrainState(task.model, task.loss, optimizer)
+        state = TrainState(task.model, task.loss, task.optimizer)
         objective = task.objective(state.step)
         checkpoints = Checkpoints(run.path / "checkpoints", state)
         if run.has_run:
@@ -145,7 +143,7 @@ def train_epochs(
             while (step := int(state.step)) < last_step:
                 num_steps, batch_size = equal_batches(len(images), config.batch_size, step)
                 num_steps = min(num_steps, steps_per_loop, checkpoint_every - step % checkpoint_every)
-                with nonfinite_as_run_error(state, config):
+                with nonfinite_as_diverged(state, config):
                     mean_loss = train_loop(batches, tf.constant(num_steps), batch_size)
                 logger.progress(epoch, num_steps * batch_size, mean_loss)
                 step += num_steps
@@ -183,15 +181,15 @@ def train_epochs(
 
 
 @contextlib.contextmanager
-def nonfinite_as_run_error(state: TrainState, config: RunConfig) -> Iterator[None]:
-    """Turn the train step's error about a loss or gradient that is not finite into a RunError that names the step."""
+def nonfinite_as_diverged(state: TrainState, config: RunConfig) -> Iterator[None]:
+    """Turn the train step's error about a loss or gradient that is not finite into Diverged, which names the step."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         quantity = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
         if quantity is None:
             raise
-        raise RunError(
+        raise Diverged(
             f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
             f"another run with a lower --learning-rate than {config.learning_rate}"
         ) from None

@@ -213,7 +213,6 @@ def step_alone(config: RunConfig, start: Start, steps_per_call: int | None = Non
     import tensorflow as tf
 
     from dae.data.pipeline import training_batches
-    from dae.optimizers import optimizers
     from dae.training.task import prepare
     from dae.training.train_state import TrainState
     from dae.training.train_step import make_train_loop, make_train_step
@@ -221,7 +220,7 @@ def step_alone(config: RunConfig, start: Start, steps_per_call: int | None = Non
     lap = start()
     task = prepare(config)
     batches = iter(training_batches(task.data.train, config).take(1).cache().repeat())
-    state = TrainState(task.model, task.loss, optimizers.build(config, task.total_steps))
+    state = TrainState(task.model, task.loss, task.optimizer)
     train_loop = make_train_loop(make_train_step(state, task.objective(state.step), task.config))
     while True:
         left = task.steps_per_epoch

@@ -23,11 +23,12 @@ def main() -> None:
     arguments = cli.parse(FeaturesArguments)
     cli.import_tensorflow()
     import keras
+    import numpy as np
 
     from dae.data import datasets
 
     config = RunConfig(train_examples=arguments.train_examples)
-    splits, labels = datasets.load(config), datasets.training_labels(config)
+    splits, labels = datasets.load(config), np.asarray(datasets.training_labels(config))
     keras.utils.set_random_seed(0)
     image = keras.Input((None, None, 1))
     x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(image)

@@ -39,6 +39,11 @@ def test_the_interval_contains_the_true_mean_in_95_percent_of_draws():
     assert inside == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
 
 
+def test_the_estimate_of_no_values_is_nan():
+    one = estimate([])
+    assert np.isnan([one.mean, one.low, one.high]).all()
+
+
 def test_the_interval_of_equal_values_has_no_width_and_that_of_one_value_is_nan():
     equal, single = estimate([2.5, 2.5, 2.5]), estimate([2.5])
     assert (equal.mean, equal.low, equal.high) == (2.5, 2.5, 2.5)
@@ -48,7 +53,7 @@ def test_the_interval_of_equal_values_has_no_width_and_that_of_one_value_is_nan(
 
 def test_differences_are_paired_by_seed():
     first, better = [10.0, 20.0, 30.0], [10.5, 20.6, 30.55]  # seeds differ by far more than losses do
-    one, same = differences(first, [better, first])
+    one, same = differences([(first, better), (first, first)])
     assert one.mean == pytest.approx(0.55)
     assert one.low > 0.4
     assert one.p < 0.01
@@ -58,6 +63,22 @@ def test_differences_are_paired_by_seed():
 
 
 def test_the_difference_of_a_single_seed_has_no_interval_or_p_value():
-    (single,) = differences([1.0], [[2.0]])
+    (single,) = differences([([1.0], [2.0])])
     assert single.mean == 1
     assert np.isnan([single.low, single.high, single.p, single.p_corrected]).all()
+
+
+def test_pairs_can_have_different_numbers_of_seeds():
+    """As they do if some runs did not learn."""
+    three, two = ([10.0, 20.0, 30.0], [11.0, 21.5, 31.0]), ([10.0, 30.0], [9.0, 28.5])
+    for pair, one in zip((three, two), differences([three, two]), strict=True):
+        assert one.mean == pytest.approx(np.subtract(pair[1], pair[0]).mean())
+        assert one.p == pytest.approx(stats.ttest_rel(pair[1], pair[0]).pvalue)
+
+
+def test_no_pairs_of_seeds_have_no_difference_and_do_not_hide_others():
+    none, some = differences([([], []), ([10.0, 20.0, 30.0], [10.5, 20.6, 30.55])])
+    assert np.isnan([none.mean, none.low, none.high, none.p, none.p_corrected]).all()
+    assert not none.identical
+    assert some.mean == pytest.approx(0.55)
+    assert some.p <= some.p_corrected < 0.01

@@ -1,0 +1,341 @@
+"""Tests of what a loss can ask for besides the images, and of the fade from bce."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import TINY, new_state, new_train_step, objective
+
+from dae.config import RunConfig
+from dae.data.pipeline import Batch, corruption, split_batch, training_batches
+from dae.errors import UsageError
+from dae.losses import composite
+from dae.losses.composite import INPUTS, CompositeLoss, Term
+from dae.losses.losses import LOSSES
+from dae.models import networks
+from dae.models.fused_layers import fused
+from dae.seeding import stateless_seed
+
+RANGE = replace(TINY, batch_size=16, noise_level=(0.2, 0.8), clip_noise=False)
+
+
+def loss_of(function: Callable) -> CompositeLoss:
+    return CompositeLoss((Term(1.0, "mine", function, "mine"),))
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return networks.build(RANGE, (28, 28, 1))
+
+
+@pytest.fixture(scope="module")
+def batch(mnist) -> Batch:
+    """The first batch of RANGE."""
+    return next(iter(training_batches(mnist.train, RANGE)))
+
+
+def call(function: Callable, model: keras.Model, batch: Batch, config: RunConfig = RANGE, step: int = 0) -> Any:
+    """Return the values of a user's loss for a batch, with `step` of 30 steps done."""
+    return objective(loss_of(function), config, tf.Variable(step, dtype=tf.int64))(fused(model), batch)[1]["loss"]
+
+
+def inputs(model: keras.Model, batch: Batch, config: RunConfig = RANGE, step: int = 0) -> dict[str, Any]:
+    """Return what a loss receives that asks for everything."""
+    received: dict[str, Any] = {}
+
+    def mine(
+        clean, denoised, *, noisy, second_noisy, latents, noise_level, step, progress, seed, denoise, encode, corrupt,
+        config,
+    ):  # fmt: skip
+        received.update(locals())
+        return tf.zeros([len(clean)])
+
+    call(mine, model, batch, config, step)
+    del received["received"]
+    assert received.keys() == {"clean", "denoised", *INPUTS}
+    return received
+
+
+def test_loss_receives_exactly_what_it_declares(model, batch):
+    received: dict[str, Any] = {}
+
+    def mine(clean, denoised, factor=2.0, *, noisy, latents=None, other=3.0, **more):
+        received.update(locals())
+        return tf.zeros([len(clean)])
+
+    call(mine, model, batch)
+    assert (received["factor"], received["other"], received["more"]) == (2.0, 3.0, {})
+    np.testing.assert_array_equal(received["noisy"], batch.noisy)
+    np.testing.assert_array_equal(received["clean"], batch.clean)
+    np.testing.assert_array_equal(received["denoised"], fused(model)(batch.noisy).denoised)
+    assert received["latents"] is not None
+
+
+def test_loss_of_the_denoised_images_alone_or_of_none_receives_no_clean_images(model, batch):
+    def of_denoised(denoised):
+        np.testing.assert_array_equal(denoised, fused(model)(batch.noisy).denoised)
+        return tf.reduce_mean(denoised, axis=[1, 2, 3])
+
+    def of_noisy(*, noisy):
+        return tf.reduce_mean(noisy, axis=[1, 2, 3])
+
+    expected = fused(model)(batch.noisy).denoised.numpy().mean((1, 2, 3))
+    np.testing.assert_allclose(call(of_denoised, model, batch), expected, rtol=1e-5)
+    np.testing.assert_allclose(call(of_noisy, model, batch), batch.noisy.numpy().mean((1, 2, 3)), atol=1e-5)
+
+
+def test_every_input_has_the_documented_shape_and_type(model, batch):
+    received = inputs(model, batch)
+    expected = {
+        "noisy": (tf.float32, (16, 28, 28, 1)),
+        "second_noisy": (tf.float32, (16, 28, 28, 1)),
+        "latents": (tf.float32, (16, 4, 4, 8)),
+        "noise_level": (tf.float32, (16, 1, 1, 1)),
+        "step": (tf.int64, ()),
+        "progress": (tf.float32, ()),
+        "seed": (tf.int64, (2,)),
+    }
+    assert {name: (received[name].dtype, tuple(received[name].shape)) for name in expected} == expected
+    assert received["config"] is RANGE
+    np.testing.assert_array_equal(received["noisy"], batch.noisy)
+    np.testing.assert_array_equal(received["noise_level"], batch.noise_level)
+
+
+def test_both_noisy_copies_have_independent_noise_of_the_level_of_each_image(model, batch):
+    received = inputs(model, batch)
+    levels = received["noise_level"].numpy()
+    assert 0.2 <= levels.min() < 0.4 < 0.6 < levels.max() <= 0.8
+    noises = [(received[name] - batch.clean).numpy() / levels for name in ("noisy", "second_noisy")]
+    for noise in noises:
+        np.testing.assert_allclose(noise.std((1, 2, 3)), 1, atol=4 / (2 * 784) ** 0.5)
+        assert abs(noise.mean()) < 4 / noise.size**0.5
+    assert abs((noises[0] * noises[1]).mean()) < 4 / noises[0].size ** 0.5
+
+
+def test_second_noisy_copy_differs_between_steps(model, mnist):
+    first, second = training_batches(mnist.train, RANGE).take(2)
+    noises = [
+        (inputs(model, one)["second_noisy"] - one.clean).numpy() / one.noise_level.numpy() for one in (first, second)
+    ]
+    assert abs((noises[0] * noises[1]).mean()) < 4 / noises[0].size ** 0.5
+
+
+def test_latents_and_encode_are_those_of_the_encoder(model, batch):
+    received = inputs(model, batch)
+    encoder = networks.encoder(model)
+    assert encoder is not None
+    np.testing.assert_allclose(received["latents"], encoder(batch.noisy), atol=1e-5)
+    np.testing.assert_allclose(received["encode"](batch.clean), encoder(batch.clean), atol=1e-5)
+    assert float(tf.reduce_max(received["latents"])) > 0.01
+
+
+def test_denoise_is_the_network_with_gradients(model, batch):
+    def mine(*, noisy, denoise):
+        return tf.reduce_mean(tf.square(denoise(0.5 * noisy)), axis=[1, 2, 3])
+
+    with tf.GradientTape() as tape:
+        value = call(mine, model, batch)
+    with tf.GradientTape() as expected_tape:
+        expected = tf.reduce_mean(tf.square(model(0.5 * batch.noisy)), axis=[1, 2, 3])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    weights = [variable.value for variable in model.trainable_variables]
+    gradients = zip(tape.gradient(value, weights), expected_tape.gradient(expected, weights), strict=True)
+    for gradient, expected_gradient in gradients:
+        assert np.abs(expected_gradient).max() > 0
+        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4 * np.abs(expected_gradient).max())
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("noise", ["gaussian", "masking"])
+def test_corrupt_is_the_noise_of_the_run(noise, clip, model, mnist):
+    config = replace(RANGE, noise=noise, clip_noise=clip)
+    batch = next(iter(training_batches(mnist.train, config)))
+    received = inputs(model, batch, config)
+    # The same seed gives the noise of the batch itself.
+    again = received["corrupt"](batch.clean, stateless_seed(config.seed, "noise", 0))
+    np.testing.assert_array_equal(again, batch.noisy)
+    seed = tf.constant([3, 4], tf.int64)
+    expected = corruption(config)(1 - batch.clean, batch.noise_level, seed)
+    np.testing.assert_array_equal(received["corrupt"](1 - batch.clean, seed), expected)
+    outside = bool(tf.reduce_any((expected < 0) | (expected > 1)))
+    assert outside == (noise == "gaussian" and not clip)
+    for name in ("noisy", "second_noisy"):
+        assert bool(tf.reduce_any((received[name] < 0) | (received[name] > 1))) == outside
+
+
+@pytest.mark.parametrize(("step", "progress"), [(0, 0.0), (3, 0.1), (15, 0.5), (30, 1.0)])
+def test_step_and_progress_count_the_steps_done(step, progress, model, batch):
+    received = inputs(model, batch, step=step)
+    assert int(received["step"]) == step
+    assert float(received["progress"]) == pytest.approx(progress, rel=1e-6)
+
+
+def test_train_step_gives_each_step_and_shard_its_own_inputs(mnist):
+    config = replace(TINY, shards=2, bce_steps=0)
+    seen = []
+
+    def mine(clean, denoised, *, step, progress, seed, noise_level):
+        def record(*values):
+            seen.append([value.numpy().tolist() for value in values])
+
+        with tf.control_dependencies([tf.py_function(record, [step, progress, seed, tf.shape(noise_level)], [])]):
+            return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
+
+    state = new_state(config)
+    train_step = new_train_step(state, config, loss_of(mine))
+    batches = list(training_batches(mnist.train[:600], config).take(3))
+    for one in batches:
+        train_step(one)
+    steps = sorted(step for step, *_ in seen)
+    assert steps == [0, 0, 1, 1, 2, 2]
+    assert [progress for step, progress, *_ in seen] == pytest.approx([step / 30 for step, *_ in seen])
+    assert [shape for *_, shape in seen] == [[32, 1, 1, 1]] * 6
+    assert len({tuple(seed) for _, _, seed, _ in seen}) == 6
+    expected = {tuple(shard.seed.numpy()) for one in batches for shard in split_batch(one, 2)}
+    assert {tuple(seed) for _, _, seed, _ in seen} == expected
+
+
+def test_inputs_of_a_step_are_the_same_in_every_run(model, mnist):
+    first, again = (
+        inputs(model, next(iter(training_batches(mnist.train, RANGE, first_step=5))), step=5) for _ in range(2)
+    )
+    for name in ("noisy", "second_noisy", "seed", "noise_level", "latents"):
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+@pytest.mark.parametrize(
+    ("signature", "words"),
+    [
+        ("clean, denoised, *, noise_levels", ["'noise_levels'", "did you mean 'noise_level'?", *INPUTS]),
+        ("clean, denoised, *, nothing_like_it", ["'nothing_like_it'", *INPUTS]),
+        ("*, clean", ["unknown input 'clean'"]),
+        ("clean, denoised, noisy", ["got (clean, denoised, noisy)", "write * before noisy"]),
+        ("clean, denoised, latents, noisy", ["write * before latents"]),
+        ("clean, denoised, third", ["expected (clean, denoised)", "got (clean, denoised, third)"]),
+        ("clean", ["expected (clean, denoised), (denoised) or no positional", "got (clean)"]),
+        ("noisy", ["got (noisy)"]),
+    ],
+)
+def test_wrong_signatures_are_refused_in_one_line(signature, words, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def mine({signature}): ...\n")
+    with pytest.raises(UsageError) as caught:
+        composite.build(f"{tmp_path}/mine.py:mine")
+    message = str(caught.value)
+    assert message.startswith(f"--loss: {tmp_path}/mine.py:mine: ")
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("signature", "takes_clean", "declared"),
+    [
+        ("clean, denoised", True, set()),
+        ("y_true, y_pred, *, step", True, {"step"}),
+        ("denoised", False, set()),
+        ("denoised, *, progress", False, {"progress"}),
+        ("", False, set()),
+        ("*, noisy, denoise", False, {"noisy", "denoise"}),
+    ],
+)
+def test_allowed_signatures_say_what_a_loss_sees(signature, takes_clean, declared, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def mine({signature}): ...\n")
+    (term,) = composite.build(f"{tmp_path}/mine.py:mine").terms
+    assert (term.sees_clean, term.inputs) == (takes_clean, declared)
+
+
+def test_update_and_call_can_declare_different_inputs(tmp_path):
+    source = "import keras\nclass Mine(keras.Layer):\n    def call(self, denoised, *, step): ...\n"
+    (tmp_path / "mine.py").write_text(source + "    def update(self, clean, denoised, *, noisy): ...\n")
+    (term,) = composite.build(f"{tmp_path}/mine.py:Mine").terms
+    assert term.inputs == {"step", "noisy"}
+    assert not term.sees_clean
+    (tmp_path / "mine.py").write_text(source + "    def update(self, clean): ...\n")
+    with pytest.raises(UsageError, match=r"mine\.py:Mine: expected .*got \(clean\)"):
+        composite.build(f"{tmp_path}/mine.py:Mine")
+
+
+@pytest.mark.parametrize(
+    ("loss", "steps", "expected"),
+    [
+        ("mae", 200, True),
+        ("mae", 0, False),
+        ("bce", 200, False),
+        ("2*bce", 200, False),
+        ("bce + 0.1*ssim", 200, True),
+        ("mae + 0.1*total_variation", 200, True),
+        ("total_variation + sparse_latents", 200, False),
+        ("noise2noise", 200, False),
+        ("noise2void", 200, False),
+        ("sure + 0.1*contractive", 200, False),
+    ],
+)
+def test_only_a_loss_that_sees_clean_images_starts_as_bce(loss, steps, expected):
+    assert objective(loss, replace(TINY, bce_steps=steps)).starts_as_bce is expected
+
+
+def test_users_loss_that_does_not_take_clean_images_never_starts_as_bce():
+    assert objective(loss_of(lambda clean, denoised: denoised)).starts_as_bce
+    assert not objective(loss_of(lambda denoised: denoised)).starts_as_bce
+
+
+def test_share_of_bce_falls_linearly_from_1_to_0():
+    step = tf.Variable(0, dtype=tf.int64)
+    fading = objective("mae", replace(TINY, bce_steps=200), step)
+    for done, share in ((0, 1.0), (50, 0.75), (100, 0.5), (199, 0.005), (200, 0.0), (1000, 0.0)):
+        step.assign(done)
+        assert float(fading.bce_share) == pytest.approx(share, abs=1e-6)
+
+
+def one_sgd_step(batch: Batch, config: RunConfig, step: int, shards: int) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Return the weights after one step of SGD at rate 1 from the initial weights, and the recorded means."""
+    config = replace(config, shards=shards)
+    state = new_state(config, keras.optimizers.SGD(1.0))
+    state.step.assign(step)
+    new_train_step(state, config)(batch)
+    return state.model.get_weights(), state.means.result()
+
+
+@pytest.mark.parametrize(
+    ("loss", "step", "share", "shards"),
+    [("mae", 0, 1.0, 1), ("mae", 50, 0.75, 2), ("mse + 0.1*total_variation", 0, 1.0, 2), ("5*mse", 150, 0.25, 1)],
+)
+def test_train_step_mixes_the_gradients_of_the_loss_and_of_bce_at_its_scale(loss, step, share, shards, mnist):
+    config = replace(TINY, loss=loss, bce_steps=200)
+    batch = next(iter(training_batches(mnist.train, config)))
+    model = networks.build(config, (28, 28, 1))
+    with tf.GradientTape(persistent=True) as tape:
+        denoised = model(batch.noisy)
+        bce = tf.reduce_mean(LOSSES["bce"](batch.clean, denoised))
+        minimized = tf.reduce_mean(composite.build(loss)(batch.clean, denoised)["loss"])
+    weights = [variable.value for variable in model.trainable_variables]
+    scale = abs(float(minimized)) / float(bce)
+    assert not 0.95 < scale < 1.05
+    after, means = one_sgd_step(batch, config, step, shards)
+    assert means["loss"] == pytest.approx(float(minimized), rel=1e-5)  # the loss is recorded without bce
+    gradients = zip(tape.gradient(bce, weights), tape.gradient(minimized, weights), strict=True)
+    for before, now, (of_bce, of_loss) in zip(model.get_weights(), after, gradients, strict=True):
+        expected = share * scale * of_bce.numpy() + (1 - share) * of_loss.numpy()
+        np.testing.assert_allclose(before - now, expected, atol=2e-3 * np.abs(expected).max() + 1e-6)
+
+
+def test_train_step_after_the_fade_is_that_without_fading(mnist):
+    config = replace(TINY, loss="mae", bce_steps=200)
+    batch = next(iter(training_batches(mnist.train, config)))
+    faded, means = one_sgd_step(batch, config, 200, 2)
+    never, expected_means = one_sgd_step(batch, replace(config, bce_steps=0), 200, 2)
+    assert means == expected_means
+    for weights, expected in zip(faded, never, strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_loss_without_clean_images_is_minimized_from_the_first_step(mnist):
+    config = replace(TINY, loss="noise2noise", clip_noise=False, bce_steps=200)
+    batch = next(iter(training_batches(mnist.train, config)))
+    first, _ = one_sgd_step(batch, config, 0, 1)
+    never, _ = one_sgd_step(batch, replace(config, bce_steps=0), 0, 1)
+    for weights, expected in zip(first, never, strict=True):
+        np.testing.assert_array_equal(weights, expected)

@@ -1,0 +1,366 @@
+"""Tests of losses that are Keras layers: their weights, the training of these, checkpoints, and the examples."""
+
+import importlib
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import EXPERIMENTS, TINY, new_state, objective, run_in_process, run_subprocess
+
+from dae.analysis import reproducibility
+from dae.config import RunConfig
+from dae.data.pipeline import Batch, training_batches
+from dae.errors import UsageError
+from dae.losses import composite, contract
+from dae.losses.inputs import Objective
+from dae.models import networks
+from dae.models.fused_layers import fused
+from dae.training import task, trainer
+from dae.training.train_state import TrainState
+from dae.training.train_step import make_train_step
+
+EXAMPLES = EXPERIMENTS / "examples"
+ADVERSARIAL = f"bce + 0.01*{EXAMPLES}/adversarial.py:Adversarial"
+LEARNED = f"{EXAMPLES}/learned_weights.py:LearnedWeights"
+PERCEPTUAL = f"bce + 0.1*{EXAMPLES}/perceptual.py:Perceptual"
+
+HEAD = """
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Mine(keras.Layer):
+    def __init__(self):
+        super().__init__()
+        {init}
+
+    def call(self, clean, denoised):
+        error = tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
+        return {call}
+"""
+FEATURES = {
+    "init": "self.dense = keras.layers.Dense(3)",
+    "call": "error + tf.reduce_mean(self.dense(denoised) ** 2, axis=[1, 2, 3])",
+}
+SCALED = "self.scale = self.add_weight(shape=(4,), initializer=tf.constant_initializer({}), trainable=False)"
+
+
+def write(folder: Path, init: str, call: str = "error", update: str = "") -> str:
+    """Return the name of a user's layer in a new file, whose methods hold these lines."""
+    text = HEAD.format(init=init, call=call)
+    if update:
+        text += f"\n    def update(self, clean, denoised):\n        {update}\n"
+    (folder / "mine.py").write_text(text)
+    return f"{folder}/mine.py:Mine"
+
+
+@pytest.fixture(scope="module")
+def batch(mnist) -> Batch:
+    return next(iter(training_batches(mnist.train, replace(TINY, batch_size=16))))
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return networks.build(TINY, (28, 28, 1))
+
+
+@pytest.fixture
+def checked(model, batch) -> Callable[..., Objective]:
+    """A function that returns the objective of a loss once its contract was checked, as at the start of a run."""
+
+    def check(loss: str, seed: int = 0) -> Objective:
+        config = replace(TINY, seed=seed)
+        made, again = objective(loss, config), objective(loss, config)
+        contract.check(made, model, batch)
+        contract.check_initial_weights(made, again, model, batch)
+        return made
+
+    return check
+
+
+def weights(made: Objective) -> list[np.ndarray]:
+    return [weight for layer in made.loss.layers for weight in layer.get_weights()]
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        FEATURES["init"],
+        "self.dense = keras.Sequential([keras.layers.Conv2D(4, 3, padding='same'), keras.layers.Dense(3)])",
+        "self.dense = lambda images: images @ self.matrix\n"
+        "        self.matrix = self.add_weight(shape=(1, 3), initializer='random_normal')",
+    ],
+)
+def test_initial_weights_are_a_function_of_the_seed(init, checked, tmp_path):
+    loss = write(tmp_path, init, FEATURES["call"])
+    random.seed(5)
+    first, again, other = weights(checked(loss)), weights(checked(loss)), weights(checked(loss, seed=1))
+    assert len(first) > 0
+    assert all(map(np.array_equal, first, again))
+    assert not all(map(np.array_equal, first, other))
+
+
+def test_two_terms_have_different_initial_weights(checked, tmp_path):
+    loss = write(tmp_path, FEATURES["init"], FEATURES["call"])
+    shutil.copy(tmp_path / "mine.py", tmp_path / "other.py")
+    first, _, second, _ = weights(checked(f"{loss} + {tmp_path}/other.py:Mine"))
+    assert not np.array_equal(first, second)
+
+
+def test_building_a_loss_leaves_pythons_random_numbers_alone(tmp_path):
+    loss = write(tmp_path, FEATURES["init"] + "; self.dense.build((None, 28, 28, 1))", FEATURES["call"])
+    before = random.getstate()
+    composite.build(loss)
+    assert random.getstate() == before
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        composite.build(write(tmp_path, "1 / 0"))
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("draw", ["np.random.normal()", "np.random.default_rng().normal()"])
+def test_initial_weights_from_other_random_numbers_are_refused(draw, checked, tmp_path):
+    loss = write(tmp_path, SCALED.format(draw), "self.scale[0] * error")
+    with pytest.raises(UsageError, match=r"^--loss: .*/mine\.py:Mine: has other initial weights .*--seed$"):
+        checked(f"bce + {loss}")
+    with pytest.raises(UsageError, match="other initial weights"):
+        task.prepare(replace(TINY, loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "words"),
+    [
+        ("class Mine: ...", "Mine", "expected a function or a subclass of keras.Layer, got another class"),
+        ("class Mine(dict): ...", "Mine", "got another class"),
+        ("import keras\nmine = keras.layers.Dense(1)", "mine", "got a layer; pass its class"),
+        ("import keras\nclass Mine(keras.Layer):\n    def __init__(self, size): ...", "Mine", "TypeError"),
+    ],
+)
+def test_other_classes_and_instances_are_refused_in_one_line(source, name, words, tmp_path):
+    (tmp_path / "mine.py").write_text(source + "\n")
+    with pytest.raises(UsageError) as caught:
+        composite.build(f"{tmp_path}/mine.py:{name}")
+    assert str(caught.value).startswith(f"--loss: {tmp_path}/mine.py:{name}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TRAINED = (
+    "with tf.GradientTape() as tape:\n"
+    "            loss = tf.reduce_mean(tf.square(self.dense(clean)))\n"
+    "        weights = self.dense.trainable_variables\n"
+    "        self.optimizer.apply(tape.gradient(loss, weights), weights)"
+)
+
+
+def test_update_that_creates_variables_is_refused(checked, tmp_path):
+    init = FEATURES["init"] + "; self.optimizer = keras.optimizers.Adam()"
+    loss = write(tmp_path, init, FEATURES["call"], TRAINED)
+    with pytest.raises(
+        UsageError, match=r"Mine: the first `update` creates \d+ variables; .*optimizer\.build"
+    ) as caught:
+        checked(loss)
+    assert "\n" not in str(caught.value)
+    build = "; self.dense.build((None, 28, 28, 1)); self.optimizer.build(self.dense.trainable_variables)"
+    checked(write(tmp_path, init + build, FEATURES["call"], TRAINED))
+
+
+@pytest.mark.parametrize("loss", [ADVERSARIAL, LEARNED, PERCEPTUAL])
+def test_examples_keep_the_contract_without_a_warning(loss, checked, capsys):
+    assert len(weights(checked(loss))) > 0
+    assert capsys.readouterr().err == ""
+
+
+def test_check_leaves_the_weights_of_the_loss_as_they_were(model, batch):
+    made = objective(ADVERSARIAL)
+    made(fused(model), batch)  # creates the weights
+    (layer,) = made.loss.layers
+    variables = [*layer.weights, *layer.optimizer.variables]
+    before = [variable.numpy() for variable in variables]
+    contract.check(made, model, batch)
+    assert [*layer.weights, *layer.optimizer.variables] == variables
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    # The update that was taken back is one that changes them.
+    layer.update(batch.clean, model(batch.noisy))
+    assert not all(np.array_equal(variable.numpy(), value) for variable, value in zip(variables, before, strict=True))
+
+
+def state_of(config: RunConfig, made: Objective) -> tuple[TrainState, Objective]:
+    """Return the state of a run of a checked loss, and its objective."""
+    model = networks.build(config, (28, 28, 1))
+    state = TrainState(model, made.loss, keras.optimizers.SGD(0.1))
+    return state, replace(made, config=config, step=state.step)
+
+
+def test_learned_weights_are_trained_with_the_network_and_saved(checked, batch, tmp_path):
+    config = replace(TINY, bce_steps=0)
+    state, made = state_of(config, checked(LEARNED))
+    (before,) = weights(made)
+    assert before.tolist() == [0, 0]
+    assert len(state.trainable_variables) == len(state.model.trainable_variables) + 1
+    denoised = state.model(batch.noisy)
+    values = [float(tf.reduce_mean(composite.LOSSES[name](batch.clean, denoised))) for name in ("bce", "mae")]
+    make_train_step(state, made, config)(batch)
+    # The gradient of exp(-s) v + s at s = 0 is 1 - v.
+    (after,) = weights(made)
+    np.testing.assert_allclose(after, [-0.1 * (1 - value) for value in values], rtol=1e-4)
+    path = state.write(str(tmp_path / "checkpoint"))
+    names = [name for name, _ in tf.train.list_variables(path) if name.startswith("loss/0/")]
+    (saved,) = (tf.train.load_variable(path, name) for name in names)
+    np.testing.assert_array_equal(saved, after)
+
+
+def test_update_trains_the_loss_alone_after_each_step(checked, batch):
+    config = replace(TINY, bce_steps=0, shards=2)
+    state, made = state_of(config, checked(ADVERSARIAL))
+    (layer,) = made.loss.layers
+    assert len(state.trainable_variables) == len(state.model.trainable_variables)
+    before, expected = layer.get_weights(), composite.build(ADVERSARIAL).layers[0]
+    expected.build(batch.clean.shape)
+    expected.discriminator.set_weights(before)
+    expected.update(batch.clean, state.model(batch.noisy))
+    make_train_step(state, made, config)(batch)
+    assert int(layer.optimizer.iterations) == 1
+    for start, now, wanted in zip(before, layer.get_weights(), expected.get_weights(), strict=True):
+        assert not np.array_equal(start, now)
+        np.testing.assert_allclose(now, wanted, atol=1e-5)
+
+
+def test_frozen_network_of_a_loss_is_not_trained(checked, batch):
+    state, made = state_of(TINY, checked(PERCEPTUAL))
+    before = weights(made)
+    assert len(state.trainable_variables) == len(state.model.trainable_variables)
+    make_train_step(state, made, TINY)(batch)
+    for start, now in zip(before, weights(made), strict=True):
+        np.testing.assert_array_equal(start, now)
+
+
+def test_checkpoint_holds_the_discriminator_and_its_optimizer(checked, batch, tmp_path):
+    state, made = state_of(TINY, checked(ADVERSARIAL))
+    (layer,) = made.loss.layers
+    make_train_step(state, made, TINY)(batch)
+    path = state.write(str(tmp_path / "checkpoint"))
+    saved = {name: tf.train.load_variable(path, name) for name, _ in tf.train.list_variables(path)}
+    of_loss = {name: value for name, value in saved.items() if name.startswith("loss/")}
+    variables = [*layer.discriminator.variables, *layer.optimizer.variables]
+    assert len(layer.discriminator.variables) == 6
+    assert len(layer.optimizer.variables) >= 2 * 6 + 2
+    assert len(of_loss) == len(variables)
+    for variable in variables:
+        assert any(np.array_equal(variable.numpy(), value) for value in of_loss.values()), variable.path
+
+    # Another state continues from it.
+    other_state, other = state_of(TINY, checked(ADVERSARIAL, seed=1))
+    other_state.read(path).assert_consumed()
+    (other_layer,) = other.loss.layers
+    restored = [*other_layer.discriminator.variables, *other_layer.optimizer.variables]
+    for variable, same in zip(variables, restored, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), same.numpy())
+
+
+def test_state_of_a_loss_without_weights_saves_nothing_of_it(tmp_path):
+    path = new_state().write(str(tmp_path / "checkpoint"))
+    assert not [name for name, _ in tf.train.list_variables(path) if name.startswith("loss")]
+
+
+INPUTS_LOSS = """
+import tensorflow as tf
+
+def blended(clean, denoised, *, seed, progress):
+    weights = tf.random.stateless_uniform(tf.shape(clean), seed)
+    errors = tf.square(clean - denoised) + progress * tf.abs(clean - denoised)
+    return tf.reduce_mean(weights * errors, axis=[1, 2, 3])
+
+def random_weights(clean, denoised, *, seed):
+    return blended(clean, denoised, seed=seed, progress=0.5)
+"""
+# bce still has a part in the loss when the runs below are resumed.
+RESUMED = replace(TINY, shards=2, epochs=2, checkpoint_every=4, bce_steps=18)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss", [ADVERSARIAL, LEARNED, PERCEPTUAL, "mine.py:blended", "bce + 0.5*mine.py:random_weights"]
+)
+def test_killed_run_is_resumed_to_the_same_bits(loss, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(INPUTS_LOSS)
+    config = replace(RESUMED, loss=loss)
+    trainer.train(config, "whole", quiet=True)
+    shutil.copytree("whole", "killed")
+    Path("killed/report.json").unlink()
+    for path in Path("killed/checkpoints/latest").glob("ckpt-20.*"):
+        path.unlink()  # as if killed after step 16, in the middle of epoch 2
+    for path in Path("killed/checkpoints/best").glob("ckpt-20.*"):
+        path.unlink()
+    steps: list[int] = []
+    restore = trainer.Checkpoints.restore_latest
+
+    def restored(checkpoints):
+        result = restore(checkpoints)
+        steps.append(int(checkpoints._state.step))
+        return result
+
+    monkeypatch.setattr(trainer.Checkpoints, "restore_latest", restored)
+    trainer.train(config, "killed", resume=True, quiet=True)
+    assert steps[0] == 16
+    assert reproducibility.first_difference(Path("killed"), Path("whole")) is None
+
+
+@pytest.mark.slow
+def test_only_a_run_whose_loss_depends_on_progress_cannot_grow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(INPUTS_LOSS)
+    config = replace(TINY, train_examples=128, validation_examples=64, epochs=1)
+    for name in ("blended", "random_weights"):
+        trainer.train(replace(config, loss=f"mine.py:{name}"), name, quiet=True)
+    before = Path("blended/config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"^--epochs: cannot grow, .*`progress`"):
+        trainer.train(replace(config, loss="mine.py:blended", epochs=2), "blended", resume=True, quiet=True)
+    assert Path("blended/config.json").read_bytes() == before
+    assert Path("blended/report.json").exists()
+    trainer.train(replace(config, loss="mine.py:random_weights", epochs=2), "random_weights", resume=True, quiet=True)
+    assert len(Path("random_weights/metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_class_can_be_passed_to_train_and_trains_as_from_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    learned_weights = importlib.import_module("learned_weights")
+    config = replace(TINY, train_examples=128, validation_examples=64, epochs=1, bce_steps=0)
+    report = trainer.train(config, tmp_path / "class", loss=learned_weights.LearnedWeights, quiet=True)
+    assert report == trainer.train(replace(config, loss=LEARNED), tmp_path / "file", quiet=True)
+
+
+@pytest.mark.slow
+def test_run_with_the_weights_of_a_loss_can_be_evaluated_and_verified(tmp_path):
+    config = replace(TINY, train_examples=128, validation_examples=64, epochs=1, loss=ADVERSARIAL)
+    trainer.train(config, tmp_path / "run", quiet=True)
+    for script, words in (("evaluate.py", "PSNR"), ("verify.py", "identical in every bit")):
+        done = run_in_process(script, tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_train_features_writes_a_network_that_the_example_can_load(tmp_path, checked):
+    file = tmp_path / "features.keras"
+    done = run_subprocess(
+        "examples/train_features.py", "--train-examples", 256, "--epochs", 1, "--output", file, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"features: {file}" in done.stdout
+    shutil.copy(EXAMPLES / "perceptual.py", tmp_path)
+    made = checked(f"{tmp_path}/perceptual.py:Perceptual")
+    (layer,) = made.loss.layers
+    loaded = keras.models.load_model(file, compile=False)
+    assert loaded(tf.zeros((1, 28, 28, 1))).shape == (1, 7, 7, 32)
+    assert all(map(np.array_equal, layer.get_weights(), loaded.get_weights()))
+    assert not all(map(np.array_equal, loaded.get_weights(), weights(checked(PERCEPTUAL))))
