@@ -92,14 +92,18 @@ def _names_in_files(content: bytes, prefix: str) -> list[str]:
     except (SyntaxError, ValueError):  # reported, with the line, when the file is run
         return []
     for statement in statements:
-        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == ["FILES"]:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        if "FILES" in [target.id for target in targets if isinstance(target, ast.Name)]:
             try:
-                names = list(ast.literal_eval(statement.value))
+                names = ast.literal_eval(statement.value)
             except (ValueError, TypeError):
-                names = [None]
+                names = None
+            names = names if isinstance(names, list | tuple) else [None]
             if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
                 raise UsageError(f"{prefix}: FILES: expected a list of names of files in the same folder")
-            return names
+            return list(names)
     return []
 
 

@@ -23,7 +23,7 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.losses import composite
 from dae.losses.composite import CompositeLoss
-from dae.losses.inputs import Objective
+from dae.losses.objective import Objective
 from dae.models import networks
 from dae.optimizers import optimizers
 from dae.reporting import tensorboard

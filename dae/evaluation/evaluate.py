@@ -11,7 +11,7 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS
-from dae.losses.inputs import Objective
+from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]

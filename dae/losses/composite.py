@@ -60,15 +60,20 @@ class Term:
         """Return how many images `function` takes (2: clean and denoised), and the names of INPUTS that it declares."""
         parameters = inspect.signature(getattr(function, "call", function)).parameters
         required = [one for one in parameters.values() if one.default is one.empty]
-        images = [one.name for one in required if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        positional = [
+            one for one in parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+        images = [one.name for one in positional if one.default is one.empty]
+        misplaced = [one.name for one in positional if one.name in INPUTS]
         problem = ""
         for one in required:
             if one.kind is one.KEYWORD_ONLY and one.name not in INPUTS:
                 problem = f"unknown input {one.name!r}{suggestion(one.name, INPUTS)} (known: {', '.join(INPUTS)})"
-        if len(images) != 2 and images not in ([], ["denoised"]):
-            problem = f"expected (clean, denoised), (denoised) or no positional parameters, got ({', '.join(images)})"
-            if set(images[2:]) & set(INPUTS):
-                problem += f"; write * before {images[2]}, because further inputs are keyword-only"
+        if (len(images) != 2 and images not in ([], ["denoised"])) or misplaced:
+            got = ", ".join(one.name for one in positional)
+            problem = f"expected (clean, denoised), (denoised) or no positional parameters, got ({got})"
+        if misplaced:
+            problem += f"; write * before {misplaced[0]}, because further inputs are keyword-only"
         if problem:
             raise UsageError(f"--loss: {self.source}: {problem}")
         keywords = [one.name for one in parameters.values() if one.kind is one.KEYWORD_ONLY and one.name in INPUTS]

@@ -11,9 +11,10 @@ import tensorflow as tf
 from dae.data.pipeline import Batch, part_of
 from dae.errors import UsageError
 from dae.losses.composite import Term
-from dae.losses.inputs import Objective
+from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 from dae.plugins import errors_with_line, file_of
+from dae.seeding import derive_seed, keras_seed
 
 # Rounding may differ by this much between a graph and eager mode, and between a batch and a part of it.
 RTOL, ATOL = 1e-3, 1e-5
@@ -31,26 +32,36 @@ def check(objective: Objective, model: keras.Model, batch: Batch) -> None:
         prefix = f"--loss: {term.source}"
         with errors_with_line(prefix, file_of(term.function if term.layer is None else type(term.layer).call)):
             checked = _Checked(term, prefix, objective, model)
-            if term.is_builtin:
-                checked.call(part_of(batch, 0, 1))  # raises UsageError if the loss does not fit the run
-            else:
-                checked.check_values(batch)
+            checked.first_call(batch)
             if term.layer is not None:
-                checked.check_update(batch)
+                checked.check_state(batch)
+            elif not term.is_builtin:
+                checked.check_values(batch)
 
 
 def check_initial_weights(objective: Objective, again: Objective, model: keras.Model, batch: Batch) -> None:
-    """Raise UsageError if a loss that was built twice, as `objective` and `again`, has different initial weights."""
+    """Raise UsageError if a loss that was built twice, as `objective` and `again`, has different initial variables."""
     for term, other in zip(objective.loss.terms, again.loss.terms, strict=True):
-        if term.layer is not None and other.layer is not None:
+        if term.layer is not None:
             prefix = f"--loss: {term.source}"
-            _Checked(other, prefix, again, model).call(part_of(batch, 0, 1))  # creates the weights
-            weights, other_weights = (layer.get_weights() for layer in (term.layer, other.layer))
-            if not all(map(np.array_equal, weights, other_weights)):
+            _Checked(other, prefix, again, model).first_call(batch)
+            if not _same(_state(term.layer), _state(other.layer)):
                 raise UsageError(
                     f"{prefix}: has other initial weights whenever it is created; draw them with Keras's initializers, "
                     "whose seeds are a function of --seed"
                 )
+
+
+def _state(layer: keras.Layer | None) -> dict[str, np.ndarray]:
+    """Return all variables of a loss, as a checkpoint would hold them, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        reader = tf.train.load_checkpoint(tf.train.Checkpoint(loss=layer).write(f"{folder}/state"))
+        names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+        return {name: reader.get_tensor(name) for name in names}
+
+
+def _same(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return state.keys() == other.keys() and all(np.array_equal(state[name], other[name]) for name in state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +90,7 @@ class _Checked:
         denoised = tf.concat([zeros, ones, zeros, ones, binary, 1 - binary], axis=0)
         level = tf.repeat(batch.noise_level[:1], len(clean), axis=0)
         self.finite_values(Batch(denoised, clean, level, batch.seed), denoised, "images of only 0 and 1")
-        in_graph = tf.function(lambda: self.call(batch))().numpy()
+        in_graph = tf.function(lambda: self.call(batch)).get_concrete_function()().numpy()
         for again, way in ((self.call(batch).numpy(), "two calls"), (in_graph, "a graph and eager mode")):
             if not np.allclose(again, values, RTOL, ATOL):
                 raise UsageError(
@@ -127,16 +138,26 @@ class _Checked:
                 raise UsageError(f"{self.prefix}: expected a finite {quantity} for {images}, got {float(wrong[0])}")
         return losses.numpy()
 
-    def check_update(self, batch: Batch) -> None:
-        """Call `update`, and restore the loss's state. Raises UsageError if the loss creates variables only then."""
-        checkpoint = tf.train.Checkpoint(loss=self.term.function)
+    def first_call(self, batch: Batch) -> None:
+        """Call the loss for one image. It may refuse the run, and creates its weights."""
+        with keras_seed(derive_seed(self.objective.config.seed, f"first call of loss {self.term.name}")):
+            self.call(part_of(batch, 0, 1))
+
+    def check_state(self, batch: Batch) -> None:
+        """Check the values of a loss that has weights, and its update; afterwards its state is as before.
+
+        Raises UsageError if a call changes the state, or if the first update creates variables.
+        """
+        checkpoint = tf.train.Checkpoint(loss=self.term.layer)
         with tempfile.TemporaryDirectory() as folder:
-            before = checkpoint.write(f"{folder}/before")
+            before, state = checkpoint.write(f"{folder}/before"), _state(self.term.layer)
+            self.check_values(batch)
+            if not _same(state, _state(self.term.layer)):
+                raise UsageError(f"{self.prefix}: changes its state when it is called; do that in a method `update`")
             network = fused(self.model)
             outputs = network(batch.noisy)
             self.term.update(batch.clean, outputs.denoised, self.objective.inputs(network, batch, outputs))
-            after = checkpoint.write(f"{folder}/after")
-            if (created := len(tf.train.list_variables(after)) - len(tf.train.list_variables(before))) != 0:
+            if created := len(_state(self.term.layer)) - len(state):
                 raise UsageError(
                     f"{self.prefix}: the first `update` creates {created} variables; create them in __init__ or build, "
                     "and build an optimizer there too: optimizer.build(variables)"

@@ -85,7 +85,7 @@ def edges(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
 
 def frequency(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """||X| - |Y||, mean over frequencies of the two-dimensional Fourier transform, divided by sqrt(H W): >= 0.
+    """||X| - |Y||, divided by sqrt(H W), mean over the frequencies of `tf.signal.rfft2d`: >= 0.
 
     Blind to phases, and so to the position of what it sees. Source: the amplitude term of Fuoli, Van Gool and Timofte,
     Fourier Space Losses for Efficient Perceptual Image Super-Resolution (2021).

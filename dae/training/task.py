@@ -13,8 +13,8 @@ from dae.data.datasets import Splits
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
 from dae.losses import composite, contract
 from dae.losses.composite import CompositeLoss
-from dae.losses.inputs import Objective
 from dae.losses.losses import Loss
+from dae.losses.objective import Objective
 from dae.models import networks
 from dae.optimizers import optimizers
 

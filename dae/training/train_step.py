@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, split_batch
-from dae.losses.inputs import Objective
 from dae.losses.losses import bce
+from dae.losses.objective import Objective
 from dae.models.fused_layers import Outputs, fused
 from dae.optimizers.adam import flatten
 from dae.training.train_state import TrainState

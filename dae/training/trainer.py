@@ -15,8 +15,8 @@ from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, t
 from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
-from dae.losses.inputs import Objective
 from dae.losses.losses import Loss
+from dae.losses.objective import Objective
 from dae.reporting.console import Console, warn
 from dae.reporting.logger import Logger
 from dae.training import export

@@ -18,7 +18,7 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch, training_batches
 from dae.errors import UsageError
 from dae.losses import composite, contract
-from dae.losses.inputs import Objective
+from dae.losses.objective import Objective
 from dae.models import networks
 from dae.models.fused_layers import fused
 from dae.training import task, trainer
@@ -364,3 +364,35 @@ def test_train_features_writes_a_network_that_the_example_can_load(tmp_path, che
     assert loaded(tf.zeros((1, 28, 28, 1))).shape == (1, 7, 7, 32)
     assert all(map(np.array_equal, layer.get_weights(), loaded.get_weights()))
     assert not all(map(np.array_equal, loaded.get_weights(), weights(checked(PERCEPTUAL))))
+
+
+def test_weights_created_in_build_are_a_function_of_the_seed(tmp_path, mnist):
+    (tmp_path / "mine.py").write_text(
+        "import keras\nimport tensorflow as tf\n\n"
+        "class Mine(keras.Layer):\n"
+        "    def build(self, shape):\n"
+        "        self.w = self.add_weight(shape=(1, 3), initializer='random_normal')\n"
+        "    def call(self, denoised):\n"
+        "        return tf.reduce_mean(tf.square(denoised), [1, 2, 3]) * tf.reduce_sum(tf.square(self.w))\n"
+    )
+    first, again, other = (
+        task.prepare(replace(TINY, loss=f"{tmp_path}/mine.py:Mine", seed=seed)).loss.layers[0].get_weights()[0]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_loss_that_changes_its_state_when_called_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import keras\nimport tensorflow as tf\n\n"
+        "class Mine(keras.Layer):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.calls = self.add_weight(shape=(), trainable=False)\n"
+        "    def call(self, denoised):\n"
+        "        self.calls.assign_add(1.0)\n"
+        "        return tf.reduce_mean(tf.square(denoised), [1, 2, 3])\n"
+    )
+    with pytest.raises(UsageError, match=r"mine\.py:Mine: changes its state"):
+        task.prepare(replace(TINY, loss=f"{tmp_path}/mine.py:Mine"))

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from dae.config import RunConfig
+from dae.data.noise import Noise
 from dae.data.pipeline import Batch, corruption
 from dae.losses.composite import CompositeLoss
 from dae.losses.losses import bce
@@ -22,6 +23,11 @@ class Objective:
     """Training steps of the whole run."""
     step: tf.Variable
     """Training steps done, an int64 scalar."""
+    corrupt: Noise = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        # Here, and not in a graph, because a user's noise is read from its file.
+        object.__setattr__(self, "corrupt", corruption(self.config))
 
     def __call__(self, network: Network, batch: Batch) -> tuple[Outputs, dict[str, tf.Tensor]]:
         """Return the outputs of `network` for a batch, and the values of the loss, as `CompositeLoss` does."""
@@ -50,11 +56,10 @@ class Objective:
 
     def inputs(self, network: Network, batch: Batch, outputs: Outputs) -> dict[str, Any]:
         """Return the value of each of INPUTS. In a graph, those that no term asks for are not computed."""
-        corrupt = corruption(self.config)
         second = tf.random.experimental.stateless_fold_in(batch.seed, 2**31 - 1)
         return {
             "noisy": batch.noisy,
-            "second_noisy": corrupt(batch.clean, batch.noise_level, second),
+            "second_noisy": self.corrupt(batch.clean, batch.noise_level, second),
             "latents": outputs.latents,
             "noise_level": batch.noise_level,
             "step": self.step.read_value(),
@@ -62,6 +67,6 @@ class Objective:
             "seed": batch.seed,
             "denoise": lambda images: network(images).denoised,
             "encode": lambda images: network(images).latents,
-            "corrupt": lambda images, seed: corrupt(images, batch.noise_level, seed),
+            "corrupt": lambda images, seed: self.corrupt(images, batch.noise_level, seed),
             "config": self.config,
         }
