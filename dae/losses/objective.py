@@ -1,4 +1,4 @@
-"""What a loss can see besides the clean and the denoised images: the keyword-only parameters that it declares."""
+"""What a run minimizes: its loss, with the further inputs that the terms declare as keyword-only parameters."""
 
 import dataclasses
 from typing import Any
