@@ -25,9 +25,9 @@ def test_no_arguments_give_the_default_config():
 
 
 def test_flags_override_the_preset():
-    assert parse("--preset tutorial").config == RunConfig(validation_examples=0)
+    assert parse("--preset tutorial").config == RunConfig(validation_examples=0, initial_brightness=0.5)
     assert parse("--preset tutorial --epochs 2 --noise-level 0.3 --no-clip-noise").config == RunConfig(
-        validation_examples=0, epochs=2, noise_level=0.3, clip_noise=False
+        validation_examples=0, initial_brightness=0.5, epochs=2, noise_level=0.3, clip_noise=False
     )
 
 

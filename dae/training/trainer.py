@@ -198,10 +198,10 @@ def nonfinite_as_diverged(state: TrainState, config: RunConfig) -> Iterator[None
 def warn_if_collapsed(task: Task) -> None:
     """Warn if the model returns nearly the same image for every input.
 
-    The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.005.
+    The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.001.
     """
     denoised = task.model(task.samples.noisy[:20]).numpy()
-    if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.005:
+    if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.001:
         warn(
             "the network returns nearly the same image for every input, and may never learn more; try another "
             "--learning-rate, or more --bce-steps"
