@@ -26,27 +26,30 @@ def noise2noise(denoised: tf.Tensor, *, second_noisy: tf.Tensor, config: RunConf
     return tf.reduce_mean(tf.square(denoised - second_noisy), axis=[1, 2, 3])
 
 
-MASKED_SHARE = 0.1
-
-
 def noise2void(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: RunConfig) -> tf.Tensor:
-    """(f(m) - y)^2, mean over masked pixels, where m is y with a tenth of its pixels replaced by a random neighbour.
+    """(f(m) - y)^2, mean over masked pixels, where m is y with each masked pixel replaced by a random neighbour.
 
-    The network f cannot see the noise of a masked pixel, and so predicts its mean. For noise of mean zero that is
-    independent between pixels and not clipped. Source: Krull, Buchholz and Jug, Noise2Void (2019), who mask 1.6 %.
+    Every second pixel of every second row is masked, from a random start. The network f does not see the noise of a
+    masked pixel, and so predicts its mean. For noise of mean zero that is independent between pixels and not clipped.
+    Source: Krull, Buchholz and Jug, Noise2Void (2019), with the grid of Batson and Royer, Noise2Self (2019): no masked
+    pixel is the neighbour of another, which would then show its noise.
     """
     _check_zero_mean("noise2void", config)
-    mask_seed, neighbour_seed = tf.unstack(tf.random.split(seed, 2))
-    masked = tf.random.stateless_uniform(tf.shape(noisy[..., :1]), mask_seed) < MASKED_SHARE
+    start_seed, neighbour_seed = tf.unstack(tf.random.split(seed, 2))
+    batch, height, width, _ = tf.unstack(tf.shape(noisy))
+    start = tf.random.stateless_uniform((2, batch, 1, 1, 1), start_seed, 0, 2, tf.int32)
+    rows, columns = tf.range(height)[:, None, None], tf.range(width)[:, None]
+    masked = ((rows + start[0]) % 2 == 0) & ((columns + start[1]) % 2 == 0)
     offsets = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column]
     neighbours = tf.stack([tf.roll(noisy, offset, axis=[1, 2]) for offset in offsets])
     choice = tf.random.stateless_uniform(tf.shape(masked), neighbour_seed, 0, len(offsets), tf.int32)
     neighbour = tf.reduce_sum(tf.one_hot(choice, len(offsets), axis=0) * neighbours, axis=0)
     error = tf.where(masked, denoise(tf.where(masked, neighbour, noisy)) - noisy, 0.0)
-    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3]) / MASKED_SHARE
+    share = tf.reduce_mean(tf.cast(masked, tf.float32), axis=[1, 2, 3])
+    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3]) / share
 
 
-PROBE_STEP = 1e-2
+PROBE_STEP = 0.1  # with 0.01, preset `fast` (seed 0) ends 2 dB lower
 
 
 def sure(
@@ -60,12 +63,12 @@ def sure(
 ) -> tf.Tensor:
     """(d - y)^2 - s^2 + 2 s^2 df/dy, mean over pixels, for noise of standard deviation s: an unbiased estimate of MSE.
 
-    The divergence of the network f is estimated as b (f(y + e b) - f(y)) / e, with standard normal b and e = 0.01. For
+    The divergence of the network f is estimated as b (f(y + e b) - f(y)) / e, with random signs b and e = 0.1. For
     Gaussian noise that is not clipped. Source: Stein, Estimation of the Mean of a Multivariate Normal Distribution
     (1981); the estimate is that of Ramani, Blu and Unser, Monte-Carlo SURE (2008).
     """
     _check_gaussian("sure", config)
-    probe = tf.random.stateless_normal(tf.shape(noisy), seed)
+    probe = tf.sign(tf.random.stateless_uniform(tf.shape(noisy), seed, -1.0, 1.0))
     divergence = probe * (denoise(noisy + PROBE_STEP * probe) - denoised) / PROBE_STEP
     variance = tf.square(noise_level)
     return tf.reduce_mean(tf.square(denoised - noisy) - variance + 2 * variance * divergence, axis=[1, 2, 3])

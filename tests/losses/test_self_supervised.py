@@ -7,7 +7,7 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch, batch_maker
 from dae.errors import UsageError
 from dae.losses.losses import SELF_SUPERVISED, mse
-from dae.losses.self_supervised import MASKED_SHARE, RECORRUPTION, noise2void
+from dae.losses.self_supervised import RECORRUPTION, noise2void
 from dae.models.fused_layers import Outputs
 
 UNCLIPPED = RunConfig(clip_noise=False, noise_level=0.4)
@@ -108,7 +108,7 @@ def test_noise2void_hides_each_masked_pixel_behind_one_of_its_neighbours(mnist):
         masked, _ = seen_by_the_network(noisy, 0)
     jacobian = tape.jacobian(masked, noisy).numpy().reshape(144, 144)
     is_masked = (masked != noisy).numpy().reshape(144)
-    assert 3 < is_masked.sum() < 35
+    assert is_masked.sum() == 36
     # A masked pixel does not depend on its own noise, but on that of one other pixel; the others are unchanged.
     np.testing.assert_array_equal(np.diag(jacobian), 1 - is_masked)
     np.testing.assert_array_equal(np.sort(jacobian, axis=1)[:, -2:], np.tile([0, 1], (144, 1)))
@@ -118,13 +118,12 @@ def test_noise2void_hides_each_masked_pixel_behind_one_of_its_neighbours(mnist):
         assert (columns[1] - columns[0]) % 12 in (0, 1, 11)
 
 
-def test_noise2void_is_the_error_at_the_masked_pixels_a_tenth_of_all(mnist):
+def test_noise2void_is_the_error_at_the_masked_pixels_a_quarter_of_all(mnist):
     (batch, *_) = noisy_batches(mnist, UNCLIPPED)
     masked, value = seen_by_the_network(batch.noisy, 0)
     is_masked = (masked != batch.noisy).numpy()
-    standard_error = (MASKED_SHARE * (1 - MASKED_SHARE) / is_masked.size) ** 0.5
-    assert abs(is_masked.mean() - 0.1) < 4 * standard_error
-    error = np.square(masked - batch.noisy).mean((1, 2, 3)) / 0.1
+    assert is_masked.mean() == 0.25
+    error = np.square(masked - batch.noisy).mean((1, 2, 3)) / 0.25
     np.testing.assert_allclose(value, error, rtol=1e-5)
 
 
@@ -137,7 +136,7 @@ def test_noise2void_draws_the_mask_from_the_seed(mnist):
     np.testing.assert_array_equal(value, same_value)
     assert (value.numpy() != other_value.numpy()).all()
     first_mask, other_mask = ((images != batch.noisy).numpy() for images in (first, other))
-    assert (first_mask & other_mask).mean() == pytest.approx(0.01, abs=0.003)  # independent
+    assert (first_mask & other_mask).mean() == pytest.approx(1 / 16, abs=0.03)  # independent
     assert (first_mask[0] != first_mask[1]).any()
 
 
@@ -159,7 +158,7 @@ def test_noise2void_exceeds_the_mse_at_masked_pixels_by_the_variance_of_the_nois
         value = values_of("noise2void", UNCLIPPED, denoise, batch)
         masked = seen[-1]
         error = np.square(curved(masked) - batch.clean) + 0.4**2
-        differences.append(value - np.where(masked != batch.noisy, error, 0).mean((1, 2, 3)) / 0.1)
+        differences.append(value - np.where(masked != batch.noisy, error, 0).mean((1, 2, 3)) / 0.25)
     check_mean_is_zero(differences, 0.02 * 0.4**2)
 
 
