@@ -54,7 +54,7 @@ def test_time_to_quality_reports_when_each_run_reaches_the_target(tmp_path):
     done = run_subprocess("benchmarks/time_to_quality.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "out" / "time_to_quality.json").read_text())
-    assert {name: len(epochs) for name, epochs in saved["results"].items()} == {"fit": 6, "default": 6, "fast": 5}
+    assert {name: len(epochs) for name, epochs in saved["results"].items()} == {"fit": 6, "default": 6, "fast": 2}
     assert saved["target"] == saved["results"]["default"][-1]["validation_bce"]
     lines = (tmp_path / "out" / "default" / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["validation_bce"] == saved["target"]
