@@ -93,7 +93,8 @@ def test_evaluate_with_less_noise_reports_other_metrics(tiny_run, tmp_path):
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_code_in_a_model_file_is_not_run(suffix, tmp_path):
     inputs = keras.Input((28, 28, 1))
-    hostile = keras.Model(inputs, keras.layers.Lambda(lambda images: images * 1.0)(inputs))
+    code = keras.layers.Lambda(lambda images: images * 1.0, output_shape=(28, 28, 1))
+    hostile = keras.Model(inputs, code(inputs))
     hostile.save(tmp_path / f"lambda{suffix}")
     with pytest.raises(UsageError, match=r"not a readable model .*[Ll]ambda"):
         load_model(tmp_path / f"lambda{suffix}")
