@@ -102,10 +102,9 @@ def compare(
     """Train every configuration with each seed; return the comparison, and the configurations that were trained.
 
     With `tuning_rates`, the learning rate of each is tuned first, in so many rates, with the configuration's own seed;
-    `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in
-    `output`/NAME/tuning/rate-R and `output`/NAME/tuned/seed-N. Finished ones are skipped and
-    others resumed, so that the same call continues after any interruption, to the same result. Raises UsageError for
-    whatever would fail later, before the first run.
+    `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in `output`/NAME/tuning/rate-R and
+    `output`/NAME/tuned/seed-N. Finished ones are skipped and others resumed, so that the same call continues after any
+    interruption, to the same result. Raises UsageError for whatever would fail later, before the first run.
     """
     # TensorFlow would warn of retracing, because it mistakes the functions that the runs compile for one function.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
@@ -139,11 +138,16 @@ def compare(
         raise Interrupted(stop.signal_number, f"{stop}; repeat the command to continue") from None
     finally:
         progress.close()
-    comparison = gather(
-        field, runs, seeds, {name: constant_score(task, metric) for name, task in tasks.items()}, metric
-    )
+    comparison = gather(field, runs, seeds, constant_scores(tasks, metric), metric)
     scores = score_by_losses(comparison, tasks) if field == "loss" else {}
     return dataclasses.replace(comparison, tunings=tunings, scores=scores), trained
+
+
+def constant_scores(tasks: Mapping[str, Task], metric: str) -> dict[str, float]:
+    """Return `constant_score` by name; it depends on the images alone, and is computed once for equal ones."""
+    by_digest = {task.config.data_digest: task for task in tasks.values()}
+    scores = {digest: constant_score(task, metric) for digest, task in by_digest.items()}
+    return {name: scores[task.config.data_digest] for name, task in tasks.items()}
 
 
 def constant_score(task: Task, metric: str) -> float:
@@ -270,7 +274,7 @@ def conclusion(comparison: Comparison, metric: str) -> str:
             )
     if comparison.tunings:
         rates = ", ".join(f"{name} {tuning.best:g}" for name, tuning in comparison.tunings.items())
-        sentences.append(f"Learning rates, each tuned on validation images with a seed of its own: {rates}.")
+        sentences.append(f"Learning rates, tuned on validation images with a seed that no final run has: {rates}.")
         for name, tuning in comparison.tunings.items():
             if tuning.is_at_edge:
                 sentences.append(f"The best learning rate of {name} is at the edge of those tried; it may be better.")

@@ -108,7 +108,7 @@ def test_run_equals_itself_and_its_copy(tiny_run, copy):
 
 
 def test_rewriting_without_a_change_is_no_difference(state, tiny_run, copy):
-    """The functions of this file change nothing but what they are told to."""
+    """So that a difference in the tests below comes from the change that they make."""
     change_lines(copy, lambda lines: None)
     for name in ("latest", "best"):
         change_checkpoint(copy / "checkpoints" / name, state, lambda state: None)
