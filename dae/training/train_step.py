@@ -16,12 +16,12 @@ TrainStep = Callable[[Batch], tf.Tensor]
 TrainLoop = Callable[[Iterator[Batch], tf.Tensor, int], tf.Tensor]
 
 
-def make_train_step(state: TrainState, objective: Objective, config: RunConfig) -> TrainStep:
+def make_train_step(state: TrainState, objective: Objective, config: RunConfig, mixes_bce: bool = True) -> TrainStep:
     """Return the function `batch -> mean loss of the batch` that takes one step of `state`.
 
     The batch is computed in `config.shards` parts in parallel, which changes only the last bits of the result, and the
-    random numbers of a loss. Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not
-    finite.
+    random numbers of a loss. Without `mixes_bce`, bce is not computed, as after the first `config.bce_steps`. Raises
+    InvalidArgumentError, before any weight changes, if the loss or its gradient is not finite.
     """
     optimizer = state.optimizer
 
@@ -34,7 +34,7 @@ def make_train_step(state: TrainState, objective: Objective, config: RunConfig) 
             outputs, values = zip(*(objective(network, shard) for shard in shards), strict=True)
             losses = [_mean([shard_values[name] for shard_values in values]) for name in objective.loss.names]
             minimized = mean_loss = losses[0]
-            if objective.starts_as_bce:
+            if mixes_bce and objective.starts_as_bce:
                 pairs = zip(shards, outputs, strict=True)
                 mean_bce = _mean([bce(shard.clean, shard_outputs.denoised) for shard, shard_outputs in pairs])
                 # At the scale of the loss, since after larger gradients Adam would long take smaller steps.

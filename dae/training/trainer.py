@@ -126,8 +126,11 @@ def train_epochs(
     """
     config, images, first_step = task.config, task.data.train, int(state.step)
     first_epoch = first_step // task.steps_per_epoch + 1
-    train_step = make_train_step(state, objective, config)
+    train_step = make_train_step(state, objective, config, mixes_bce=False)
     train_loop = make_train_loop(train_step)
+    # A separate graph for the first steps: computing bce after them, with a share of 0, would take a tenth longer.
+    bce_loop = make_train_loop(make_train_step(state, objective, config))
+    bce_steps = config.bce_steps if objective.starts_as_bce else 0
     batches = iter(training_batches(images, config, first_step))
     train_sample = [sample_batch(images, config, "train evaluation")]
     validation = evaluation_batches(task.data.validation, config, "validation")
@@ -143,8 +146,11 @@ def train_epochs(
             while (step := int(state.step)) < last_step:
                 num_steps, batch_size = equal_batches(len(images), config.batch_size, step)
                 num_steps = min(num_steps, steps_per_loop, checkpoint_every - step % checkpoint_every)
+                if step < bce_steps:
+                    num_steps = min(num_steps, bce_steps - step)
+                loop = bce_loop if step < bce_steps else train_loop
                 with nonfinite_as_diverged(state, config):
-                    mean_loss = train_loop(batches, tf.constant(num_steps), batch_size)
+                    mean_loss = loop(batches, tf.constant(num_steps), batch_size)
                 logger.progress(epoch, num_steps * batch_size, mean_loss)
                 step += num_steps
                 if step < last_step and (pending or step % checkpoint_every == 0):  # the epoch's end is saved below

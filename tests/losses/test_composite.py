@@ -18,7 +18,7 @@ from dae.losses.losses import LOSSES
 from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
-SUM = replace(TINY, epochs=2, loss="bce + 0.1*ssim", checkpoint_every=4)
+SUM = replace(TINY, epochs=2, loss="bce + 0.1*ssim", bce_steps=10, checkpoint_every=4)
 
 
 @pytest.fixture(scope="module")

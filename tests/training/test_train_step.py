@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of, new_state, new_train_step
+from helpers import batch_of, new_state, new_train_step, objective
 
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, training_batches
@@ -15,7 +15,7 @@ from dae.losses.losses import LOSSES
 from dae.models import networks
 from dae.optimizers import optimizers
 from dae.training.train_state import TrainState
-from dae.training.train_step import make_train_loop
+from dae.training.train_step import make_train_loop, make_train_step
 
 STEPS = 50
 MSE = RunConfig(loss="mse", bce_steps=0)
@@ -232,6 +232,19 @@ def test_train_loop_stops_before_the_step_that_is_not_finite(mnist):
     make_train_loop(new_train_step(expected, config))(iter(training_batches(mnist.train, config)), tf.constant(4), 32)
     for value, expected_value in zip(values(state), values(expected), strict=True):
         np.testing.assert_array_equal(value, expected_value, strict=True)
+
+
+def test_step_without_bce_equals_one_after_the_steps_that_mix_bce(mnist):
+    config = RunConfig(batch_size=32, loss="mae", bce_steps=2)
+    batch = next(iter(training_batches(mnist.train, config)))
+    results = []
+    for mixes_bce in (True, False):
+        state = new_state(config, keras.optimizers.SGD(1.0))
+        state.step.assign(2)
+        make_train_step(state, objective("mae", config, state.step), config, mixes_bce)(batch)
+        results.append(values(state))
+    for value, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
 
 
 def finite_with_infinite_gradient(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
