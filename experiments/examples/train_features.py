@@ -1,4 +1,7 @@
-"""Train the network of perceptual.py to classify digits: `python experiments/examples/train_features.py`."""
+"""Train the network of perceptual.py to classify digits: `python experiments/examples/train_features.py`.
+
+features.keras was written with Keras 3.12, the oldest supported version: newer ones read it, but not the reverse.
+"""
 
 import dataclasses
 from pathlib import Path
