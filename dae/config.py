@@ -54,9 +54,13 @@ class ModelConfig:
     """The network and the loss it minimizes."""
 
     model: str = "conv"
-    """Network: conv, the tutorial's convolutional autoencoder."""
+    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or your own FILE.py:FUNCTION."""
     width: int = 1
     """Multiply the number of channels in each layer by this."""
+    start_from: str | None = None
+    """Start from the weights of this finished run's folder, or of a .keras or .h5 file (default: random weights)."""
+    weights_digest: Annotated[str | None, tyro.conf.Suppress] = None
+    """SHA-256 of these weights; recorded when a run starts and checked when it is resumed or rerun."""
     initial_brightness: float | None = None
     """Brightness of the network's first outputs, given by its last bias (default: mean of the images; recorded)."""
     loss: str = "bce"
@@ -64,6 +68,8 @@ class ModelConfig:
     (docs/losses.md), your own FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
     bce_steps: int = 200
     """Steps in which bce fades into the loss, because many losses do not learn from random weights; 0: none."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics of the evaluation, each your own FILE.py:FUNCTION."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,8 @@ class OptimizationConfig:
     """Scale gradients of a larger global norm down to this norm (default: no clipping)."""
     batch_size: int = 128
     """Images per training step."""
+    ema_decay: float | None = None
+    """Evaluate and export the exponential moving average of the weights, with this decay per step (default: none)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +100,8 @@ class ScheduleConfig:
     """Learning rate over the run: constant, or cosine, which ends at 0 and so allows no further epochs."""
     warmup_ratio: float = 0.0
     """Share of the steps in which the learning rate rises linearly from 0 (cosine only)."""
+    patience: int | None = None
+    """Stop after N epochs in which the validation loss has not fallen below its lowest value (default: never)."""
     checkpoint_every: int | None = None
     """Save a checkpoint every N steps too (default: at the end of each epoch and on SIGINT or SIGTERM)."""
 
@@ -156,6 +166,8 @@ def _coerce(value: Any, expected: Any) -> Any:
         value = value.item()
     for kind in get_args(expected) if isinstance(expected, types.UnionType) else (expected,):
         items = get_args(kind)
+        if items[-1:] == (Ellipsis,) and isinstance(value, list | tuple):
+            return tuple(_coerce(item, items[0]) for item in value)
         if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(items):
             return tuple(_coerce(item, item_type) for item, item_type in zip(value, items, strict=True))
         if kind is float and type(value) is int and abs(value) < 2**53:
@@ -170,6 +182,8 @@ def _type_name(expected: Any) -> str:
         return " or ".join(map(_type_name, get_args(expected)))
     if get_origin(expected) is tuple:
         return f"[{', '.join(map(_type_name, get_args(expected)))}]"
+    if expected is Ellipsis:
+        return "..."
     return "null" if expected is type(None) else expected.__name__
 
 
@@ -200,6 +214,8 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number > 0"),
     "adam_beta_2": (lambda beta: 0 <= beta < 1, "a number in [0, 1)"),
     "max_gradient_norm": (lambda norm: 0 < norm < math.inf, "a finite number > 0"),
+    "ema_decay": (lambda decay: 0 < decay < 1, "a number between 0 and 1"),
+    "patience": (lambda epochs: epochs >= 1, "a whole number >= 1"),
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to 1,000,000"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to 1,000,000"),
     "warmup_ratio": (lambda ratio: 0 <= ratio < 1, "a number in [0, 1)"),
@@ -229,13 +245,21 @@ PRESETS = {
 }
 
 # Settings that default to None and are filled in, and recorded, when a run starts.
-RECORDED = ("validation_examples", "initial_brightness", "shards", "intra_op_threads", "onednn", "data_digest")
+RECORDED = (
+    "validation_examples",
+    "initial_brightness",
+    "shards",
+    "intra_op_threads",
+    "onednn",
+    "data_digest",
+    "weights_digest",
+)
 
 # Settings that can name functions in users' files.
-PLUGIN_FIELDS = ("noise", "loss")
+PLUGIN_FIELDS = ("noise", "model", "loss", "metrics")
 
 # Version of config.json; raised when the same file would no longer give the same run.
-FORMAT = 3
+FORMAT = 4
 
 
 def to_json(config: RunConfig) -> str:
@@ -279,8 +303,15 @@ def read(path: Path) -> RunConfig:
 
 def map_plugins(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig:
     """Return `config` with `change(field name, text)` for each setting that can name users' files."""
-    changes: dict[str, Any] = {name: change(name, getattr(config, name)) for name in PLUGIN_FIELDS}
+    changes: dict[str, Any] = {
+        name: map_texts(getattr(config, name), functools.partial(change, name)) for name in PLUGIN_FIELDS
+    }
     return dataclasses.replace(config, **changes)
+
+
+def map_texts(value: str | tuple[str, ...], change: Callable[[str], str]) -> str | tuple[str, ...]:
+    """Return the value of a field of PLUGIN_FIELDS, one text or several, with `change` applied to each text."""
+    return change(value) if isinstance(value, str) else tuple(change(text) for text in value)
 
 
 def canonicalize(config: RunConfig) -> RunConfig:
@@ -290,8 +321,8 @@ def canonicalize(config: RunConfig) -> RunConfig:
     """
     if not plugins.is_recorded_callable(config.loss):
         config = dataclasses.replace(config, loss=expression.canonical(config.loss))
-    if config.data is not None:
-        config = dataclasses.replace(config, data=os.path.abspath(config.data))
+    paths = {name: os.path.abspath(path) for name in ("data", "start_from") if (path := getattr(config, name))}
+    config = dataclasses.replace(config, **paths)
     return map_plugins(config, lambda name, text: plugins.with_absolute_paths_and_digests(text, flag(name)))
 
 
@@ -304,7 +335,8 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
     """
     changes: dict[str, Any] = {name: getattr(saved, name) for name in RECORDED if getattr(requested, name) is None}
     for name in PLUGIN_FIELDS:
-        if plugins.without_paths(getattr(saved, name)) == plugins.without_paths(getattr(requested, name)):
+        before, now = (map_texts(getattr(config, name), plugins.without_paths) for config in (saved, requested))
+        if before == now:
             changes[name] = getattr(saved, name)
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}

@@ -147,6 +147,11 @@ def label(text: str) -> str:
     return _CALLABLE.sub(r"\g<function>", substitute(text, lambda one: one.function))
 
 
+def source(text: str) -> str:
+    """Return `text` for error messages, without digests."""
+    return _CALLABLE.sub(r"\g<function>", substitute(text, lambda one: f"{one.path}:{one.function}"))
+
+
 def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
     """Return `names` with a number appended to each repeated one: a, b, a becomes a, b, a-2."""
     taken: list[str] = []

@@ -16,15 +16,18 @@ from dae.errors import UsageError
 MIN_SHARD_SIZE = 16
 
 
-def resolve(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig, whole_batches: bool = False) -> RunConfig:
     """Return `config` with the runtime settings that are None filled in, and set TensorFlow's number of threads.
+
+    With `whole_batches`, batches are not split unless `config` says so.
 
     When the filled-in settings are recorded, they give the same bits on a machine with another number of cores. Threads
     and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings are
     slower than those that dae would choose, and raises UsageError if `config` requires other settings.
     """
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    shards = config.shards or max(1, min(1 if on_gpu else cores(), config.batch_size // MIN_SHARD_SIZE))
+    parallel = 1 if on_gpu or whole_batches else cores()
+    shards = config.shards or max(1, min(parallel, config.batch_size // MIN_SHARD_SIZE))
     return dataclasses.replace(
         config,
         onednn=_resolve_onednn(config.onednn),

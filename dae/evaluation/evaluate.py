@@ -1,6 +1,6 @@
 """Evaluation of a model: the exact means of all metrics over a set of images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -11,19 +11,22 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS
+from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
 
-def make_evaluator(model: keras.Model, objective: Objective | None = None, shards: int = 1) -> Evaluate:
-    """Return the function from batches to the means of the loss's values and all METRICS over images.
+def make_evaluator(
+    model: keras.Model, objective: Objective | None = None, shards: int = 1, metrics: Mapping[str, Loss] = METRICS
+) -> Evaluate:
+    """Return the function from batches to the means of the loss's values and all `metrics` over images.
 
     Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
     The function is compiled at its first call, so make it once. Each batch is computed in `shards` parts in parallel.
     """
-    names = [*(objective.loss.names if objective else ()), *METRICS]
+    names = [*(objective.loss.names if objective else ()), *metrics]
 
     @tf.function
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
@@ -31,7 +34,7 @@ def make_evaluator(model: keras.Model, objective: Objective | None = None, shard
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for shard in split_batch(batch, shards):
             outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
-            values |= {name: metric(shard.clean, outputs.denoised) for name, metric in METRICS.items()}
+            values |= {name: metric(shard.clean, outputs.denoised) for name, metric in metrics.items()}
             for name, value in values.items():
                 shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums) for name, sums in shard_sums.items()}
@@ -69,6 +72,11 @@ def denoise_samples(model: keras.Model, config: RunConfig, images: np.ndarray, c
 
 
 def check_fits(model: keras.Model, images: np.ndarray) -> None:
-    """Raise UsageError unless `model` takes images like `images`, [N, H, W, C]."""
-    if model.input_shape[1:] != images.shape[1:]:
-        raise UsageError(f"--data: images of {images.shape[1:]}, but the model takes {model.input_shape[1:]}")
+    """Raise UsageError unless `model` returns images of the same shape for images like `images`, [N, H, W, C]."""
+    shape = images.shape[1:]
+    try:
+        fits = model.compute_output_shape((None, *shape))[1:] == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError(f"--data: the model does not take images of {shape}, its input is {model.input_shape[1:]}")

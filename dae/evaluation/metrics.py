@@ -5,6 +5,10 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from dae import plugins
+from dae.config import RunConfig
+from dae.data.pipeline import Batch
+from dae.errors import UsageError
 from dae.losses.losses import Loss, bce, mse
 from dae.losses.ssim import ssim
 
@@ -37,6 +41,31 @@ METRICS: dict[str, Loss] = {
 }
 
 HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
+
+
+def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
+    """Return METRICS and those that `config.metrics` adds, by the names of their functions.
+
+    Each is tried on a batch. Raises UsageError if it does not return one finite float32 value per image, or if its name
+    is taken.
+    """
+    functions = dict(METRICS)
+    for text in config.metrics:
+        name = plugins.label(text)
+        source = f"--metrics: {plugins.source(text)}"
+        function: Loss = plugins.load({}, text, "--metrics")
+        if name in functions or name == "loss":
+            raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
+        with plugins.errors_with_line(source, plugins.file_of(function)):
+            values = function(batch.clean, batch.noisy)
+            expected = f"float32 [{len(batch.clean)}], one value per image"
+            if not tf.is_tensor(values) or values.dtype != tf.float32 or values.shape != (len(batch.clean),):
+                got = f"{values.dtype.name} {values.shape}" if tf.is_tensor(values) else type(values).__name__
+                raise UsageError(f"{source}: expected {expected}, got {got}")
+            if not tf.reduce_all(tf.math.is_finite(values)):
+                raise UsageError(f"{source}: expected finite values, got {values.numpy().min()}")
+        functions[name] = function
+    return functions
 
 
 def format_metrics(report: Mapping[str, float]) -> str:

@@ -31,6 +31,10 @@ INPUTS = {
 }
 
 
+# The source of a term that is the sum of the network's own losses.
+REGULARIZATION = "the network's regularizers"
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
     """One weighted loss; `source` names its file and function for error messages."""
@@ -81,8 +85,13 @@ class Term:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether the loss is one of LOSSES."""
-        return self.function in LOSSES.values()
+        """Whether the loss is one of LOSSES, or the regularization of the network."""
+        return self.function in LOSSES.values() or self.is_regularization
+
+    @property
+    def is_regularization(self) -> bool:
+        """Whether the loss is that of the network's regularizers."""
+        return self.source == REGULARIZATION
 
     @property
     def sees_clean(self) -> bool:
@@ -156,6 +165,18 @@ class CompositeLoss:
         return dict(zip(self.names, [total, *values], strict=False))
 
 
+def with_regularization(loss: CompositeLoss, model: keras.Model) -> CompositeLoss:
+    """Return `loss` plus the losses of the network's regularizers, as Keras's `fit` adds them, if it has any."""
+
+    def regularization(denoised: tf.Tensor) -> tf.Tensor:
+        # Losses of activities are those of the last call, the one that returned `denoised`.
+        return tf.fill(tf.shape(denoised)[:1], tf.add_n(model.losses))
+
+    if not model.losses:
+        return loss
+    return CompositeLoss((*loss.terms, Term(1.0, "regularization", regularization, REGULARIZATION)))
+
+
 def build(text: str, seed: int = 0, function: Callable | None = None) -> CompositeLoss:
     """Return the loss that `config.loss` describes, such as "bce + 0.1*my_losses.py:my_loss".
 
@@ -176,7 +197,7 @@ def build(text: str, seed: int = 0, function: Callable | None = None) -> Composi
                 term.weight,
                 name,
                 plugins.load(LOSSES, term.name, "--loss"),
-                plugins.substitute(term.name, lambda one: f"{one.path}:{one.function}"),
+                plugins.source(term.name),
                 seed,
             )
             for term, name in zip(terms, names, strict=True)

@@ -75,7 +75,7 @@ class _Checked:
 
     def call(self, batch: Batch, denoised: tf.Tensor | None = None) -> tf.Tensor:
         """Return the loss of each image for these `denoised` images, or for those of the network."""
-        network = fused(self.model)
+        network = fused(self.model, training=False)  # so that Dropout does not make two calls differ
         outputs = network(batch.noisy)
         # The copy has no logits, which Keras attaches to the output of a sigmoid, and would use instead.
         outputs = outputs._replace(denoised=tf.identity(outputs.denoised if denoised is None else denoised))
@@ -154,7 +154,7 @@ class _Checked:
             self.check_values(batch)
             if not _same(state, _state(self.term.layer)):
                 raise UsageError(f"{self.prefix}: changes its state when it is called; do that in a method `update`")
-            network = fused(self.model)
+            network = fused(self.model, training=False)
             outputs = network(batch.noisy)
             self.term.update(batch.clean, outputs.denoised, self.objective.inputs(network, batch, outputs))
             if created := len(_state(self.term.layer)) - len(state):

@@ -44,10 +44,13 @@ class Objective:
     def starts_as_bce(self) -> bool:
         """Whether `bce_steps` of the configuration has an effect.
 
-        A loss that never sees the clean images is minimized from the first step, because bce would show it these.
+        Weights of a finished run have learned already. A loss that never sees the clean images is minimized from the
+        first step, because bce would show it these.
         """
-        sees_clean = any(term.sees_clean for term in self.loss.terms)
-        return self.config.bce_steps > 0 and sees_clean and [term.function for term in self.loss.terms] != [bce]
+        supervised = [term.function for term in self.loss.terms if term.sees_clean]
+        others = [term for term in self.loss.terms if not term.sees_clean and not term.is_regularization]
+        starts_anew = self.config.bce_steps > 0 and self.config.start_from is None
+        return starts_anew and bool(supervised) and (supervised != [bce] or bool(others))
 
     @property
     def bce_share(self) -> tf.Tensor:

@@ -1,37 +1,105 @@
-"""The networks by name: functions `(config, image_shape) -> keras.Model`, from noisy to denoised images.
+"""The networks by name: functions `(image_shape, width) -> keras.Model`, from noisy to denoised images.
 
-To add one, write a function in a new module and list it in `MODELS`. The model takes and returns [batch, H, W,
-C], ends in a sigmoid, consists of plain Keras layers, and draws its initial weights from `config.seed` alone.
-TensorBoard shows the output of its layer `encoder`, if it has one, as the latents.
+To add one, write a function in a new module and list it in `MODELS`, or in your own file: `--model FILE.py:FUNCTION`.
+The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of Keras's own layers. TensorBoard shows
+the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
 """
 
+import contextlib
+import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 
 import keras
 
+from dae import plugins
 from dae.config import RunConfig
-from dae.errors import UsageError, lookup
+from dae.errors import UsageError
+from dae.models.blog import blog
 from dae.models.conv import conv
+from dae.models.dncnn import dncnn
 from dae.models.fused_layers import ENCODER
+from dae.models.patches import patches
+from dae.models.unet import unet
+from dae.seeding import derive_seed, keras_seed
 
-MODELS: dict[str, Callable[[RunConfig, tuple[int, int, int]], keras.Model]] = {"conv": conv}
+Shape = tuple[int, int, int]
+# Called with the shape (H, W, C) of an image and, unless it is 1, the setting `width`.
+NetworkFunction = Callable[..., keras.Model]
+
+MODELS: dict[str, NetworkFunction] = {function.__name__: function for function in (conv, blog, patches, unet, dncnn)}
 
 
-def build(config: RunConfig, image_shape: tuple[int, int, int]) -> keras.Model:
-    """Return the network that `config` names, with its initial weights.
+def load(config: RunConfig, function: NetworkFunction | None = None) -> NetworkFunction:
+    """Return the function that `config.model` names, or `function` if that is the one that it records."""
+    if plugins.is_recorded_callable(config.model):
+        if function is None:
+            name = plugins.label(config.model)
+            raise UsageError(f"--model: {name} was a Python function; pass it again: dae.train(config, model={name})")
+        return function
+    return plugins.load(MODELS, config.model, "--model")
 
-    If the network ends in a sigmoid with a bias, the bias gives its first outputs the brightness
-    `config.initial_brightness`, so that no step is spent on learning it; None leaves the bias as it is. Raises
-    UsageError if the network does not fit the images.
+
+def build(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> keras.Model:
+    """Return the network that `config` names, with its initial weights, for images of `image_shape`.
+
+    If the network ends in a sigmoid, its last bias gives the first outputs the brightness `config.initial_brightness`,
+    so that no step is spent on learning it; None leaves the bias as it is. Initializers without a seed get one that is
+    a function of `config.seed`. Raises UsageError if the function is not that of a network for such images.
     """
-    model = lookup(MODELS, config.model, "--model")(config, image_shape)
-    if model.output_shape[1:] != image_shape:
-        raise UsageError(f"--model {config.model}: expected images of {image_shape}, returns {model.output_shape[1:]}")
+    function, source = load(config, function), f"--model: {plugins.source(config.model)}"
+    if config.width != 1 and "width" not in inspect.signature(function).parameters:
+        raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
+    # Names of layers, and so of weights in TensorBoard, are then the same in any process.
+    keras.backend.clear_session(free_memory=False)
+    errors = plugins.errors_with_line(source, plugins.file_of(function))
+    with keras_seed(derive_seed(config.seed, "initial weights")), errors:
+        model = function(image_shape, **({"width": config.width} if config.width != 1 else {}))
+    if not isinstance(model, keras.Model) or not hasattr(model, "inputs") or model.inputs is None:
+        raise UsageError(f"{source}: expected a keras.Model made of layers (functional), got {type(model).__name__}")
+    expected, tensors = (None, *image_shape), (*model.inputs, *model.outputs)
+    if len(tensors) != 2 or any(model_shape != expected for model_shape in (model.input_shape, model.output_shape)):
+        raise UsageError(
+            f"{source}: expected a model from images {expected} to the same shape, got one from "
+            f"{model.input_shape} to {model.output_shape}"
+        )
+    if config.initial_brightness is not None:
+        _set_brightness(model, config.initial_brightness)
+    return model
+
+
+def normalizes_batches(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> bool:
+    """Return whether the network has weights that no gradient trains, such as those of BatchNormalization.
+
+    Its result then depends on how batches are split. Computes nothing, so that the number of TensorFlow's threads can
+    still be set afterwards.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        model = build(dataclasses.replace(config, initial_brightness=None), image_shape, function)
+    return bool(model.non_trainable_weights)
+
+
+def _set_brightness(model: keras.Model, brightness: float) -> None:
+    """Set the bias before the last layer, if that is a sigmoid, to the logit of `brightness`."""
     sigmoids = [layer for layer in model.layers if getattr(layer, "activation", None) is keras.activations.sigmoid]
-    if config.initial_brightness is not None and sigmoids and sigmoids[-1].use_bias:
-        logit = math.log(config.initial_brightness / (1 - config.initial_brightness))
-        sigmoids[-1].bias.assign(keras.ops.full(sigmoids[-1].bias.shape, logit))
+    biases = [layer.bias for layer in model.layers if getattr(layer, "use_bias", False)]
+    if sigmoids and biases:
+        logit = math.log(brightness / (1 - brightness))
+        biases[-1].assign(keras.ops.full(biases[-1].shape, logit))
+
+
+def any_size(model: keras.Model) -> keras.Model:
+    """Return `model` for images of any size that its layers allow, or `model` itself if they allow only one.
+
+    A network that halves the sides n times takes sides that differ from the original ones by multiples of 2^n.
+    """
+    free = keras.Input((None, None, model.input_shape[-1]), name="noisy")
+    with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
+        copy = keras.models.clone_model(model, input_tensors=free)
+        if copy.output_shape == copy.input_shape:
+            copy.set_weights(model.get_weights())
+            return copy
     return model
 
 

@@ -50,6 +50,10 @@ class Logger:
         """Report that `images` more images have been trained on; `loss` is the mean over the last batch."""
         self._console.update_bar(f"epoch {epoch}/{self._config.epochs}", images, loss)
 
+    def print(self, message: str) -> None:
+        """Print a message on the console."""
+        self._console.print(message)
+
     def write_epoch(self, line: dict[str, float]) -> None:
         """Report a line of metrics.jsonl; it is on disk when this returns."""
         self._tensorboard.write_epoch(line)

@@ -19,7 +19,7 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api as hparams_api
 
 from dae import plugins
-from dae.config import PLUGIN_FIELDS, RunConfig
+from dae.config import PLUGIN_FIELDS, RunConfig, map_texts
 from dae.data.pipeline import Batch
 from dae.models import networks
 from dae.workdir.files import atomic_path
@@ -202,10 +202,13 @@ def _text(tag: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
     """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
-    settings = dataclasses.asdict(config) | {name: plugins.label(getattr(config, name)) for name in PLUGIN_FIELDS}
-    del settings["data_digest"]
+    labels = {name: map_texts(getattr(config, name), plugins.label) for name in PLUGIN_FIELDS}
+    settings = dataclasses.asdict(config) | labels
+    del settings["data_digest"], settings["weights_digest"]
     return {
-        name: str(value) if isinstance(value, tuple) else value for name, value in settings.items() if value is not None
+        name: str(value) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+        if value not in (None, ())
     }
 
 

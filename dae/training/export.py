@@ -22,13 +22,13 @@ def write(
     if len(task.data.validation):
         checkpoints.restore_best()
     for name in model_files.MODEL_FILES:
-        model_files.save_model(task.model, folder / name)
+        model_files.save_model(networks.any_size(task.evaluated_model), folder / name)
     report = {
         "epoch": int(state.step) // task.steps_per_epoch,
-        "parameters": task.model.count_params(),
+        "parameters": task.evaluated_model.count_params(),
         **evaluate_test(evaluate, task.config, task.data.test),
     }
-    plots.save_denoised(folder / "denoised.png", denoise_samples(task.model, task.config, task.data.test))
+    plots.save_denoised(folder / "denoised.png", denoise_samples(task.evaluated_model, task.config, task.data.test))
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)
@@ -39,7 +39,7 @@ def write(
 
 def _write_latents(folder: Path, task: Task) -> None:
     """Write the latents of the samples, with their labels if these are known."""
-    encoder = networks.encoder(task.model)
+    encoder = networks.encoder(task.evaluated_model)
     if encoder is None:
         return
     noisy, clean = task.samples.noisy, task.samples.clean

@@ -1,7 +1,10 @@
-"""What a run is made of: its configuration, images, model and loss, all checked before anything is written."""
+"""What a run is made of: its configuration, images, networks, loss and metrics, checked before anything is written."""
 
 import dataclasses
 import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -11,12 +14,18 @@ from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Splits
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
-from dae.losses import composite, contract
+from dae.errors import UsageError
+from dae.evaluation import metrics
+from dae.losses import composite
+from dae.losses import contract as loss_contract
 from dae.losses.composite import CompositeLoss
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
+from dae.models import contract as network_contract
 from dae.models import networks
+from dae.models.networks import NetworkFunction
 from dae.optimizers import optimizers
+from dae.workdir.model_files import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +35,11 @@ class Task:
     config: RunConfig
     data: Splits
     model: keras.Model
+    evaluated_model: keras.Model
+    """What is evaluated and exported: `model`, or with `ema_decay` the same network with averaged weights."""
     loss: CompositeLoss
     optimizer: keras.optimizers.Optimizer
+    metrics: Mapping[str, Loss]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -50,27 +62,65 @@ class Task:
         return sample_batch(images, self.config, "validation")
 
 
-def prepare(config: RunConfig, loss_function: Loss | None = None) -> Task:
-    """Load the images and build the model and the loss; `loss_function` is the Python function that `config` records.
+def prepare(
+    config: RunConfig, loss_function: Loss | None = None, network_function: NetworkFunction | None = None
+) -> Task:
+    """Load the images and build the network, the loss and the metrics.
 
-    Raises UsageError for whatever would make the run fail.
+    `loss_function` and `network_function` are the Python functions that `config` records. Raises UsageError for
+    whatever would make the run fail.
     """
-    config = runtime.resolve(config)
     data = datasets.load(config)
+    if config.patience is not None and not len(data.validation):
+        raise UsageError("--patience: needs validation images; --validation-examples is 0")
+    network_function = networks.load(config, network_function)
+    whole_batches = networks.normalizes_batches(config, data.image_shape, network_function)
+    config = runtime.resolve(config, whole_batches)
     brightness = config.initial_brightness
     if brightness is None:
         brightness = round(min(max(data.train.mean() / 255, 0.01), 0.99), 4)
     config = dataclasses.replace(
         config, data_digest=data.digest, validation_examples=len(data.validation), initial_brightness=brightness
     )
-    model = networks.build(config, data.image_shape)
-    noise.check(config, data.image_shape)
-    loss = composite.build(config.loss, config.seed, loss_function)
-    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
-    task = Task(config, data, model, loss, optimizers.build(config, total_steps))
+    model = networks.build(config, data.image_shape, network_function)
     (batch,) = training_batches(data.train, config).take(1)
+    if network_function not in networks.MODELS.values():
+        network_contract.check(network_function, config, model, batch)
+    if config.start_from is not None:
+        config = start_from(config, model)
+    evaluated_model = model
+    if config.ema_decay is not None:
+        evaluated_model = networks.build(config, data.image_shape, network_function)
+        evaluated_model.set_weights(model.get_weights())
+    noise.check(config, data.image_shape)
+
+    def loss() -> CompositeLoss:
+        built = composite.build(config.loss, config.seed, loss_function)
+        return composite.with_regularization(built, model)
+
+    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    optimizer = optimizers.build(config, total_steps)
+    task = Task(config, data, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
-    contract.check(objective, model, batch)
-    again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed, loss_function))
-    contract.check_initial_weights(objective, again, model, batch)
+    loss_contract.check(objective, model, batch)
+    loss_contract.check_initial_weights(objective, dataclasses.replace(objective, loss=loss()), model, batch)
     return task
+
+
+def start_from(config: RunConfig, model: keras.Model) -> RunConfig:
+    """Give `model` the weights that `config.start_from` names, and return `config` with their digest.
+
+    Raises UsageError if they are those of another network, or differ from those that `config` records.
+    """
+    flag = f"--start-from: {config.start_from}"
+    loaded = load_model(Path(config.start_from or ""))
+    shapes, expected = ([weight.shape for weight in each.weights] for each in (loaded, model))
+    if shapes != expected:
+        raise UsageError(f"{flag}: weights of another network than --model {config.model}, or of other images")
+    digest = hashlib.sha256(b"".join(weight.tobytes() for weight in loaded.get_weights())).hexdigest()
+    if config.weights_digest not in (None, digest):
+        raise UsageError(
+            f"{flag}: other weights than the run started from (expected {config.weights_digest}, got {digest})"
+        )
+    model.set_weights(loaded.get_weights())
+    return dataclasses.replace(config, weights_digest=digest)

@@ -34,18 +34,28 @@ class RunningMeans(tf.Module):
 
 
 class TrainState(tf.train.Checkpoint):
-    """Model, loss, optimizer, step, running means, seconds and best result of a run.
+    """Model, average of its weights, loss, optimizer, step, running means, seconds and best result of a run.
 
     The order of the images and the noise are functions of the step, so nothing else needs to be saved for them.
     """
 
-    def __init__(self, model: keras.Model, loss: CompositeLoss, optimizer: keras.optimizers.Optimizer) -> None:
-        """Create the state before step 0. The weights of `loss`, if it has any, must exist."""
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: CompositeLoss,
+        optimizer: keras.optimizers.Optimizer,
+        average: keras.Model | None = None,
+    ) -> None:
+        """Create the state before step 0. The weights of `loss`, if it has any, must exist.
+
+        `average` is the same network as `model`, for the moving average of the weights.
+        """
         # Keras creates an optimizer's variables late; without them a checkpoint would be restored without an error but
         # incompletely (keras#19389).
         optimizer.build([*model.trainable_variables, *loss.trainable_variables])
         super().__init__(
             model=model,
+            **({} if average is None else {"average": average}),
             loss=loss.layers,  # with all their weights, and the optimizers that train some
             optimizer=optimizer,
             step=tf.Variable(0, dtype=tf.int64),  # steps done
@@ -55,6 +65,17 @@ class TrainState(tf.train.Checkpoint):
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
         self._composite_loss = loss
+
+    def update_average(self, decay: float) -> None:
+        """Move each weight of `average` towards that of `model`, by 1 - decay.
+
+        In the first steps the decay is (1 + step) / (10 + step), so that the initial weights are soon forgotten.
+        Source: TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+        """
+        step = tf.cast(self.step, tf.float32)
+        share = 1 - tf.minimum(decay, (1 + step) / (10 + step))
+        for average, weight in zip(self.average.weights, self.model.weights, strict=True):
+            average.assign_add(share * (weight - average))
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import tensorflow as tf
 
 from dae.config import RunConfig
@@ -28,6 +29,7 @@ def make_train_step(state: TrainState, objective: Objective, config: RunConfig, 
     @tf.function
     def train_step(batch: Batch) -> tf.Tensor:
         weights = state.trainable_variables
+        seed_layers(state.model, batch.seed)
         with tf.GradientTape() as tape:
             network = fused(state.model)
             shards = split_batch(batch, config.shards or 1)
@@ -61,9 +63,23 @@ def make_train_step(state: TrainState, objective: Objective, config: RunConfig, 
                 together = Outputs(tf.concat([one.denoised for one in outputs], axis=0), latents)
                 objective.update(fused(state.model), batch, together)
             state.step.assign_add(1)
+            if config.ema_decay is not None:
+                state.update_average(config.ema_decay)
         return mean_loss
 
     return train_step
+
+
+def seed_layers(model: keras.Model, seed: tf.Tensor) -> None:
+    """Set the seeds of layers such as Dropout, which change with every call, to functions of `seed`, int64 [2].
+
+    So their random numbers depend on the step alone, and their state needs no saving.
+    """
+    saved = {id(weight) for weight in model.non_trainable_weights}
+    states = [variable for variable in model.non_trainable_variables if id(variable) not in saved]
+    for number, state in enumerate(states):
+        # Below 2**31 - 1, the number for `second_noisy`, and above those of the shards.
+        state.assign(tf.cast(tf.random.experimental.stateless_fold_in(seed, 2**30 + number), state.dtype))
 
 
 def _mean(shards: Sequence[tf.Tensor]) -> tf.Tensor:

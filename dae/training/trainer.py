@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
+from dae.models.networks import NetworkFunction
 from dae.reporting.console import Console, warn
 from dae.reporting.logger import Logger
 from dae.training import export
@@ -41,6 +43,7 @@ def train(
     run_dir: str | Path | None = None,
     *,
     loss: Loss | None = None,
+    model: NetworkFunction | None = None,
     resume: bool = False,
     quiet: bool = False,
     profile: bool = False,
@@ -53,6 +56,8 @@ def train(
         run_dir: The run's folder; by default a new one in runs/.
         loss: A function `(clean, denoised) -> loss [batch]`, or a subclass of keras.Layer, to minimize instead of
             `config.loss` (docs/losses.md). To resume such a run, pass it again.
+        model: A function `image_shape -> keras.Model` that builds the network, instead of that of `config.model`
+            (docs/networks.md). To resume such a run, pass it again.
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
@@ -65,18 +70,22 @@ def train(
         Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
     sources = {}
-    if loss is not None:
-        text, source = plugins.record_callable(loss)
-        config, sources = dataclasses.replace(config, loss=text), {f"{plugins.label(text)}.py": source}
+    for name, function in (("loss", loss), ("model", model)):
+        if function is not None:
+            text, source = plugins.record_callable(function)
+            changes: dict[str, Any] = {name: text}
+            config = dataclasses.replace(config, **changes)
+            sources[f"{plugins.label(text)}.py"] = source
     console = Console(quiet)
     with workdir.opened(run_dir, canonicalize(config), resume) as run:
         if run.is_finished:
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
             return workdir.read_report(run.path)
-        task = prepare(run.config, loss)
+        task = prepare(run.config, loss, model)
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
-        state = TrainState(task.model, task.loss, task.optimizer)
+        average = task.evaluated_model if task.evaluated_model is not task.model else None
+        state = TrainState(task.model, task.loss, task.optimizer, average)
         objective = task.objective(state.step)
         checkpoints = Checkpoints(run.path / "checkpoints", state)
         if run.has_run:
@@ -92,10 +101,12 @@ def train(
             console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
             if config.bce_steps >= task.total_steps:
                 warn(f"--bce-steps: bce is part of the loss in all {task.total_steps} steps, until {config.bce_steps}")
-        evaluate = make_evaluator(task.model, objective, config.shards or 1)
+        evaluate = make_evaluator(task.evaluated_model, objective, config.shards or 1, task.metrics)
         try:
             images = len(task.data.train)
-            with Logger(run.path, config, task.model, task.samples, console, int(state.step), images) as logger:
+            with Logger(
+                run.path, config, task.evaluated_model, task.samples, console, int(state.step), images
+            ) as logger:
                 train_epochs(task, state, objective, evaluate, checkpoints, logger, profile, on_epoch_end)
             report = export.write(run.path, task, state, evaluate, checkpoints)
         except (OSError, tf.errors.OpError) as error:
@@ -141,6 +152,11 @@ def train_epochs(
             logger.write_graph(train_step, min(config.batch_size, len(images)))
         stopwatch = Stopwatch(state.seconds)
         for epoch in range(first_epoch, config.epochs + 1):
+            if config.patience is not None and epoch > config.patience + int(state.best_epoch):
+                logger.print(
+                    f"stopped after epoch {epoch - 1}, {config.patience} epochs after the lowest validation loss"
+                )
+                break
             last_step = epoch * task.steps_per_epoch
             started, images_before = time.monotonic(), int(state.means.images)
             while (step := int(state.step)) < last_step:
@@ -206,7 +222,7 @@ def warn_if_collapsed(task: Task) -> None:
 
     The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.001.
     """
-    denoised = task.model(task.samples.noisy[:20]).numpy()
+    denoised = task.evaluated_model(task.samples.noisy[:20]).numpy()
     if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.001:
         warn(
             "the network returns nearly the same image for every input, and may never learn more; try another "

@@ -113,9 +113,9 @@ def test_encoder_gives_the_output_of_its_layer(mnist):
 
 
 def test_model_whose_output_differs_from_its_input_is_refused(monkeypatch):
-    def halves(config: RunConfig, image_shape: tuple[int, int, int]) -> keras.Model:
+    def halves(image_shape: tuple[int, int, int]) -> keras.Model:
         return keras.Sequential([keras.Input(image_shape), keras.layers.MaxPooling2D(2)])
 
     monkeypatch.setitem(networks.MODELS, "halves", halves)
-    with pytest.raises(UsageError, match=r"--model halves: .*\(28, 28, 1\).*\(14, 14, 1\)"):
+    with pytest.raises(UsageError, match=r"--model: halves: .*\(None, 28, 28, 1\).*\(None, 14, 14, 1\)"):
         networks.build(RunConfig(model="halves"), SHAPE)
