@@ -50,7 +50,8 @@ class PresetArguments:
     """The flags that select the configuration which all other flags override."""
 
     preset: str | None = None
-    """Start from a preset: default, fast (as good as the default in 2 epochs), tutorial or quick."""
+    """Start from a preset: default, fast (as good as the default in 2 epochs), good and best (better networks),
+    tutorial or quick (a first look)."""
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
     """Start from a config.json, such as that of another run."""
 

@@ -23,14 +23,14 @@ def test_docs_links_lead_to_files(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_readme_examples_of_loss_and_noise_train(tmp_path):
+def test_readme_examples_of_loss_network_and_noise_train(tmp_path):
     blocks = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert [name for name, _ in blocks] == ["my_losses.py", "my_noise.py"]
+    assert [name for name, _ in blocks] == ["my_losses.py", "my_networks.py", "my_noise.py"]
     for name, code in blocks:
         (tmp_path / name).write_text(code)
-    loss, noise = "bce + 10*my_losses.py:fourth_power", "my_noise.py:stripes"
+    loss, model, noise = "bce + 10*my_losses.py:fourth_power", "my_networks.py:plain", "my_noise.py:stripes"
     small = ("--train-examples", 500, "--batch-size", 8, "--bce-steps", 20, "--epochs", 1, "--quiet")
-    done = run_in_process("run.py", "--loss", loss, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path)
+    done = run_in_process("run.py", "--loss", loss, "--model", model, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "report.json").exists()
 
