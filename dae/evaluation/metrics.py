@@ -46,15 +46,15 @@ HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
     """Return METRICS and those that `config.metrics` adds, by the names of their functions.
 
-    Each is tried on a batch. Raises UsageError if it does not return one finite float32 value per image, or if its name
-    is taken.
+    Each is tried on a batch, and in a graph, in which the evaluation calls it. Raises UsageError if it does not return
+    one finite float32 value per image, or if its name is taken.
     """
     functions = dict(METRICS)
     for text in config.metrics:
         name = plugins.label(text)
         source = f"--metrics: {plugins.source(text)}"
         function: Loss = plugins.load({}, text, "--metrics")
-        if name in functions or name == "loss":
+        if name in functions or name == "loss" or name.startswith("loss_"):
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
         with plugins.errors_with_line(source, plugins.file_of(function)):
             values = function(batch.clean, batch.noisy)
@@ -62,8 +62,10 @@ def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
             if not tf.is_tensor(values) or values.dtype != tf.float32 or values.shape != (len(batch.clean),):
                 got = f"{values.dtype.name} {values.shape}" if tf.is_tensor(values) else type(values).__name__
                 raise UsageError(f"{source}: expected {expected}, got {got}")
-            if not tf.reduce_all(tf.math.is_finite(values)):
-                raise UsageError(f"{source}: expected finite values, got {values.numpy().min()}")
+            wrong = tf.boolean_mask(values, ~tf.math.is_finite(values))
+            if len(wrong):
+                raise UsageError(f"{source}: expected finite values, got {float(wrong[0])}")
+            tf.function(function).get_concrete_function(batch.clean, batch.noisy)
         functions[name] = function
     return functions
 

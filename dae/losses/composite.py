@@ -166,15 +166,19 @@ class CompositeLoss:
 
 
 def with_regularization(loss: CompositeLoss, model: keras.Model) -> CompositeLoss:
-    """Return `loss` plus the losses of the network's regularizers, as Keras's `fit` adds them, if it has any."""
+    """Return `loss` plus the losses of the network's regularizers, as Keras's `fit` adds them, if it has any.
+
+    They replace those of another network, if `loss` has them.
+    """
 
     def regularization(denoised: tf.Tensor) -> tf.Tensor:
         # Losses of activities are those of the last call, the one that returned `denoised`.
         return tf.fill(tf.shape(denoised)[:1], tf.add_n(model.losses))
 
-    if not model.losses:
-        return loss
-    return CompositeLoss((*loss.terms, Term(1.0, "regularization", regularization, REGULARIZATION)))
+    terms = [term for term in loss.terms if not term.is_regularization]
+    if model.losses or len(terms) < len(loss.terms):  # losses of activities exist only after a call
+        terms.append(Term(1.0, "regularization", regularization, REGULARIZATION))
+    return CompositeLoss(tuple(terms))
 
 
 def build(text: str, seed: int = 0, function: Callable | None = None) -> CompositeLoss:

@@ -1,6 +1,8 @@
 """The contract of a network, checked on real images before a run writes anything."""
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -10,7 +12,7 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
-from dae.errors import UsageError
+from dae.errors import UsageError, first_line
 from dae.models import networks
 from dae.plugins import errors_with_line, file_of
 from dae.workdir.model_files import MODEL_FILES, save_model
@@ -28,6 +30,8 @@ def check(function: networks.NetworkFunction, config: RunConfig, model: keras.Mo
         _check_values(source, model, batch)
         again = networks.build(config, batch.clean.shape[1:], function)
         for weight, other in zip(model.weights, again.weights, strict=True):
+            if weight is other:
+                raise UsageError(f"{source}: returns the same weights whenever it is called; build a new network")
             if not np.array_equal(weight, other):
                 raise UsageError(
                     f"{source}: the initial values of {weight.path} differ whenever it is built; draw them with "
@@ -71,13 +75,25 @@ def _check_files(source: str, model: keras.Model, noisy: tf.Tensor) -> None:
             path = Path(folder) / name
             try:
                 save_model(model, path)
-                loaded = keras.models.load_model(path, compile=False)
+                with _nothing_registered():
+                    loaded = keras.models.load_model(path, compile=False)
                 same = np.allclose(loaded(noisy, training=False), model(noisy, training=False), atol=1e-6)
             except Exception as error:  # of many types
-                reason = str(error).strip().splitlines()[0]
                 raise UsageError(
-                    f"{source}: plain Keras cannot load it from {name} ({type(error).__name__}: {reason}); use layers "
-                    "of keras.layers only, not keras.ops or Lambda"
+                    f"{source}: plain Keras cannot load it from {name} ({type(error).__name__}: "
+                    f"{first_line(error)}); use layers of keras.layers only, not keras.ops or Lambda"
                 ) from None
             if not same:
                 raise UsageError(f"{source}: gives other results after plain Keras has loaded it from {name}")
+
+
+@contextlib.contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Hide functions and classes that the user's file has registered with Keras, which another process would lack."""
+    registered = keras.saving.get_custom_objects()
+    hidden = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(hidden)

@@ -62,10 +62,12 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 def _layer_by_layer(model: keras.Model, training: bool) -> Network:
     layers = _without_input(model)
     compute: dict[str, Compute] = {layer.name: _computation(layer, training) for layer in layers}
+    done: set[str] = set()
     for before, layer in _pairs(model):
         fuse = next((fuse for fits, fuse in FUSIONS if fits(before, layer)), None)
-        if fuse is not None:
+        if fuse is not None and before.name not in done:  # a convolution can follow upsampling and precede pooling
             compute[before.name], compute[layer.name] = tf.identity, fuse(before, layer)
+            done.add(layer.name)
 
     def network(noisy: tf.Tensor) -> Outputs:
         values, latents = {id(model.inputs[0]): noisy}, None

@@ -81,10 +81,10 @@ def normalizes_batches(config: RunConfig, image_shape: Shape, function: NetworkF
 
 
 def _set_brightness(model: keras.Model, brightness: float) -> None:
-    """Set the bias before the last layer, if that is a sigmoid, to the logit of `brightness`."""
-    sigmoids = [layer for layer in model.layers if getattr(layer, "activation", None) is keras.activations.sigmoid]
-    biases = [layer.bias for layer in model.layers if getattr(layer, "use_bias", False)]
-    if sigmoids and biases:
+    """Set the bias of the last layer with weights to the logit of `brightness`, if the last activation is a sigmoid."""
+    activations = [layer.activation for layer in model.layers if hasattr(layer, "activation")]
+    biases = [getattr(layer, "bias", None) for layer in model.layers if layer.weights]
+    if activations[-1:] == [keras.activations.sigmoid] and biases and biases[-1] is not None:
         logit = math.log(brightness / (1 - brightness))
         biases[-1].assign(keras.ops.full(biases[-1].shape, logit))
 

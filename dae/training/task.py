@@ -9,12 +9,12 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from dae import runtime
+from dae import plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Splits
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
-from dae.errors import UsageError
+from dae.errors import UsageError, as_usage_error
 from dae.evaluation import metrics
 from dae.losses import composite
 from dae.losses import contract as loss_contract
@@ -54,6 +54,11 @@ class Task:
     def objective(self, step: tf.Variable) -> Objective:
         """Return what is minimized; `step` counts the training steps done."""
         return Objective(self.loss, self.config, self.total_steps, step)
+
+    def evaluated_objective(self, step: tf.Variable) -> Objective:
+        """Return the same for `evaluated_model`, whose regularizers have other values if its weights are averages."""
+        loss = composite.with_regularization(self.loss, self.evaluated_model)
+        return Objective(loss, self.config, self.total_steps, step)
 
     @functools.cached_property
     def samples(self) -> Batch:
@@ -113,10 +118,13 @@ def start_from(config: RunConfig, model: keras.Model) -> RunConfig:
     Raises UsageError if they are those of another network, or differ from those that `config` records.
     """
     flag = f"--start-from: {config.start_from}"
-    loaded = load_model(Path(config.start_from or ""))
+    with as_usage_error("--start-from"):
+        loaded = load_model(Path(config.start_from or ""))
     shapes, expected = ([weight.shape for weight in each.weights] for each in (loaded, model))
     if shapes != expected:
-        raise UsageError(f"{flag}: weights of another network than --model {config.model}, or of other images")
+        raise UsageError(
+            f"{flag}: weights of another network than --model {plugins.source(config.model)}, or of other images"
+        )
     digest = hashlib.sha256(b"".join(weight.tobytes() for weight in loaded.get_weights())).hexdigest()
     if config.weights_digest not in (None, digest):
         raise UsageError(

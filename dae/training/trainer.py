@@ -101,7 +101,8 @@ def train(
             console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
             if config.bce_steps >= task.total_steps:
                 warn(f"--bce-steps: bce is part of the loss in all {task.total_steps} steps, until {config.bce_steps}")
-        evaluate = make_evaluator(task.evaluated_model, objective, config.shards or 1, task.metrics)
+        evaluated = task.evaluated_objective(state.step)
+        evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics)
         try:
             images = len(task.data.train)
             with Logger(

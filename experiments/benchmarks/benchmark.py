@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +29,11 @@ ENTRIES: dict[str, tuple[str, dict[str, str], str | None]] = {
     "fit, oneDNN on": ("fit", {"TF_ENABLE_ONEDNN_OPTS": "1"}, None),
     "dae": ("dae_train", {}, None),
     "PyTorch eager": ("torch_eager", {}, "torch"),
+    "PyTorch contiguous": ("torch_contiguous", {}, "torch"),
     "PyTorch compile": ("torch_compile", {}, "torch"),
     "JAX jit": ("jax_jit", {}, "jax"),
 }
+PYTORCH = ("PyTorch eager", "PyTorch contiguous", "PyTorch compile")
 # Floating-point operations of one epoch of the program matrix_product.
 PRODUCT_OPERATIONS = 20 * 2 * 2048**3
 
@@ -45,12 +48,16 @@ class BenchmarkArguments:
     """Frameworks, by their names in the table; those whose package is not installed are left out."""
     rounds: int = 5
     """Timed epochs of each framework, after one for warm-up."""
+    model: str = "conv"
+    """Network, as for run.py."""
     train_examples: int = 55_000
-    """Images per epoch."""
+    """Images per epoch; with --models, those of conv."""
     batch_size: int = 128
     """Images per step."""
     require: float | None = None
     """Exit with 1 unless dae is at least this many times as fast as fit."""
+    models: bool = False
+    """Instead: the speed of dae, fit and PyTorch, those in --only, with each network of the package."""
     scaling: bool = False
     """Instead: how the speed of dae and fit changes with batch size, image size, width and cores."""
     train_loop: bool = False
@@ -90,7 +97,11 @@ class Process:
             if cores is not None:
                 os.sched_setaffinity(0, allowed)
         self._name = name
-        self.first_epoch = self._read()
+        try:
+            self.first_epoch = self._read()
+        except BaseException:  # also Ctrl-C
+            self.close()
+            raise
 
     def epoch(self) -> dict[str, float]:
         """Let it train one epoch; return its `seconds` and what else it reports."""
@@ -152,37 +163,52 @@ def time_in_turn(names: list[str], config: RunConfig, rounds: int, cores: int | 
     return results
 
 
-def operations_per_image(config: RunConfig) -> int:
-    """Return the floating-point operations of one image's training step in the convolutions of the network.
+def operations_per_image(model: Any) -> int:
+    """Return the floating-point operations of one image's training step in the convolutions of a keras.Model.
 
     Forward pass, gradient of the weights and gradient of the inputs cost the same; the first layer lacks the last one.
     """
     import keras
 
+    forward = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Conv2DTranspose):
+            # The kernel is multiplied at each pixel of the output, or of the input if the convolution is transposed.
+            place = layer.output if isinstance(layer, keras.layers.Conv2D) else layer.input
+            forward.append(2 * math.prod(place.shape[1:3]) * math.prod(layer.kernel.shape))
+    return 3 * sum(forward) - forward[0]
+
+
+def build(name: str) -> Any:
+    """Return the network, a keras.Model, for digits. Raises UsageError for an unknown name."""
+    cli.import_tensorflow()
     from dae.models import networks
 
-    layers = networks.build(config, (28, 28, 1)).layers
-    forward = [
-        2 * math.prod(layer.output.shape[1:3]) * math.prod(layer.kernel.shape)
-        for layer in layers
-        if isinstance(layer, keras.layers.Conv2D)
-    ]
-    return 3 * sum(forward) - forward[0]
+    return networks.build(RunConfig(model=name), (28, 28, 1))
+
+
+def installed(names: Iterable[str]) -> list[str]:
+    """Return those of the frameworks whose package is installed."""
+    return [name for name in names if (package := ENTRIES[name][2]) is None or importlib.util.find_spec(package)]
+
+
+def configured(arguments: BenchmarkArguments) -> RunConfig:
+    """Return the configuration to time, with the epochs of the warm-up and all rounds, and one more."""
+    return RunConfig(
+        model=arguments.model,
+        train_examples=arguments.train_examples,
+        batch_size=arguments.batch_size,
+        epochs=arguments.rounds + 2,
+    )
 
 
 def compare(arguments: BenchmarkArguments) -> None:
     """Time every framework, and write a table, a chart and JSON."""
-    config = RunConfig(
-        train_examples=arguments.train_examples, batch_size=arguments.batch_size, epochs=arguments.rounds + 2
-    )
-    names = [
-        name
-        for name in arguments.only
-        if (package := ENTRIES[name][2]) is None or importlib.util.find_spec(package) is not None
-    ]
-    results = time_in_turn([*names, "matrix_product"], config, arguments.rounds)
+    config = configured(arguments)
+    operations = operations_per_image(build(arguments.model))
+    results = time_in_turn([*installed(arguments.only), "matrix_product"], config, arguments.rounds)
     rate = PRODUCT_OPERATIONS / statistics.median(results.pop("matrix_product")["seconds"])
-    limit = rate / operations_per_image(config)
+    limit = rate / operations
     base = statistics.median(results["fit"]["seconds"]) if "fit" in results else None
     rows = []
     for name, result in results.items():
@@ -209,6 +235,41 @@ def compare(arguments: BenchmarkArguments) -> None:
             raise RunError(f"--require: expected {arguments.require} times the speed of fit, got {ratio:.2f}")
 
 
+def models(arguments: BenchmarkArguments) -> None:
+    """Time dae, fit and PyTorch with each network, on fewer images the more operations it takes."""
+    cli.import_tensorflow()
+    from dae.models.networks import MODELS
+
+    names = installed(name for name in ("dae", "fit", *PYTORCH) if name in arguments.only)
+    built = {name: build(name) for name in MODELS}
+    operations = {name: operations_per_image(model) for name, model in built.items()}
+    rows, results = [], {}
+    for name, model in built.items():
+        # At least 20 steps, as many as dae takes at once, and whole batches, since PyTorch compiles again for others.
+        steps = arguments.train_examples * operations["conv"] // operations[name] // arguments.batch_size
+        images = min(arguments.train_examples, max(steps, 20) * arguments.batch_size)
+        config = dataclasses.replace(
+            configured(arguments),
+            model=name,
+            train_examples=images,
+            validation_examples=max(1, images // 11),  # by default, too, there are eleven times as many for training
+        )
+        timed = time_in_turn(names, config, arguments.rounds)
+        speeds = {framework: images / statistics.median(result["seconds"]) for framework, result in timed.items()}
+        results[name] = {"parameters": model.count_params(), "operations_per_image": operations[name], "images": images}
+        results[name] |= {"images_per_second": speeds, "seconds": {key: one["seconds"] for key, one in timed.items()}}
+        pytorch, fit = max(speeds.get(key, 0) for key in PYTORCH), speeds.get("fit", 0)
+        ratios = [f"{speeds['dae'] / other:.2f}" if "dae" in speeds and other else "" for other in (pytorch, fit)]
+        cells = [f"{speeds[framework]:,.0f}" if framework in speeds else "" for framework in names]
+        rows.append(f"| {' | '.join([name, f'{model.count_params():,}', *cells, *ratios])} |")
+        tqdm.write(rows[-1])
+    head = ["network", "parameters", *(f"{name}, images/s" for name in names)]
+    head += ["dae relative to the fastest PyTorch", "dae relative to fit"]
+    table = "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows]) + "\n"
+    print(table)
+    write(arguments, table, {"models": results})
+
+
 def scaling(arguments: BenchmarkArguments) -> None:
     """Time dae and fit with one setting changed at a time."""
     cases: list[tuple[str, int, dict, int | None]] = []
@@ -220,12 +281,13 @@ def scaling(arguments: BenchmarkArguments) -> None:
         cases.append(("width", width, {"width": width, "train_examples": 1280}, None))
     for cores in range(1, len(os.sched_getaffinity(0)) + 1):
         cases.append(("cores", cores, {"train_examples": 2560}, cores))
+    settings = {"model": arguments.model, "validation_examples": 500, "epochs": arguments.rounds + 2}
     rows, results = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for what, value, changes, cores in tqdm(cases, unit=" cases", disable=None):
             if what == "side" and value != 28:
                 changes = changes | {"data": write_images(Path(scratch) / f"{value}.npz", value)}
-            config = RunConfig(**({"validation_examples": 500, "epochs": arguments.rounds + 2} | changes))
+            config = RunConfig(**(settings | changes))
             timed = time_in_turn(["fit", "dae"], config, arguments.rounds, cores)
             speeds = {n: config.train_examples / statistics.median(r["seconds"]) for n, r in timed.items()}
             results.append({"what": what, "value": value, "images_per_second": speeds})
@@ -243,9 +305,7 @@ def pipelines(arguments: BenchmarkArguments) -> None:
     """Time the train step alone, and the pipeline alone with each noise at one level and at a range."""
     from dae.data.noise import NOISES
 
-    config = RunConfig(
-        train_examples=arguments.train_examples, batch_size=arguments.batch_size, epochs=arguments.rounds + 2
-    )
+    config = configured(arguments)
     cases = {"train step": ("step_alone", config)}
     for name in NOISES:
         for level in (0.1, 0.5, (0.1, 0.8)):
@@ -263,7 +323,7 @@ def pipelines(arguments: BenchmarkArguments) -> None:
 
 def train_loop(arguments: BenchmarkArguments) -> None:
     """Time the train step alone, with several numbers of steps per call, relative to the 20 that the package takes."""
-    config = RunConfig(train_examples=arguments.train_examples, batch_size=arguments.batch_size)
+    config = configured(arguments)
     names = [f"{steps} steps per call" for steps in (1, 5, 10, 20, 40)]
     seconds = {name: result["seconds"] for name, result in time_in_turn(names, config, arguments.rounds).items()}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -332,8 +392,9 @@ def main() -> None:
         raise UsageError(f"--rounds: expected a whole number >= 1, got {arguments.rounds}")
     if arguments.require is not None and not {"fit", "dae"} <= set(arguments.only):
         raise UsageError("--require: needs both fit and dae in --only")
+    build(arguments.model)  # raises UsageError for a mistake before anything is written
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    modes = {"scaling": scaling, "train_loop": train_loop, "pipelines": pipelines}
+    modes = {"models": models, "scaling": scaling, "train_loop": train_loop, "pipelines": pipelines}
     next((mode for name, mode in modes.items() if getattr(arguments, name)), compare)(arguments)
 
 

@@ -1,4 +1,4 @@
-"""The programs that benchmark.py times: each trains the same network, epoch after epoch, in its own process.
+"""The programs that benchmark.py times: each trains a network, epoch after epoch, in its own process.
 
 python experiments/benchmarks/frameworks.py NAME FOLDER/config.json
 
@@ -9,7 +9,10 @@ on stdout, and waits for a line on stdin. A run that it writes is FOLDER/run.
 import contextlib
 import functools
 import json
+import multiprocessing
+import operator
 import os
+import pickle
 import sys
 import threading
 import time
@@ -26,6 +29,7 @@ import keras_fit
 
 from dae import config as config_module
 from dae.config import RunConfig
+from dae.errors import UsageError
 
 # Ends one epoch, with what is known about it, and starts the next.
 Lap = Callable[..., None]
@@ -86,23 +90,124 @@ def fit(config: RunConfig, start: Start) -> None:
         lap({"validation_bce": history.history["val_loss"][0]})
 
 
-def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> None:
-    """Train with PyTorch, images in channels_last, noise made on the fly; no validation."""
+def torch_network(model: Any) -> Any:
+    """Return a torch.nn.Module that computes what `model`, a keras.Model, computes, with the same weights.
+
+    It maps [batch, C, H, W] to logits [batch, C, H, W]: it lacks the sigmoid that `model` ends in. Raises UsageError if
+    a layer is not translated here, or has settings with which the results differ.
+    """
+    import keras
+    import torch
+    from torch import fx, nn
+
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    last = [layer for layer in layers if not isinstance(layer, keras.layers.Cropping2D)][-1]
+    graph, root = fx.Graph(), nn.Module()
+    values = {id(model.inputs[0]): graph.placeholder("noisy")}
+    for layer in layers:
+        inputs = [values[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
+        match type(layer).__name__:
+            case "Add":
+                value = functools.reduce(lambda a, b: graph.call_function(operator.add, (a, b)), inputs)
+            case "Concatenate":
+                value = graph.call_function(torch.cat, (inputs, 1))
+            case _:
+                value = inputs[0]
+                for number, module in enumerate(_torch_modules(layer, is_last=layer is last)):
+                    root.add_module(f"{layer.name}_{number}", module)
+                    value = graph.call_module(f"{layer.name}_{number}", (value,))
+        values[id(layer.output)] = value
+    graph.output(values[id(model.outputs[0])])
+    network = fx.GraphModule(root, graph)
+    images = np.random.default_rng(0).random((2, *model.input_shape[1:]), np.float32)
+    with torch.no_grad():
+        found = torch.sigmoid(network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+    expected = keras.ops.convert_to_numpy(model(images, training=False))
+    if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-4):
+        raise UsageError(
+            f"--model: PyTorch computes other values than {model.name}; choose one of the package's networks"
+        )
+    return network.train()
+
+
+def _torch_modules(layer: Any, is_last: bool) -> list[Any]:
+    """Return the modules that, one after the other, compute what a Keras layer of one input computes."""
+    from torch import nn
+
+    activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+    after: list[Any] = {"relu": [nn.ReLU()], "sigmoid": [] if is_last else [nn.Sigmoid()]}.get(activation, [])
+    match type(layer).__name__:
+        case "Conv2D":
+            (height, width, inputs, outputs), (top, bottom, left, right) = layer.kernel.shape, _same_padding(layer)
+            equal = (top, left) == (bottom, right)
+            padding, before = ((top, left), []) if equal else (0, [nn.ZeroPad2d((left, right, top, bottom))])
+            conv = nn.Conv2d(inputs, outputs, (height, width), layer.strides, padding, bias=layer.use_bias)
+            return [*before, _with_weights(conv, layer), *after]
+        case "Conv2DTranspose":
+            height, width, outputs, inputs = layer.kernel.shape
+            padding = ((height - layer.strides[0]) // 2, (width - layer.strides[1]) // 2)
+            conv = nn.ConvTranspose2d(inputs, outputs, (height, width), layer.strides, padding, bias=layer.use_bias)
+            return [_with_weights(conv, layer), *after]
+        case "BatchNormalization":
+            norm = nn.BatchNorm2d(layer.gamma.shape[0], eps=layer.epsilon, momentum=1 - layer.momentum)
+            return [_with_weights(norm, layer)]
+        case "MaxPooling2D":
+            return [nn.MaxPool2d(layer.pool_size, layer.strides, ceil_mode=layer.padding == "same")]
+        case "UpSampling2D":
+            return [nn.Upsample(scale_factor=layer.size, mode=layer.interpolation)]
+        case "ZeroPadding2D":
+            return [nn.ZeroPad2d((*layer.padding[1], *layer.padding[0]))]
+        case "Cropping2D":
+            return [nn.ZeroPad2d(tuple(-pixels for axis in reversed(layer.cropping) for pixels in axis))]
+        case "Activation" | "ReLU":
+            return after if hasattr(layer, "activation") else [nn.ReLU()]
+    raise UsageError(f"--model: {layer.name} is a {type(layer).__name__}, which is not translated to PyTorch")
+
+
+def _same_padding(layer: Any) -> tuple[int, ...]:
+    """Return how many pixels TensorFlow adds at the top, bottom, left and right; with strides, they can differ."""
+    if layer.padding == "valid":
+        return 0, 0, 0, 0
+    axes = zip(layer.input.shape[1:3], layer.kernel_size, layer.strides, strict=True)
+    totals = [max((-(-pixels // stride) - 1) * stride + size - pixels, 0) for pixels, size, stride in axes]
+    return tuple(pixels for total in totals for pixels in (total // 2, total - total // 2))
+
+
+def _with_weights(module: Any, layer: Any) -> Any:
+    import torch
+
+    names = [
+        name for name in ("weight", "bias", "running_mean", "running_var") if getattr(module, name, None) is not None
+    ]
+    for name, values in zip(names, layer.get_weights(), strict=True):
+        values = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values  # for both kinds of convolution
+        getattr(module, name).data = torch.from_numpy(np.ascontiguousarray(values))
+    return module
+
+
+def pickled_torch_network(config: RunConfig) -> bytes:
+    """Return the network of `config` as a pickled torch.nn.Module."""
+    from dae import cli
+
+    cli.import_tensorflow()
+    from dae.data import datasets
+    from dae.models import networks
+
+    return pickle.dumps(torch_network(networks.build(config, datasets.load(config).image_shape)))
+
+
+def torch_eager(config: RunConfig, start: Start, layout: str = "channels_last", compile_it: bool = False) -> None:
+    """Train with PyTorch, noise made on the fly; no validation. `layout` is the name of a torch.memory_format."""
     import torch
     from torch import nn
 
     from dae.data import datasets
 
-    lap = start()
-
-    def conv(inputs: int, outputs: int, padding: int = 1) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU()]
-
-    few, many = 8 * config.width, 16 * config.width
-    pool, up = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)
-    encoder = [*conv(1, many), pool, *conv(many, few), pool, *conv(few, few), pool]
-    decoder = [*conv(few, few), up, *conv(few, few), up, *conv(few, many, 0), up, nn.Conv2d(many, 1, 3, padding=1)]
-    model = nn.Sequential(*encoder, *decoder).to(memory_format=torch.channels_last)
+    # Another process translates the network, because TensorFlow in this one would take memory.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        model = pickle.loads(pool.apply(pickled_torch_network, [config]))
+    lap, memory_format = start(), getattr(torch, layout)
+    model = model.to(memory_format=memory_format)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=1e-7)
     images = torch.from_numpy(np.ascontiguousarray(datasets.load(config).train.transpose(0, 3, 1, 2)))
 
@@ -112,12 +217,17 @@ def torch_eager(config: RunConfig, start: Start, compile_it: bool = False) -> No
     compute = torch.compile(loss_of) if compile_it else loss_of
     while True:
         for some in torch.randperm(len(images)).split(config.batch_size):
-            clean = (images[some].float() / 255).contiguous(memory_format=torch.channels_last)
+            clean = (images[some].float() / 255).contiguous(memory_format=memory_format)
             noisy = (clean + config.noise_level * torch.randn_like(clean)).clamp(0, 1)
             optimizer.zero_grad()
             compute(noisy, clean).backward()
             optimizer.step()
         lap()
+
+
+def torch_contiguous(config: RunConfig, start: Start) -> None:
+    """Train with PyTorch and its default layout, with the channels before height and width."""
+    torch_eager(config, start, layout="contiguous_format")
 
 
 def torch_compile(config: RunConfig, start: Start) -> None:
@@ -126,7 +236,9 @@ def torch_compile(config: RunConfig, start: Start) -> None:
 
 
 def jax_jit(config: RunConfig, start: Start) -> None:
-    """Train with JAX, the whole step with its noise under `jit`; no validation."""
+    """Train `conv` with JAX, the whole step with its noise under `jit`; no validation."""
+    if config.model != "conv":
+        raise UsageError(f"--model: JAX jit is written for conv, not {config.model}; leave it out with --only")
     import jax
     import jax.numpy as jnp
 
@@ -233,7 +345,17 @@ def step_alone(config: RunConfig, start: Start, steps_per_call: int | None = Non
 
 PROGRAMS: dict[str, Callable[[RunConfig, Start], None]] = {
     program.__name__: program
-    for program in (dae_train, fit, torch_eager, torch_compile, jax_jit, matrix_product, pipeline_alone, step_alone)
+    for program in (
+        dae_train,
+        fit,
+        torch_eager,
+        torch_contiguous,
+        torch_compile,
+        jax_jit,
+        matrix_product,
+        pipeline_alone,
+        step_alone,
+    )
 }
 for _steps in (1, 5, 10, 20, 40):
     PROGRAMS[f"{_steps} steps per call"] = functools.partial(step_alone, steps_per_call=_steps)

@@ -1,10 +1,17 @@
+from dataclasses import replace
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import TINY, batch_of
 
-from dae.evaluation.metrics import METRICS, bce
+from dae.config import RunConfig
+from dae.errors import UsageError
+from dae.evaluation.metrics import METRICS, bce, load
 from dae.losses.losses import LOSSES
+from dae.training import trainer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +63,85 @@ def test_accuracy_equals_that_of_keras(digits):
     model.compile(loss="binary_crossentropy", metrics=["accuracy"])
     accuracy = model.evaluate(denoised, clean, verbose=0, return_dict=True)["accuracy"]
     assert float(tf.reduce_mean(METRICS["accuracy"](clean, denoised))) == pytest.approx(accuracy, rel=1e-5)
+
+
+PLUGIN = """
+import numpy as np
+import tensorflow as tf
+
+def largest_error(clean, denoised):
+    return tf.reduce_max(tf.abs(clean - denoised), axis=[1, 2, 3])
+
+def mean(clean, denoised):
+    return tf.reduce_mean(tf.abs(clean - denoised))
+
+def half(clean, denoised):
+    return tf.cast(largest_error(clean, denoised), tf.float16)
+
+def array(clean, denoised):
+    return np.zeros(len(clean), np.float32)
+
+def numpy(clean, denoised):
+    return tf.constant(np.abs(clean.numpy() - denoised.numpy()).max((1, 2, 3)))
+
+def infinite(clean, denoised):
+    return tf.concat([[0.5, np.inf], tf.zeros(len(clean) - 2)], axis=0)
+
+def psnr(clean, denoised):
+    return largest_error(clean, denoised)
+
+def loss_bce(clean, denoised):
+    return largest_error(clean, denoised)
+
+def fails(clean, denoised):
+    return clean.none
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN)
+    return file
+
+
+def test_metrics_of_a_users_file_follow_those_of_the_package(plugin, digits):
+    batch = batch_of(*reversed(digits))
+    functions = load(RunConfig(metrics=(f"{plugin}:largest_error",)), batch)
+    assert list(functions) == [*METRICS, "largest_error"]
+    values = functions["largest_error"](batch.clean, batch.noisy)
+    np.testing.assert_allclose(values, np.abs(digits[0] - digits[1]).max((1, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("mean", ["expected float32 [50], one value per image, got float32 ()"]),
+        ("half", ["expected float32 [50]", "got float16"]),
+        ("array", ["expected float32 [50]", "ndarray"]),
+        ("numpy", ["fails in line 18 (", "'numpy'"]),
+        ("infinite", ["expected finite values, got inf"]),
+        ("psnr", ["the name 'psnr' is taken"]),
+        ("loss_bce", ["the name 'loss_bce' is taken"]),
+        ("fails", ["fails in line 30 (", "'none'"]),
+    ],
+)
+def test_metric_that_cannot_be_used_is_refused_before_anything_is_written(function, words, plugin, digits):
+    config = RunConfig(metrics=(f"{plugin}:{function}",))
+    with pytest.raises(UsageError) as caught:
+        load(config, batch_of(*reversed(digits)))
+    assert str(caught.value).startswith(f"--metrics: {plugin}:{function}: ")
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if function == "numpy":  # would fail at the end of the first epoch
+        with pytest.raises(UsageError, match=r"mine\.py:numpy: "):
+            trainer.train(replace(TINY, train_examples=64, metrics=config.metrics), plugin.parent / "runs" / "run")
+        assert not (plugin.parent / "runs").exists()
+
+
+def test_two_metrics_of_one_name_are_refused(plugin, tmp_path, digits):
+    (tmp_path / "other.py").write_text(PLUGIN)
+    metrics = tuple(f"{tmp_path}/{name}.py:largest_error" for name in ("mine", "other"))
+    with pytest.raises(UsageError, match="the name 'largest_error' is taken"):
+        load(RunConfig(metrics=metrics), batch_of(*reversed(digits)))

@@ -9,7 +9,7 @@ from helpers import objective
 from dae.config import RunConfig
 from dae.data.pipeline import training_batches
 from dae.losses.losses import LOSSES
-from dae.models import networks
+from dae.models import fused_layers, networks
 from dae.models.fused_layers import Network, Outputs, fused
 
 
@@ -110,12 +110,119 @@ def test_layers_that_cannot_be_fused_are_called_unchanged(layers):
     np.testing.assert_array_equal(fused(model)(images).denoised, model(images, training=True))
 
 
-def test_branching_model_is_called_unchanged():
-    image = keras.Input((6, 6, 2))
-    branch = keras.layers.Conv2D(2, 3, padding="same")(image)
-    model = keras.Model(image, keras.layers.Add()([image, branch]))
-    images = tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2))
+def same_outputs_and_gradients(model: keras.Model, images: tf.Tensor, tolerance: float = 1e-5) -> None:
+    """Assert that the fused form equals Keras's model in training mode."""
+    weights = tf.random.stateless_normal(model.compute_output_shape(images.shape), seed=(3, 4))
+    results = []
+    for form in (fused_when_called(model), lambda images: model(images, training=True)):
+        with tf.GradientTape() as tape:
+            outputs = form(images)
+        sources = [weight.value for weight in model.trainable_weights]
+        results.append([outputs, *tape.gradient(outputs, sources, output_gradients=weights)])
+    for result, expected in zip(*results, strict=True):
+        assert np.linalg.norm(result - expected) <= tolerance * np.linalg.norm(expected) + 1e-6
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+@pytest.mark.parametrize("side", [28, 21])
+def test_every_network_is_fused_and_equals_that_of_keras(name, side):
+    """In training mode, in which dncnn normalizes with the means of the batch."""
+    model = networks.build(RunConfig(model=name), (side, side, 1))
+    assert fused_layers._is_plain(model)
+    images = tf.random.stateless_uniform((3, side, side, 1), seed=(1, 2))
+    same_outputs_and_gradients(model, images, tolerance=1e-4)
+    np.testing.assert_allclose(fused(model, training=False)(images).denoised, model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (3, 3), (8, 4), ((3, 5), 2)])
+def test_transposed_convolutions_equal_those_of_keras(kernel, stride, use_bias):
+    layer = keras.layers.Conv2DTranspose(
+        3, kernel, stride, "same", activation="tanh", use_bias=use_bias, bias_initializer="normal"
+    )
+    model = keras.Sequential([keras.Input((7, 5, 2)), layer])
+    images = tf.random.stateless_normal((2, 7, 5, 2), seed=(1, 2))
+    same_outputs_and_gradients(model, images)
+    assert "Conv2DBackpropInput" not in {one.type for one in graph_of(fused_when_called(model), images)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 2, "strides": 3, "padding": "same"},
+        {"kernel_size": 3, "strides": (1, 2), "padding": "same"},
+        {"kernel_size": 3, "strides": 2, "padding": "valid"},
+        {"kernel_size": 3, "strides": 2, "padding": "same", "output_padding": 0},
+        {"kernel_size": 3, "dilation_rate": 2, "padding": "same"},
+    ],
+)
+def test_other_transposed_convolutions_are_called_unchanged(settings):
+    model = keras.Sequential([keras.Input((7, 5, 2)), keras.layers.Conv2DTranspose(3, **settings)])
+    images = tf.random.stateless_normal((2, 7, 5, 2), seed=(1, 2))
     np.testing.assert_array_equal(fused(model)(images).denoised, model(images))
+
+
+def convolution(**settings) -> keras.layers.Conv2D:
+    return keras.layers.Conv2D(2, 3, padding="same", **settings)
+
+
+def branching(image):
+    return keras.layers.Add()([image, convolution()(image)])
+
+
+def branching_after_upsampling(image):
+    large = keras.layers.UpSampling2D(2)(image)
+    return keras.layers.Concatenate()([large, convolution()(large)])
+
+
+def pooling_after_upsampling(image):
+    """A convolution that could be fused with the layer before it or with the one after it."""
+    x = convolution(activation="relu")(keras.layers.UpSampling2D(2)(image))
+    return convolution()(keras.layers.MaxPooling2D(2)(x))
+
+
+def layer_used_twice(image):
+    layer = convolution()
+    return layer(layer(image))
+
+
+def layer_used_before(image):
+    """A layer whose first output is not part of the network."""
+    layer = convolution()
+    layer(image)
+    return layer(keras.layers.ReLU()(image))
+
+
+def operation(image):
+    return keras.ops.sin(convolution()(image))
+
+
+def operator(image):
+    return image + convolution()(image)
+
+
+def network_within(image):
+    return keras.Sequential([keras.Input((6, 6, 2)), keras.layers.UpSampling2D(2), convolution()])(image)
+
+
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [
+        (branching, True),
+        (branching_after_upsampling, True),
+        (pooling_after_upsampling, True),
+        (layer_used_twice, False),
+        (layer_used_before, False),
+        (operation, False),
+        (operator, False),
+        (network_within, False),
+    ],
+)
+def test_networks_of_any_form_equal_those_of_keras(function, plain):
+    image = keras.Input((6, 6, 2))
+    model = keras.Model(image, function(image))
+    assert fused_layers._is_plain(model) == plain
+    same_outputs_and_gradients(model, tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2)))
 
 
 @pytest.mark.parametrize("side", [28, 30])

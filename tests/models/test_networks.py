@@ -1,3 +1,7 @@
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -5,9 +9,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dae
+from dae import plugins
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.models import networks
+from dae.training import trainer
 
 SHAPE = (28, 28, 1)
 
@@ -119,3 +126,109 @@ def test_model_whose_output_differs_from_its_input_is_refused(monkeypatch):
     monkeypatch.setitem(networks.MODELS, "halves", halves)
     with pytest.raises(UsageError, match=r"--model: halves: .*\(None, 28, 28, 1\).*\(None, 14, 14, 1\)"):
         networks.build(RunConfig(model="halves"), SHAPE)
+
+
+PARAMETERS = {"conv": 4_385, "blog": 28_353, "patches": 38_689, "unet": 323_969, "dncnn": 56_673}
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+def test_parameters_are_as_documented(name):
+    """In the docstring, and in the table of docs/networks.md."""
+    parameters = networks.build(RunConfig(model=name), SHAPE).count_params()
+    assert parameters == PARAMETERS[name]
+    documented = inspect.getdoc(networks.MODELS[name]) or ""
+    assert name in ("conv", "dncnn") or f"{parameters:,} parameters for digits" in documented
+    page = (Path(__file__).parent.parent.parent / "docs" / "networks.md").read_text()
+    assert f"| `{name}` | {parameters:,} |" in page
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+@settings(max_examples=4)
+@given(st.sampled_from([11, 13, 21, 28, 30]), st.sampled_from([11, 13, 21, 28, 30]), st.sampled_from([1, 3]))
+def test_every_network_returns_images_and_has_a_gradient_for_every_weight(name, height, width, channels):
+    model = networks.build(RunConfig(model=name), (height, width, channels))
+    noisy = tf.random.stateless_uniform((2, height, width, channels), (1, 2))
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            denoised = model(noisy, training=training)
+        assert denoised.shape == noisy.shape
+        assert float(tf.reduce_min(denoised)) >= 0
+        assert float(tf.reduce_max(denoised)) <= 1
+    gradients = tape.gradient(denoised, [weight.value for weight in model.trainable_weights])
+    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.isfinite(gradient).all()
+
+
+# How much the sides can be changed by: what each network halves and doubles.
+MULTIPLES = {"conv": 8, "blog": 4, "patches": 2, "unet": 4, "dncnn": 1}
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+@pytest.mark.parametrize("side", [28, 21])
+def test_exported_network_takes_other_sizes_and_gives_the_same_result_for_the_size_it_was_trained_on(name, side, mnist):
+    model = networks.build(RunConfig(model=name, seed=3), (side, side, 1))
+    exported = networks.any_size(model)
+    assert exported is not model
+    assert [layer.name for layer in exported.layers[1:]] == [layer.name for layer in model.layers[1:]]
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:4] / np.float32(255), side, side)
+    np.testing.assert_allclose(exported(noisy), model(noisy), atol=1e-6)
+    larger = side + MULTIPLES[name], side + 2 * MULTIPLES[name]
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:4] / np.float32(255), *larger)
+    of_that_size = networks.build(RunConfig(model=name), (*larger, 1))
+    of_that_size.set_weights(model.get_weights())
+    np.testing.assert_allclose(exported(noisy), of_that_size(noisy), atol=1e-6)
+
+
+def test_exported_network_is_the_same_if_it_takes_one_size_only():
+    noisy = keras.Input(SHAPE)
+    dense = keras.layers.Dense(28 * 28, activation="sigmoid")(keras.layers.Flatten()(noisy))
+    model = keras.Model(noisy, keras.layers.Reshape(SHAPE)(dense))
+    assert networks.any_size(model) is model
+
+
+@pytest.mark.slow  # the graphs of unet take long to build
+def test_plain_keras_loads_the_model_files_of_a_run(tmp_path, mnist):
+    config = RunConfig(model="unet", train_examples=32, validation_examples=32, batch_size=32, epochs=1)
+    trainer.train(config, tmp_path / "run", quiet=True)
+    noisy = mnist.test[:3] / np.float32(255)
+    expected = dae.load_model(tmp_path / "run")(noisy)
+    for name in ("model.keras", "model.h5"):
+        loaded = keras.models.load_model(tmp_path / "run" / name, compile=False)
+        assert {type(layer).__module__.partition(".")[0] for layer in loaded.layers} == {"keras"}
+        np.testing.assert_allclose(loaded(noisy), expected, atol=1e-6)
+        assert loaded(tf.zeros((1, 36, 44, 1))).shape == (1, 36, 44, 1)
+
+
+def gated(x, last_bias):
+    """A sigmoid that is not the last activation."""
+    gate = keras.layers.Dense(1, activation="sigmoid")(keras.layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = keras.layers.Conv2D(1, 3, padding="same", bias_initializer=last_bias)(keras.layers.Multiply()([x, gate]))
+    return keras.layers.ReLU(max_value=1)(x)
+
+
+def without_last_bias(x, hidden_bias):
+    """A last layer without a bias, after one with a bias."""
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", bias_initializer=hidden_bias)(x)
+    return keras.layers.Conv2D(1, 3, padding="same", use_bias=False, activation="sigmoid")(x)
+
+
+def attending(x, bias):
+    """A layer that has biases, but no attribute `bias`."""
+    x = keras.layers.Reshape((28, 28))(x)
+    x = keras.layers.MultiHeadAttention(1, 2, bias_initializer=bias)(x, x)
+    return keras.layers.Activation("sigmoid")(keras.layers.Reshape(SHAPE)(x))
+
+
+@pytest.mark.parametrize("function", [gated, without_last_bias, attending])
+def test_initial_brightness_leaves_a_network_alone_whose_last_layer_has_no_bias_before_a_sigmoid(function, tmp_path):
+    def network(image_shape):
+        noisy = keras.Input(image_shape)
+        return keras.Model(noisy, function(noisy, keras.initializers.Constant(0.25)))
+
+    config = RunConfig(model=plugins.record_callable(network)[0])
+    plain = networks.build(config, SHAPE, network).get_weights()
+    model = networks.build(replace(config, initial_brightness=0.1), SHAPE, network)
+    assert any((weight == 0.25).all() for weight in plain)
+    for weight, expected in zip(model.get_weights(), plain, strict=True):
+        np.testing.assert_array_equal(weight, expected)

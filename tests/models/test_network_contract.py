@@ -1,0 +1,220 @@
+"""A user's network is checked before a run writes anything; the network in docs/networks.md trains."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import pytest
+from helpers import TINY, run_in_process
+from keras import layers
+
+from dae.errors import UsageError
+from dae.training import trainer
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = replace(TINY, train_examples=64, validation_examples=32, epochs=1)
+
+NETWORKS = """
+import keras
+import numpy as np
+from keras import layers
+
+
+def convolution(x, activation="sigmoid", **settings):
+    return layers.Conv2D(1, 3, padding="same", activation=activation, **settings)(x)
+
+
+def half_the_size(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, layers.MaxPooling2D(2)(convolution(noisy)))
+
+
+def two_inputs(image_shape):
+    noisy, other = keras.Input(image_shape), keras.Input(image_shape)
+    return keras.Model([noisy, other], convolution(layers.Add()([noisy, other])))
+
+
+def any_values(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(noisy, "linear"))
+
+
+def not_finite(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(noisy, kernel_initializer=keras.initializers.Constant(float("nan"))))
+
+
+def without_gradient(image_shape):
+    noisy = keras.Input(image_shape)
+    steps = layers.Discretization([0.0])(layers.Conv2D(1, 3, padding="same", name="lost")(noisy))
+    return keras.Model(noisy, convolution(layers.Rescaling(1.0)(steps)))
+
+
+def without_weights(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, layers.Activation("sigmoid")(noisy))
+
+
+def numpy_weights(image_shape):
+    noisy = keras.Input(image_shape)
+    model = keras.Model(noisy, convolution(noisy, name="drawn"))
+    model.set_weights([np.random.default_rng().normal(size=weight.shape) for weight in model.get_weights()])
+    return model
+
+
+KEPT = []
+
+
+def same_network(image_shape):
+    noisy = keras.Input(image_shape)
+    KEPT.append(keras.Model(noisy, convolution(noisy)))
+    return KEPT[0]
+
+
+class Twice(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def own_layer(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(Twice(name="own")(noisy)))
+
+
+def operations(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, keras.ops.clip(noisy + convolution(noisy), 0, 1))
+
+
+def lambda_layer(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(layers.Lambda(lambda x: 2 * x)(noisy)))
+
+
+def twice(x):
+    return 2 * x
+
+
+def own_activation(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(convolution(noisy, twice)))
+
+
+@keras.saving.register_keras_serializable()
+def registered(x):
+    return 2 * x
+
+
+def registered_activation(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(convolution(noisy, registered)))
+
+
+class Subclass(keras.Model):
+    def call(self, x):
+        return x
+
+
+def not_functional(image_shape):
+    return Subclass()
+
+
+def sequential_without_input(image_shape):
+    return keras.Sequential([layers.Conv2D(1, 3, padding="same", activation="sigmoid")])
+
+
+def nothing(image_shape):
+    pass
+
+
+def fails(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, layers.Add()([noisy, 1]).none)
+
+
+def good(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, convolution(noisy))
+"""
+FAILING_LINE = 1 + NETWORKS.splitlines().index("    return keras.Model(noisy, layers.Add()([noisy, 1]).none)")
+
+
+@pytest.fixture
+def networks_file(tmp_path) -> Path:
+    file = tmp_path / "networks.py"
+    file.write_text(NETWORKS)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("half_the_size", ["(None, 28, 28, 1) to the same shape", "(None, 14, 14, 1)"]),
+        ("two_inputs", ["from images (None, 28, 28, 1)", "[(None, 28, 28, 1), (None, 28, 28, 1)]"]),
+        ("any_values", ["values in [0, 1]", "sigmoid"]),
+        ("not_finite", ["finite values", "nan"]),
+        ("without_gradient", ["no gradient", "lost/kernel"]),
+        ("without_weights", ["no weights to train"]),
+        ("numpy_weights", ["drawn/kernel", "Keras's initializers"]),
+        ("same_network", ["the same weights", "build a new network"]),
+        ("own_layer", ["layer own of the class Twice"]),
+        ("operations", ["plain Keras cannot load it from model.h5", "keras.ops"]),
+        ("lambda_layer", ["plain Keras cannot load it from model.keras", "Lambda"]),
+        ("own_activation", ["plain Keras cannot load it from model.keras"]),
+        ("registered_activation", ["plain Keras cannot load it from model.keras"]),
+        ("not_functional", ["functional", "Subclass"]),
+        ("sequential_without_input", ["functional", "Sequential"]),
+        ("nothing", ["expected a keras.Model", "NoneType"]),
+        ("fails", [f"fails in line {FAILING_LINE} ("]),
+    ],
+)
+def test_network_that_breaks_the_contract_is_refused_before_anything_is_written(function, words, networks_file):
+    runs = networks_file.parent / "runs"
+    with pytest.raises(UsageError) as caught:
+        trainer.train(replace(SMALL, model=f"{networks_file}:{function}"), runs / "run")
+    message = str(caught.value)
+    assert message.startswith(f"--model: {networks_file}:{function}: ")
+    for word in words:
+        assert word in message
+    assert "\n" not in message
+    assert not runs.exists()
+
+
+def test_width_needs_a_parameter_of_the_network(networks_file):
+    with pytest.raises(UsageError, match="--width: good has no parameter `width`"):
+        trainer.train(replace(SMALL, model=f"{networks_file}:good", width=2), networks_file.parent / "runs" / "run")
+    assert not (networks_file.parent / "runs").exists()
+
+
+def dense(image_shape):
+    """A network for one image size only."""
+    noisy = keras.Input(image_shape)
+    x = layers.Dense(4, activation="relu", name="encoder")(layers.Flatten()(noisy))
+    x = layers.Dense(image_shape[0] * image_shape[1] * image_shape[2], activation="sigmoid")(x)
+    return keras.Model(noisy, layers.Reshape(image_shape)(x))
+
+
+def test_python_function_as_network_is_recorded_and_must_be_passed_again(tmp_path):
+    report = trainer.train(SMALL, tmp_path / "run", model=dense, quiet=True)
+    assert report["parameters"] == 785 * 4 + 5 * 784
+    assert keras.models.load_model(tmp_path / "run" / "model.keras").input_shape == (None, 28, 28, 1)
+    assert (tmp_path / "run" / "code" / "dense.py").read_text().startswith("def dense(image_shape):")
+    with pytest.raises(UsageError, match=r"--resume: .*--model was"):
+        trainer.train(SMALL, tmp_path / "run", resume=True)
+    assert trainer.train(SMALL, tmp_path / "run", model=dense, resume=True, quiet=True) == report
+
+
+def test_docs_example_of_a_network_and_a_metric_trains(tmp_path):
+    page = (ROOT / "docs" / "networks.md").read_text()
+    network, metric = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", page, re.DOTALL)
+    example = (ROOT / "experiments" / "examples" / "residual_network.py").read_text()
+    without_docstring = re.sub(r'\n    """.*?"""', "", example)
+    assert without_docstring.endswith(network[1].strip("\n") + "\n")
+    for name, code in (network, metric):
+        (tmp_path / name).write_text(code)
+    plugins = ("--model", f"{network[0]}:residual_network", "--metrics", f"{metric[0]}:largest_error")
+    small = ("--train-examples", 500, "--bce-steps", 1, "--epochs", 1, "--quiet", "--run-dir", "run")
+    done = run_in_process("run.py", *plugins, "--width", 2, *small, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"test_largest_error"' in (tmp_path / "run" / "report.json").read_text()
