@@ -30,7 +30,9 @@ def test_readme_examples_of_loss_network_and_noise_train(tmp_path):
         (tmp_path / name).write_text(code)
     loss, model, noise = "bce + 10*my_losses.py:fourth_power", "my_networks.py:plain", "my_noise.py:stripes"
     small = ("--train-examples", 500, "--batch-size", 8, "--bce-steps", 20, "--epochs", 1, "--quiet")
-    done = run_in_process("run.py", "--loss", loss, "--model", model, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path)
+    done = run_in_process(
+        "run.py", "--loss", loss, "--model", model, "--noise", noise, *small, "--run-dir", "run", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "report.json").exists()
 
