@@ -6,7 +6,6 @@ the output of its layer `encoder`, if it has one, as the latents. docs/networks.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -48,22 +47,9 @@ def build(config: RunConfig, image_shape: Shape, function: NetworkFunction | Non
     so that no step is spent on learning it; None leaves the bias as it is. Initializers without a seed get one that is
     a function of `config.seed`. Raises UsageError if the function is not that of a network for such images.
     """
-    function, source = load(config, function), f"--model: {plugins.source(config.model)}"
-    if config.width != 1 and "width" not in inspect.signature(function).parameters:
-        raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
     # Names of layers, and so of weights in TensorBoard, are then the same in any process.
     keras.backend.clear_session(free_memory=False)
-    errors = plugins.errors_with_line(source, plugins.file_of(function))
-    with keras_seed(derive_seed(config.seed, "initial weights")), errors:
-        model = function(image_shape, **({"width": config.width} if config.width != 1 else {}))
-    if not isinstance(model, keras.Model) or not hasattr(model, "inputs") or model.inputs is None:
-        raise UsageError(f"{source}: expected a keras.Model made of layers (functional), got {type(model).__name__}")
-    expected, tensors = (None, *image_shape), (*model.inputs, *model.outputs)
-    if len(tensors) != 2 or any(model_shape != expected for model_shape in (model.input_shape, model.output_shape)):
-        raise UsageError(
-            f"{source}: expected a model from images {expected} to the same shape, got one from "
-            f"{model.input_shape} to {model.output_shape}"
-        )
+    model = _model(config, image_shape, function)
     if config.initial_brightness is not None:
         _set_brightness(model, config.initial_brightness)
     return model
@@ -75,9 +61,31 @@ def normalizes_batches(config: RunConfig, image_shape: Shape, function: NetworkF
     Its result then depends on how batches are split. Computes nothing, so that the number of TensorFlow's threads can
     still be set afterwards.
     """
-    with keras.StatelessScope(initialize_variables=False):
-        model = build(dataclasses.replace(config, initial_brightness=None), image_shape, function)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = _model(config, image_shape, function)
+    except UsageError:  # such as one that loads weights; a mistake is reported when the network is built
+        return False
     return bool(model.non_trainable_weights)
+
+
+def _model(config: RunConfig, image_shape: Shape, function: NetworkFunction | None) -> keras.Model:
+    """Return what the network's function returns, once it is known to be a model for such images."""
+    function, source = load(config, function), f"--model: {plugins.source(config.model)}"
+    if config.width != 1 and "width" not in inspect.signature(function).parameters:
+        raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
+    errors = plugins.errors_with_line(source, plugins.file_of(function))
+    with keras_seed(derive_seed(config.seed, "initial weights")), errors:
+        model = function(image_shape, **({"width": config.width} if config.width != 1 else {}))
+    if not isinstance(model, keras.Model) or not hasattr(model, "inputs") or model.inputs is None:
+        raise UsageError(f"{source}: expected a keras.Model made of layers (functional), got {type(model).__name__}")
+    expected, tensors = (None, *image_shape), (*model.inputs, *model.outputs)
+    if len(tensors) != 2 or any(model_shape != expected for model_shape in (model.input_shape, model.output_shape)):
+        raise UsageError(
+            f"{source}: expected a model from images {expected} to the same shape, got one from "
+            f"{model.input_shape} to {model.output_shape}"
+        )
+    return model
 
 
 def _set_brightness(model: keras.Model, brightness: float) -> None:

@@ -86,6 +86,19 @@ def test_the_pytorch_network_computes_the_same_as_the_keras_network(name, image_
     np.testing.assert_allclose(denoised.transpose(0, 2, 3, 1), model(images, training=False), atol=1e-4)
 
 
+def test_concatenations_are_translated_to_pytorch(frameworks):
+    torch = pytest.importorskip("torch", reason="needs the extra `peers`")
+    noisy = keras.Input((28, 28, 1))
+    small = keras.layers.MaxPooling2D(2)(keras.layers.Conv2D(2, 3, padding="same")(noisy))
+    both = keras.layers.Concatenate()([noisy, keras.layers.UpSampling2D(2)(small)])
+    model = keras.Model(noisy, keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")(both))
+    images = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+    with torch.no_grad():
+        logits = frameworks.torch_network(model)(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    denoised = torch.sigmoid(logits).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(denoised, model(images), atol=1e-4)
+
+
 def test_layers_that_are_not_translated_to_pytorch_are_refused(frameworks):
     pytest.importorskip("torch", reason="needs the extra `peers`")
     noisy = keras.Input((28, 28, 1))
@@ -157,7 +170,7 @@ def test_time_to_quality_with_a_target_trains_only_the_given_presets(tmp_path):
         (("--presets", "fast", "--target", 0), "--target"),
     ],
 )
-def test_time_to_quality_refuses_mistakes_before_it_trains_anything(arguments, word, tmp_path):
+def test_time_to_quality_refuses_mistakes_before_it_trains_anything(arguments, word, scripts, tmp_path):
     done = run_in_process("benchmarks/time_to_quality.py", *arguments, "--output", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert word in done.stderr
