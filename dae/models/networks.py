@@ -40,33 +40,40 @@ def load(config: RunConfig, function: NetworkFunction | None = None) -> NetworkF
     return plugins.load(MODELS, config.model, "--model")
 
 
-def build(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> keras.Model:
+def build(
+    config: RunConfig,
+    image_shape: Shape,
+    function: NetworkFunction | None = None,
+    earlier: keras.Model | None = None,
+) -> keras.Model:
     """Return the network that `config` names, with its initial weights, for images of `image_shape`.
 
     If the network ends in a sigmoid, its last bias gives the first outputs the brightness `config.initial_brightness`,
     so that no step is spent on learning it; None leaves the bias as it is. Initializers without a seed get one that is
-    a function of `config.seed`. Raises UsageError if the function is not that of a network for such images.
+    a function of `config.seed`. Raises UsageError if the function is not that of a network for such images, or if the
+    network has weights of an `earlier` one that it returned.
     """
     # Names of layers, and so of weights in TensorBoard, are then the same in any process.
     keras.backend.clear_session(free_memory=False)
     model = _model(config, image_shape, function)
+    if earlier is not None and {id(weight) for weight in earlier.weights} & {id(weight) for weight in model.weights}:
+        source = f"--model: {plugins.source(config.model)}"
+        raise UsageError(f"{source}: returns the same weights whenever it is called; build a new network")
     if config.initial_brightness is not None:
         _set_brightness(model, config.initial_brightness)
     return model
 
 
-def normalizes_batches(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> bool:
-    """Return whether the network has weights that no gradient trains, such as those of BatchNormalization.
+def sketch(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> keras.Model | None:
+    """Return the network, whose weights have shapes but no values, or None if its function needs values.
 
-    Its result then depends on how batches are split. Computes nothing, so that the number of TensorFlow's threads can
-    still be set afterwards.
+    Computes nothing, so that the number of TensorFlow's threads can still be set afterwards.
     """
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = _model(config, image_shape, function)
-    except UsageError:  # such as one that loads weights; a mistake is reported when the network is built
-        return False
-    return bool(model.non_trainable_weights)
+            return _model(config, image_shape, function)
+    except UsageError:  # a mistake is reported when the network is built
+        return None
 
 
 def _model(config: RunConfig, image_shape: Shape, function: NetworkFunction | None) -> keras.Model:

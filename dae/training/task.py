@@ -79,15 +79,15 @@ def prepare(
     if config.patience is not None and not len(data.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     network_function = networks.load(config, network_function)
-    whole_batches = networks.normalizes_batches(config, data.image_shape, network_function)
-    config = runtime.resolve(config, whole_batches)
+    sketch = networks.sketch(config, data.image_shape, network_function)
+    config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
     brightness = config.initial_brightness
     if brightness is None:
         brightness = round(min(max(data.train.mean() / 255, 0.01), 0.99), 4)
     config = dataclasses.replace(
         config, data_digest=data.digest, validation_examples=len(data.validation), initial_brightness=brightness
     )
-    model = networks.build(config, data.image_shape, network_function)
+    model = networks.build(config, data.image_shape, network_function, earlier=sketch)
     (batch,) = training_batches(data.train, config).take(1)
     if network_function not in networks.MODELS.values():
         network_contract.check(network_function, config, model, batch)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dae import cli
-from dae.config import RunConfig, to_json
+from dae.config import RunConfig, canonicalize, to_json
 from dae.errors import RunError, UsageError, lookup
 
 # Name in the table -> (program of frameworks.py, environment variables, package that it needs besides those of dae).
@@ -77,7 +77,7 @@ class Process:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log"
         path = folder / "config.json"
-        path.write_text(to_json(config), encoding="utf-8")
+        path.write_text(to_json(canonicalize(config)), encoding="utf-8")
         inherited = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
         script = str(Path(__file__).with_name("frameworks.py"))
         if cores is not None:
@@ -245,9 +245,10 @@ def models(arguments: BenchmarkArguments) -> None:
     operations = {name: operations_per_image(model) for name, model in built.items()}
     rows, results = [], {}
     for name, model in built.items():
-        # At least 20 steps, as many as dae takes at once, and whole batches, since PyTorch compiles again for others.
+        # Whole batches, since PyTorch compiles again for others; at least 80, so that summaries and checkpoints take
+        # little of the time, as in longer epochs.
         steps = arguments.train_examples * operations["conv"] // operations[name] // arguments.batch_size
-        images = min(arguments.train_examples, max(steps, 20) * arguments.batch_size)
+        images = min(arguments.train_examples, max(steps, 80) * arguments.batch_size)
         config = dataclasses.replace(
             configured(arguments),
             model=name,

@@ -22,7 +22,7 @@ class TimeToQualityArguments:
 
     output: str = "runs/time_to_quality"
     """Folder of time_to_quality.json, .md and .png, and of the runs."""
-    presets: tuple[str, ...] = tuple(name for name in ("default", "fast", "first", "best") if name in PRESETS)
+    presets: tuple[str, ...] = ("default", "fast", "good", "best")
     """Presets to train, each for its own number of epochs, but default for --epochs."""
     target: float | None = None
     """The validation BCE to reach, without training `fit` (default: the final one of the default run)."""
