@@ -81,8 +81,6 @@ def _layer_by_layer(model: keras.Model, training: bool) -> Network:
 
 
 def _computation(layer: keras.layers.Layer, training: bool) -> Compute:
-    if training and _normalizes(layer):
-        return _batch_normalization(layer)
     reorder = next((reorder for fits, reorder in REORDERED if fits(layer)), None)
     if reorder is not None:
         return reorder(layer)
@@ -199,46 +197,13 @@ def _transposed_convolution(layer: keras.layers.Conv2DTranspose) -> Compute:
     small_kernel = tf.reshape(small_kernel, [height, width, inputs, stride**2 * kernel.shape[2]])
     padding: Any = [[0, 0], [-first_row, height - 1 + first_row], [-first_column, width - 1 + first_column], [0, 0]]
     if (-first_row, -first_column) == ((height - 1) // 2, (width - 1) // 2):
-        padding = "SAME"  # pads as much, but oneDNN computes the gradients only if this is said so
+        padding = "SAME"  # the same numbers, but only so does oneDNN compute the gradients
     bias = tf.tile(tf.convert_to_tensor(layer.bias), [stride**2]) if layer.use_bias else None
 
     def compute(x: tf.Tensor) -> tf.Tensor:
         all_positions = tf.nn.conv2d(x, small_kernel, strides=1, padding=padding)
         all_positions = all_positions if bias is None else tf.nn.bias_add(all_positions, bias)
         return layer.activation(_pixels_from_channels(all_positions, stride))
-
-    return compute
-
-
-def _normalizes(layer: keras.layers.Layer) -> bool:
-    """Return whether `layer` normalizes each channel as TensorFlow's operation can."""
-    return (
-        isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-        and layer.axis in (-1, 3)
-        and layer.center
-        and layer.scale
-        and layer.epsilon >= 1.001e-5  # the operation takes no smaller one
-        and not layer.synchronized
-        and not getattr(layer, "renorm", False)
-    )
-
-
-def _batch_normalization(layer: keras.layers.BatchNormalization) -> Compute:
-    """Return the function of images [batch, H, W, C] that applies `layer` in training.
-
-    One operation of TensorFlow takes the place of Keras's separate ones. This saves a fifth of the time of a training
-    step of `dncnn`.
-    """
-
-    def compute(x: tf.Tensor) -> tf.Tensor:
-        gamma, beta = tf.convert_to_tensor(layer.gamma), tf.convert_to_tensor(layer.beta)
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
-        count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
-        variance *= (count - 1) / count  # the operation divides by count - 1, Keras by count
-        for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            average.assign(average * layer.momentum + value * (1 - layer.momentum))
-        return y
 
     return compute
 
