@@ -202,6 +202,7 @@ def test_a_mistake_found_by_tensorflow_code_is_reported_in_one_line(tmp_path):
     assert "did you mean 'bce'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_without_run_dir_gets_a_readable_new_name(tmp_path):
     (tmp_path / "runs" / "mnist-conv-bce").mkdir(parents=True)
     done = run_subprocess("run.py", "--train-examples", 64, "--validation-examples", 64, "--epochs", 1, cwd=tmp_path)

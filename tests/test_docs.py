@@ -1,4 +1,4 @@
-"""README.md and docs/: generated tables, links, and the examples of a user's own loss and noise."""
+"""README.md and docs/: generated tables, links, and the examples of losses, a network and noise of a user."""
 
 import re
 import runpy
@@ -23,6 +23,7 @@ def test_docs_links_lead_to_files(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_readme_examples_of_loss_network_and_noise_train(tmp_path):
     blocks = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert [name for name, _ in blocks] == ["my_losses.py", "my_networks.py", "my_noise.py"]
@@ -37,6 +38,7 @@ def test_readme_examples_of_loss_network_and_noise_train(tmp_path):
     assert (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_docs_example_of_a_loss_with_inputs_trains(tmp_path):
     page = (ROOT / "docs" / "losses_with_inputs.md").read_text()
     ((name, code),) = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL)

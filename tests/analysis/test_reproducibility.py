@@ -285,6 +285,7 @@ def test_verify_reports_an_identical_rerun(tiny_run):
     assert "identical" in completed.stdout
 
 
+@pytest.mark.slow
 def test_verify_reports_the_first_difference(state, copy):
     change_checkpoint(copy / "checkpoints" / "latest", state, lambda state: change_element(state.optimizer.velocity))
     change_lines(copy, lambda lines: lines[1].update(validation_mse=float(next_float(lines[1]["validation_mse"]))))

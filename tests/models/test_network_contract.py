@@ -205,6 +205,7 @@ def test_python_function_as_network_is_recorded_and_must_be_passed_again(tmp_pat
     assert trainer.train(SMALL, tmp_path / "run", model=dense, resume=True, quiet=True) == report
 
 
+@pytest.mark.slow
 def test_docs_example_of_a_network_and_a_metric_trains(tmp_path):
     page = (ROOT / "docs" / "networks.md").read_text()
     network, metric = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", page, re.DOTALL)
