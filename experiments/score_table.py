@@ -80,7 +80,7 @@ def main() -> None:
     ):
         if not lowest <= count <= highest:
             raise UsageError(f"{flag}: expected a whole number from {lowest} to {highest}, got {count}")
-    # One thread, so that every denoiser is timed on one core. Presets are trained in processes of their own.
+    # One thread, so that every denoiser is timed on one core. Presets are trained in other processes.
     runtime.resolve(RunConfig(shards=1, intra_op_threads=1))
     trained = {
         (name, seed): output / name / f"seed-{seed}" for name in arguments.presets for seed in range(arguments.seeds)

@@ -167,7 +167,7 @@ def train_in_process(script: Path, folder: Path, arguments: Iterable[str]) -> No
     SIGINT and SIGTERM are passed on to it, so that it saves its state. Raises RunError if it fails.
     """
     command = [sys.executable, str(script), *arguments, "--resume", "--run-dir", str(folder), "--quiet"]
-    # In a session of its own, it does not get the terminal's SIGINT too, which would be its second.
+    # In a new session, so that the terminal does not send it SIGINT as well, which would be its second.
     with deferred_signals() as pending, subprocess.Popen(command, start_new_session=True) as process:
         passed_on = False
         while process.poll() is None:
@@ -455,7 +455,7 @@ def _protocol(config: RunConfig, data: Splits, runs: Sequence[Path], tuned_on: i
         f"{len(data.train):,} to train on, unless noted, the last {len(data.validation):,} training images to validate "
         f"on, and {len(data.test):,} to test on.",
         f"Noise: clip(x + {format_level(config.noise_level)} n, 0, 1), n standard normal and independent for each "
-        "value. Every row has the same noise, that of the seed 0; runs have that of their own seed.",
+        "value. Every row has the same noise, that of seed 0, except that the noise of a run is that of its seed.",
         "Metrics are computed for each test image and then averaged, without rounding to 256 levels. PSNR is -10 "
         f"log10(MSE); SSIM has a Gaussian window of {WINDOW} x {WINDOW} pixels, sigma {SIGMA}, within the image, and "
         "constants 0.01^2 and 0.03^2; BCE clips outputs to [1e-7, 1 - 1e-7], and its excess is that above its lowest "

@@ -92,7 +92,7 @@ def prepare(
     if network_function not in networks.MODELS.values():
         network_contract.check(network_function, config, model, batch)
     if config.start_from is not None:
-        config = start_from(config, model)
+        config = load_initial_weights(config, model)
     evaluated_model = model
     if config.ema_decay is not None:
         evaluated_model = networks.build(config, data.image_shape, network_function)
@@ -112,7 +112,7 @@ def prepare(
     return task
 
 
-def start_from(config: RunConfig, model: keras.Model) -> RunConfig:
+def load_initial_weights(config: RunConfig, model: keras.Model) -> RunConfig:
     """Give `model` the weights that `config.start_from` names, and return `config` with their digest.
 
     Raises UsageError if they are those of another network, or differ from those that `config` records.
