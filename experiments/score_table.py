@@ -63,7 +63,7 @@ def main() -> None:
     from dae.workdir.model_files import load_model
 
     try:
-        from dae.analysis import classical, score_table
+        from dae.analysis import classical, score_table, score_table_report
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[baselines]'") from None
 
@@ -134,7 +134,7 @@ def main() -> None:
             )
             levels = list(results)
     tuned_on = arguments.tune_examples if filters else 0
-    print(score_table.save(output, rows, config, data, runs, tuned_on, levels))
+    print(score_table_report.save(output, rows, config, data, runs, tuned_on, levels))
     print(f"table, picture and all values: {output}/score_table.md, .png, .csv")
 
 

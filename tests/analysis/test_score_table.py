@@ -19,7 +19,7 @@ for package in ("scipy", "skimage", "bm3d"):
     pytest.importorskip(package, reason="needs the extra `baselines`")
 
 from dae import config as config_module
-from dae.analysis import classical, score_table
+from dae.analysis import classical, score_table, score_table_report
 from dae.analysis.noise_sweep import BASELINE, Denoiser, sweep
 from dae.analysis.score_table import COLUMNS, NO_DENOISING, POSTERIOR_MEAN, LevelResult, Row, noisy_and_clean
 from dae.analysis.statistics import estimate
@@ -183,7 +183,7 @@ def saved(few, tiny_run, tmp_path) -> tuple[str, Path]:
     ]
     levels = [LevelResult(NO_DENOISING, level, 60, estimate([9.0])) for level in (0.1, 0.5)]
     levels += [LevelResult("net", level, 60, estimate([17.0, 18.0])) for level in (0.1, 0.5)]
-    return score_table.save(tmp_path, rows, CONFIG, few, [tiny_run], 20, levels), tmp_path
+    return score_table_report.save(tmp_path, rows, CONFIG, few, [tiny_run], 20, levels), tmp_path
 
 
 def test_the_markdown_is_sorted_and_states_the_protocol(saved):
@@ -232,7 +232,7 @@ def test_the_pictures_are_drawn(saved):
 
 def test_a_table_without_runs_for_a_range_says_so(few, tmp_path):
     levels = [LevelResult(NO_DENOISING, 0.5, 60, estimate([9.0]))]
-    text = score_table.save(tmp_path, [row_of(NO_DENOISING, 9.25)], CONFIG, few, [], 20, levels)
+    text = score_table_report.save(tmp_path, [row_of(NO_DENOISING, 9.25)], CONFIG, few, [], 20, levels)
     assert "no run was trained for a range" in text
     assert "Seconds to train" not in text
 
