@@ -29,6 +29,14 @@ class DataConfig:
     """Scale pictures, and crop them to the centre, to this many pixels: one side, or height and width."""
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
+    grey: bool = False
+    """Convert pictures in colour to grey."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white in your images (default: 0 and 255 or 65535 for integers, 0 and 1 for floats)."""
+    patch_size: int | None = None
+    """Train on random squares of this many pixels, cut from images of any sizes; whole images are evaluated."""
+    augment: bool = False
+    """Flip and turn training images at random, by quarter turns if they are square."""
     train_examples: int | None = None
     """Train on the first N images only (default: all images that are not used for validation)."""
     validation_examples: int | None = None
@@ -203,6 +211,8 @@ def _short(text: str) -> bool:
 # A test of each value that is not None, and what it allows.
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_sides, "one or two whole numbers from 11 (the window of SSIM) to 32768"),
+    "value_range": (lambda ends: -math.inf < ends[0] < ends[1] < math.inf, "two finite numbers in ascending order"),
+    "patch_size": (lambda side: 11 <= side <= 2**15, "a whole number from 11 (the window of SSIM) to 32768"),
     "train_examples": (lambda count: count >= 1, "a whole number >= 1"),
     "validation_examples": (lambda count: count >= 0, "a whole number >= 0"),
     "noise": (_short, "at most 5,000 characters"),
