@@ -16,6 +16,11 @@ from dae import plugins
 from dae.errors import UsageError, as_usage_error, suggestion
 from dae.losses import expression
 
+# The value of `data` for arrays that were passed to `dae.train`.
+PYTHON_DATA = "python:data"
+# The noise level for clean images, that of the tutorial.
+DEFAULT_NOISE_LEVEL = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -51,8 +56,9 @@ class NoiseConfig:
 
     noise: str = "gaussian"
     """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or your own FILE.py:FUNCTION."""
-    noise_level: float | tuple[float, float] = 0.5
-    """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn for each image."""
+    noise_level: float | tuple[float, float] | None = None
+    """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn for each image
+    (default: 0.5, or 0 for pairs of noisy and clean images; recorded)."""
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
 
@@ -155,7 +161,8 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
     @property
     def noise_range(self) -> tuple[float, float]:
         """The lowest and the highest noise level; equal if there is one level."""
-        return self.noise_level if isinstance(self.noise_level, tuple) else (self.noise_level, self.noise_level)
+        level = DEFAULT_NOISE_LEVEL if self.noise_level is None else self.noise_level
+        return level if isinstance(level, tuple) else (level, level)
 
 
 def flag(field_name: str) -> str:
@@ -256,6 +263,7 @@ PRESETS = {
 
 # Settings that default to None and are filled in, and recorded, when a run starts.
 RECORDED = (
+    "noise_level",
     "validation_examples",
     "initial_brightness",
     "shards",
@@ -331,7 +339,11 @@ def canonicalize(config: RunConfig) -> RunConfig:
     """
     if not plugins.is_recorded_callable(config.loss):
         config = dataclasses.replace(config, loss=expression.canonical(config.loss))
-    paths = {name: os.path.abspath(path) for name in ("data", "start_from") if (path := getattr(config, name))}
+    paths = {
+        name: os.path.abspath(path)
+        for name in ("data", "start_from")
+        if (path := getattr(config, name)) and path != PYTHON_DATA
+    }
     config = dataclasses.replace(config, **paths)
     return map_plugins(config, lambda name, text: plugins.with_absolute_paths_and_digests(text, flag(name)))
 
@@ -339,8 +351,9 @@ def canonicalize(config: RunConfig) -> RunConfig:
 def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> RunConfig:
     """Return the configuration that resumes the run in `run_dir`, which was started with `saved`, as `requested`.
 
-    Both are canonical. Four things may differ: more epochs at a constant learning rate, `checkpoint_every`, None for a
-    RECORDED setting, and the place of a user's file, for which the run's copy is used. Raises UsageError, with both
+    Both are canonical. Five things may differ: more epochs at a constant learning rate, `checkpoint_every`, None for a
+    RECORDED setting, the place of the data, whose digest is checked, and the place of a user's file, for which the
+    run's copy is used. Raises UsageError, with both
     values, for any other difference.
     """
     changes: dict[str, Any] = {name: getattr(saved, name) for name in RECORDED if getattr(requested, name) is None}
@@ -350,6 +363,9 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
             changes[name] = getattr(saved, name)
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}
+    for place, digest in (("data", "data_digest"), ("start_from", "weights_digest")):
+        if None not in (getattr(saved, place), getattr(requested, place)) and getattr(saved, digest) is not None:
+            allowed.add(place)
     if config.epochs > saved.epochs and saved.schedule == "constant":
         allowed.add("epochs")
     differences = [

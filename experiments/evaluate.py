@@ -24,11 +24,15 @@ class EvaluateArguments:
     figure: str | None = None
     """Where to write the plot (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
     data: str | None = None
-    """Test on the test part of these images, as --data of run.py (default: as the run; MNIST for a file)."""
+    """Test on these images, as --data of run.py, or on their part test (default: as the run; MNIST for a file)."""
     image_size: int | tuple[int, int] | None = None
-    """As --image-size of run.py (default: as the run)."""
-    skip_broken: bool | None = None
-    """As --skip-broken of run.py (default: as the run)."""
+    """As --image-size of run.py, for --data."""
+    skip_broken: bool = False
+    """As --skip-broken of run.py, for --data."""
+    grey: bool = False
+    """As --grey of run.py, for --data."""
+    value_range: tuple[float, float] | None = None
+    """As --value-range of run.py, for --data."""
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
@@ -42,12 +46,15 @@ class EvaluateArguments:
 def test_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     """Return the configuration to evaluate the model at `path` with: the run's, or the default, and the flags."""
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
-    names = ("data", "image_size", "skip_broken", "noise", "noise_level", "clip_noise", "seed")
+    names = ("noise", "noise_level", "clip_noise", "seed")
     overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if "data" in overrides:
-        overrides |= {"data_digest": None, "train_examples": None, "validation_examples": 0}
-        if not Path(overrides["data"]).is_dir():
-            overrides = {"image_size": None, "skip_broken": False} | overrides
+    reading = {name: getattr(arguments, name) for name in ("data", "image_size", "skip_broken", "grey", "value_range")}
+    if arguments.data is not None:
+        overrides |= reading | {"data_digest": None, "train_examples": None, "validation_examples": None}
+        if trained.data_digest is not None and trained.noise_range == (0, 0):  # of pairs, which --data may not be
+            overrides.setdefault("noise_level", None)
+    elif given := [name for name, value in reading.items() if value]:
+        raise UsageError(f"{config.flag(given[0])}: applies to --data, which is not given")
     return dataclasses.replace(trained, **overrides)
 
 
@@ -75,16 +82,22 @@ def main() -> None:
     check_output(figure, (".png",), "--figure")
     denoisers = []
     for path, settings in zip(paths, configs, strict=True):
-        model, splits = load_model(path), datasets.load(settings)
-        evaluate.check_fits(model, splits.test)
-        for note in splits.notes:
+        model = load_model(path)
+        if arguments.data is None:
+            splits = datasets.load(settings)
+            images, notes = splits.test, splits.notes
+        else:
+            images, notes = datasets.load_test(settings)
+        evaluate.check_fits(model, images)
+        for note in notes:
             print(note)
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
-        denoisers.append(noise_sweep.Denoiser(name, model, settings, splits.test))
+        settings = datasets.with_noise_level(settings, images)
+        denoisers.append(noise_sweep.Denoiser(name, model, settings, images))
 
     if is_sweep:
         noises = arguments.noises or (configs[0].noise,)
-        levels = arguments.noise_levels or (configs[0].noise_level,)
+        levels = arguments.noise_levels or (denoisers[0].config.noise_level or 0.0,)
         count = (len(denoisers) + 1) * len(noises) * len(levels)
         results = list(tqdm(noise_sweep.sweep(denoisers, noises, levels), total=count, disable=None))
         print(noise_sweep.tables(results))
@@ -93,12 +106,12 @@ def main() -> None:
         print(f"plot: {figure}; all metrics: {figure.with_suffix('.csv')}")
     else:
         (only,) = denoisers
-        noise.check(only.config, only.images.shape[1:])
+        noise.check(only.config, (*only.images.shapes[0], only.images.channels))
         evaluator = evaluate.make_evaluator(only.model, shards=only.config.shards or 1)
         report = evaluate.evaluate_test(evaluator, only.config, only.images)
         plots.save_denoised(figure, evaluate.denoise_samples(only.model, only.config, only.images))
         clipped = "clipped" if only.config.clip_noise else "not clipped"
-        level = noise_sweep.format_level(only.config.noise_level)
+        level = noise_sweep.format_level(only.config.noise_level or 0.0)
         print(f"{paths[0]} on {only.config.noise} noise {level}, {clipped}: {format_metrics(report)}")
         print(f"plot: {figure}")
 

@@ -44,10 +44,11 @@ def main() -> None:
     noises = arguments.noises or tuple(noise.NOISES)
     rows: dict[str, list] = {label: [] for label in plugins.unique_names(map(plugins.label, noises))}
     for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
-        one = images[number % len(images)][None]
+        number %= len(images)
+        one = images[number : number + 1]
         for level in arguments.noise_levels:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
-            noise.check(settings, one.shape[1:])
+            noise.check(settings, (*one.shapes[0], one.channels))
             row.append(pipeline.sample_batch(one, settings, "shown").noisy[0].numpy())
     plots.save_grid(Path(arguments.output), rows, [f"level {level:g}" for level in arguments.noise_levels])
     print(f"plot: {arguments.output}")

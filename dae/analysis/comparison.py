@@ -23,10 +23,12 @@ from dae import plugins
 from dae.analysis.statistics import LEVEL, Difference, Estimate, differences, estimate
 from dae.analysis.tuning import Progress, Tuning, kept_line, planned_epochs, tune
 from dae.config import RunConfig, canonicalize, flag
+from dae.data.images import value_range
 from dae.data.pipeline import Batch, evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.models.fused_layers import fused
+from dae.models.sizes import padded
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
@@ -152,12 +154,15 @@ def constant_scores(tasks: Mapping[str, Task], metric: str) -> dict[str, float]:
 
 def constant_score(task: Task, metric: str) -> float:
     """Return the metric on validation images of the best constant image: the mean or the median of training images."""
-    images = task.data.train[:10_000]
+    images, config = task.data.train[:10_000], task.config
+    black, white = value_range(images, config.value_range)
+    # One value for each pixel, or, if images have several sizes, for each channel.
+    axes = (0,) if images.sizes is None and config.patch_size is None else tuple(range(images.pixels.ndim - 1))
     scores = []
-    for constant in (images.mean(axis=0), np.median(images, axis=0)):
+    for constant in (images.clean.mean(axis=axes), np.median(images.clean, axis=axes)):
         total, count = 0.0, 0
         for batch in evaluation_batches(task.data.validation, task.config, "validation"):
-            constants = tf.broadcast_to(tf.cast(constant / 255, tf.float32), batch.clean.shape)
+            constants = tf.broadcast_to(tf.cast((constant - black) / (white - black), tf.float32), batch.clean.shape)
             total += float(tf.reduce_sum(METRICS[metric](batch.clean, constants)))
             count += len(batch.clean)
         scores.append(total / count)
@@ -213,7 +218,7 @@ def score_by_losses(comparison: Comparison, tasks: Mapping[str, Task]) -> dict[s
 
     @tf.function
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
-        denoised = fused(task.model, training=False)(batch.noisy).denoised
+        denoised = padded(fused(task.model, training=False), task.model)(batch.noisy).denoised
         return {name: tf.reduce_sum(loss(batch.clean, denoised)["loss"]) for name, loss in scorers.items()}
 
     scores: dict[str, dict[str, list[float]]] = {}

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from dae import plugins
 from dae.config import RunConfig
 from dae.data import noise
+from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.evaluation.evaluate import make_evaluator
 from dae.evaluation.metrics import METRICS
@@ -47,12 +48,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A model, the configuration it was trained with, and the images to test it on, uint8 [N, H, W, C]."""
+    """A model, the configuration it was trained with, and the images to test it on."""
 
     name: str
     model: keras.Model
     config: RunConfig
-    images: np.ndarray
+    images: Images
 
 
 def sweep(
@@ -64,11 +65,12 @@ def sweep(
     UsageError, before anything is computed, for an invalid noise or level.
     """
     first = denoisers[0]
-    image = keras.Input(first.images.shape[1:])
+    image = keras.Input((None, None, first.images.channels))
     identity = keras.Model(image, keras.layers.Activation("linear")(image))
+    shape = (*first.images.shapes[0], first.images.channels)
     for name in noises:
         for level in levels:
-            noise.check(dataclasses.replace(first.config, noise=name, noise_level=level), first.images.shape[1:])
+            noise.check(dataclasses.replace(first.config, noise=name, noise_level=level), shape)
     labels = plugins.unique_names(map(plugins.label, noises))
     for denoiser in (dataclasses.replace(first, name=BASELINE, model=identity), *denoisers):
         # Without the losses that they were trained with, which differ.

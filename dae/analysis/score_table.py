@@ -29,6 +29,7 @@ from dae.analysis.statistics import Estimate, estimate
 from dae.config import PLUGIN_FIELDS, RECORDED, RunConfig, RuntimeConfig, flag
 from dae.data import datasets
 from dae.data.datasets import Splits
+from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import Interrupted, RunError, UsageError
 from dae.evaluation.evaluate import check_fits, make_evaluator
@@ -83,9 +84,9 @@ class LevelResult:
 
 
 def noisy_and_clean(
-    images: np.ndarray, config: RunConfig, purpose: str, count: int | None = None
+    images: Images, config: RunConfig, purpose: str, count: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first `count` of `images`, uint8 [N, H, W, C], with the noise that evaluation gives them, and clean.
+    """Return the first `count` of `images` with the noise that evaluation gives them, and clean.
 
     Both are float32 [count, H, W, C].
     """
@@ -124,19 +125,19 @@ def in_batches(denoise: Denoise, noisy: np.ndarray) -> tuple[np.ndarray, float]:
     return np.concatenate(denoised), float(np.median(milliseconds))
 
 
-def noisy_row(config: RunConfig, images: np.ndarray) -> Row:
+def noisy_row(config: RunConfig, images: Images) -> Row:
     """Return the row of the noisy test images themselves."""
     noisy, clean = noisy_and_clean(images, config, "test")
     return Row(NO_DENOISING, len(clean), mean_metrics(clean, noisy), noisy[:SHOWN])
 
 
-def tune(name: str, config: RunConfig, images: np.ndarray, count: int, executor: Executor) -> classical.Tuned:
+def tune(name: str, config: RunConfig, images: Images, count: int, executor: Executor) -> classical.Tuned:
     """Tune one of classical.METHODS on the first `count` validation images with the noise of `config`."""
     noisy, clean = noisy_and_clean(images, config, "validation", count)
     return classical.tune(executor, name, config.noise_range[0], noisy, clean)
 
 
-def filter_row(tuned: classical.Tuned, config: RunConfig, images: np.ndarray, count: int, executor: Executor) -> Row:
+def filter_row(tuned: classical.Tuned, config: RunConfig, images: Images, count: int, executor: Executor) -> Row:
     """Return the row of a filter, on the first `count` test images."""
     noisy, clean = noisy_and_clean(images, config, "test", count)
     denoised, milliseconds = classical.denoise(executor, tuned, noisy)
@@ -147,7 +148,7 @@ def filter_row(tuned: classical.Tuned, config: RunConfig, images: np.ndarray, co
 def posterior_row(config: RunConfig, data: Splits, count: int) -> Row:
     """Return the row of the posterior mean given the training images, on the first `count` test images."""
     noisy, clean = noisy_and_clean(data.test, config, "test", count)
-    denoised, milliseconds = in_batches(classical.posterior_mean(data.train, config.noise_range[0]), noisy)
+    denoised, milliseconds = in_batches(classical.posterior_mean(data.train.pixels, config.noise_range[0]), noisy)
     details = f"mean of the {len(data.train):,} training images, each weighted by its likelihood"
     return Row(POSTERIOR_MEAN, count, mean_metrics(clean, denoised), denoised[:SHOWN], milliseconds, details=details)
 
@@ -226,7 +227,7 @@ def _settings(config: RunConfig) -> str:
     return json.dumps(values)
 
 
-def run_row(name: str, folders: Sequence[Path], config: RunConfig, images: np.ndarray) -> Row:
+def run_row(name: str, folders: Sequence[Path], config: RunConfig, images: Images) -> Row:
     """Return the row of finished runs that differ only in their seeds.
 
     Each is measured on the test images with the noise of `config`, drawn with the run's own seed.
@@ -242,20 +243,20 @@ def run_row(name: str, folders: Sequence[Path], config: RunConfig, images: np.nd
     return dataclasses.replace(row, seconds=seconds, details=_run_details(configs))
 
 
-def model_row(name: str, path: Path, config: RunConfig, images: np.ndarray) -> Row:
+def model_row(name: str, path: Path, config: RunConfig, images: Images) -> Row:
     """Return the row of a .keras or .h5 file."""
     model = load_model(path)
     means = _evaluate(model, config, images)
     return _network_row(name, model, {metric: [means[metric]] for metric in COLUMNS}, config, images)
 
 
-def _evaluate(model: keras.Model, config: RunConfig, images: np.ndarray) -> dict[str, float]:
+def _evaluate(model: keras.Model, config: RunConfig, images: Images) -> dict[str, float]:
     check_fits(model, images)
     return make_evaluator(model)(evaluation_batches(images, config, "test"))
 
 
 def _network_row(
-    name: str, model: keras.Model, metrics: dict[str, list[float]], config: RunConfig, images: np.ndarray
+    name: str, model: keras.Model, metrics: dict[str, list[float]], config: RunConfig, images: Images
 ) -> Row:
     noisy, _ = noisy_and_clean(images, config, "test", TIMED_BATCH * TIMED_BATCHES)
     denoised, milliseconds = in_batches(model.predict_on_batch, noisy)
@@ -306,7 +307,7 @@ def level_results(
             tuned = tune(method, at_level, data.validation, tune_examples, executor)
             denoised, _ = classical.denoise(executor, tuned, noisy)
             yield dataclasses.replace(_level_result(method, level, denoised, clean), details=str(tuned))
-        denoised, _ = in_batches(classical.posterior_mean(data.train, level), noisy)
+        denoised, _ = in_batches(classical.posterior_mean(data.train.pixels, level), noisy)
         yield _level_result(POSTERIOR_MEAN, level, denoised, clean)
     for name, folders in groups.items():
         denoisers = []

@@ -89,7 +89,7 @@ def _markdown(
     tuned_on: int,
     levels: Sequence[LevelResult],
 ) -> str:
-    level = f"Gaussian noise of standard deviation {format_level(config.noise_level)}, clipped to [0, 1]"
+    level = f"Gaussian noise of standard deviation {format_level(config.noise_range[0])}, clipped to [0, 1]"
     lines = [f"# Denoising {config.dataset}: {level}", ""]
     head = ["denoiser", "test images", *(TITLES[metric] for metric in COLUMNS), "weights", "s to train", "ms per image"]
     lines += _table(head, map(_cells, rows))
@@ -134,12 +134,12 @@ def _protocol(config: RunConfig, data: Splits, runs: Sequence[Path], tuned_on: i
         "but clipped noise brightens black and darkens white. So the output of each is multiplied by a gain and added "
         "to an offset, fitted to the same images by least squares, and clipped to [0, 1]."
     ]
-    height, width, channels = data.image_shape
+    height, width, channels = data.train.image_shape
     return [
         f"Images: {config.dataset}, {height} x {width} x {channels}, from 0 (black) to 1 (white): "
         f"{len(data.train):,} to train on, unless noted, the last {len(data.validation):,} training images to validate "
         f"on, and {len(data.test):,} to test on.",
-        f"Noise: clip(x + {format_level(config.noise_level)} n, 0, 1), n standard normal and independent for each "
+        f"Noise: clip(x + {format_level(config.noise_range[0])} n, 0, 1), n standard normal and independent for each "
         "value. Every row has the same noise, that of seed 0, except that the noise of a run is that of its seed.",
         "Metrics are computed for each test image and then averaged, without rounding to 256 levels. PSNR is -10 "
         f"log10(MSE); SSIM has a Gaussian window of {WINDOW} x {WINDOW} pixels, sigma {SIGMA}, within the image, and "

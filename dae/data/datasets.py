@@ -1,18 +1,22 @@
-"""Data sets: where the clean images come from, how they are split, and the digest by which a run recognizes them."""
+"""Data sets: where the images come from, how they are split, and the digest by which a run recognizes them."""
 
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from dae.config import RunConfig
-from dae.data import array_files, image_folder, storage
-from dae.data.array_files import RawImages
-from dae.errors import UsageError, first_line, lookup
+from dae.config import DEFAULT_NOISE_LEVEL, PYTHON_DATA, RunConfig
+from dae.data import array_files, image_folder
+from dae.data.images import Images, Parts, value_range
+from dae.data.layout import TEST, TRAIN, VALIDATION
+from dae.errors import UsageError, as_usage_error, first_line, lookup
+
+# An array, or several by name as in an .npz file.
+Arrays = np.ndarray | Mapping[str, np.ndarray]
 
 # SHA-256 of the bytes of MNIST's image arrays; mnist/README.md describes their origin.
 MNIST_DIGESTS = {
@@ -30,39 +34,38 @@ KERAS_FILES = {
 MAX_VALIDATION, MAX_TEST = 5_000, 10_000
 
 
+# A brightest value of at most this share of white is taken for a mistake about which value is white.
+NEARLY_BLACK = 0.25
+
+
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Clean images, uint8 [N, H, W, C], to train, to validate (possibly none) and to test on."""
+    """Images to train, to validate (possibly none) and to test on."""
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: Images
+    validation: Images
+    test: Images
     notes: tuple[str, ...] = ()
-    """What the user should know about how the images were read."""
+    """What was read, one line for each part, and what the user should know about it."""
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of all images and their shapes."""
         digest = hashlib.sha256()
         for images in (self.train, self.validation, self.test):
-            digest.update(str(images.shape).encode())
-            digest.update(np.ascontiguousarray(images).data)
+            images.update_digest(digest)
         return digest.hexdigest()
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        height, width, channels = self.train.shape[1:]
-        return height, width, channels
 
-
-def mnist() -> RawImages:
-    """Return MNIST's 60,000 training and 10,000 test images, uint8 [N, 28, 28, 1]. Raises UsageError if damaged."""
-    raw = array_files.read_npz(MNIST_FILE)
-    for name, images in (("x_train", raw.train), ("x_test", raw.test)):
-        if hashlib.sha256(np.ascontiguousarray(images).data).hexdigest() != MNIST_DIGESTS[name]:
+def mnist() -> dict[str, np.ndarray]:
+    """Return MNIST's 60,000 training and 10,000 test images, uint8 [N, 28, 28]. Raises UsageError if damaged."""
+    errors = as_usage_error(f"--dataset mnist: {MNIST_FILE}", "damaged; install the package again", Exception)
+    with errors, np.load(MNIST_FILE, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in MNIST_DIGESTS}
+    for name, images in arrays.items():
+        if hashlib.sha256(images.data).hexdigest() != MNIST_DIGESTS[name]:
             raise UsageError(f"--dataset mnist: {MNIST_FILE} is damaged ({name}); install the package again")
-    return raw
+    return arrays
 
 
 def training_labels(config: RunConfig) -> np.ndarray | None:
@@ -76,7 +79,7 @@ def training_labels(config: RunConfig) -> np.ndarray | None:
         return file["y_train"]
 
 
-def from_keras(name: str) -> RawImages:
+def from_keras(name: str) -> dict[str, np.ndarray]:
     """Return the images of `keras.datasets`, which downloads them once. Raises UsageError if it cannot."""
     import keras
 
@@ -88,31 +91,54 @@ def from_keras(name: str) -> RawImages:
             f"--dataset {name}: Keras could not download or read it ({first_line(error)}); "
             f"without a network, put {KERAS_FILES[name].format(folder)}"
         ) from None
-    channels = () if train.ndim == 4 else (1,)
-    return RawImages(train.reshape(*train.shape, *channels), test.reshape(*test.shape, *channels), [])
+    return {"x_train": train, "x_test": test}
 
 
-DATASETS: dict[str, Callable[[], RawImages]] = {
+DATASETS: dict[str, Callable[[], dict[str, np.ndarray]]] = {
     "mnist": mnist,
     **{name: functools.partial(from_keras, name) for name in KERAS_FILES},
 }
 
 
-def load(config: RunConfig) -> Splits:
-    """Return the images that `config` describes, split. Raises UsageError if they are missing, damaged or too few."""
-    name = f"--dataset {config.dataset}" if config.data is None else f"--data: {config.data}"
-    try:
-        train, test, notes = _read(config)
-        if test is None:
-            train, test = _split_off_test(train, name)
-            notes.append(f"no test images: {len(test):,} of {len(train) + len(test):,}, drawn by a fixed seed, test")
-    except OSError as error:
-        raise UsageError(f"{name}: cannot be read ({error.strerror})") from None
-    if train.shape[1:] != test.shape[1:]:
-        raise UsageError(f"{name}: training images of {train.shape[1:]}, but test images of {test.shape[1:]}")
-    if train[:1000].max() <= 1:
-        notes.append("no value above 1 of 255, so nearly black; save the images as floats if 1 is white")
-    splits = _split_off_validation(train, test, config, notes)
+def load(config: RunConfig, data: Arrays | None = None) -> Splits:
+    """Return the images that `config` describes, split.
+
+    `data` are the arrays that `config` records as PYTHON_DATA. Raises UsageError if images are missing, damaged, too
+    few, or others than those whose digest `config` records, and if their values hardly fit their range.
+    """
+    name = source(config)
+    images, notes = _read(config, data)
+    if TRAIN not in images:
+        raise UsageError(f"{name}: has no part to train on, only {' and '.join(images)}")
+    train, test, validation = images[TRAIN], images.get(TEST), images.get(VALIDATION)
+    roles = {TEST: "", VALIDATION: ""}
+    if test is None:
+        train, test = _split_off_test(train, name)
+        roles[TEST] = ", drawn from the others by a fixed seed"
+    if validation is None:
+        train, validation = _split_off_validation(train, config)
+        roles[VALIDATION] = ", the last of those to train on"
+    elif config.validation_examples is not None:
+        left_out = len(validation) - config.validation_examples
+        if left_out < 0:
+            raise UsageError(
+                f"--validation-examples: {config.validation_examples} exceeds the {len(validation)} there are"
+            )
+        validation = validation[left_out:]
+    if config.train_examples is not None and config.train_examples > len(train):
+        given = "" if config.validation_examples is None else f" that --validation-examples {len(validation)} leaves"
+        raise UsageError(f"--train-examples: {config.train_examples} exceeds the {len(train)}{given}")
+    train = train[: config.train_examples]
+    parts = {TRAIN: train, VALIDATION: validation, TEST: test}
+    for part, one in parts.items():
+        _check_same_kind(one, train, part, config, name)
+    _check_brightness(parts.values(), config, name)
+    lines = [_describe(one, part, config, name) + roles.get(part, "") for part, one in parts.items()]
+    examples = examples_per_epoch(train, config)
+    if examples < config.batch_size:
+        kind = "training images" if config.patch_size is None else "patches of an epoch"
+        notes.append(f"--batch-size {config.batch_size} exceeds the {examples} {kind}; a step takes all of them")
+    splits = Splits(train, validation, test, (*lines, *notes))
     if config.data_digest not in (None, splits.digest):
         raise UsageError(
             f"{name}: the images differ from those the run was made with "
@@ -121,56 +147,150 @@ def load(config: RunConfig) -> Splits:
     return splits
 
 
-def _read(config: RunConfig) -> RawImages:
+def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
+    """Return the test images of the data that `config` names, or all if they are not divided into parts, and notes."""
+    images, notes = _read(config, None)
+    if TEST not in images and len(images) > 1:
+        raise UsageError(f"{source(config)}: has no part to test on, only {' and '.join(images)}")
+    test = images.get(TEST, next(iter(images.values())))
+    return test, (_describe(test, TEST, config, source(config)), *notes)
+
+
+def source(config: RunConfig) -> str:
+    """Return the name of the data set for messages."""
+    return f"--dataset {config.dataset}" if config.data is None else f"--data: {config.data}"
+
+
+def examples_per_epoch(images: Images, config: RunConfig) -> int:
+    """Return the number of examples that an epoch trains on: images, or with `config.patch_size` patches of them."""
+    return int(examples_per_image(images, config).sum())
+
+
+def examples_per_image(images: Images, config: RunConfig) -> np.ndarray:
+    """Return the number of examples of each image, int64 [N]: with patches, as many as its area has, at least one."""
+    if config.patch_size is None:
+        return np.ones(len(images), np.int64)
+    return np.maximum(1, images.shapes.prod(axis=1) // config.patch_size**2)
+
+
+def with_noise_level(config: RunConfig, images: Images) -> RunConfig:
+    """Return `config` with the noise level filled in: that of the tutorial, or 0 for pairs, which are noisy already.
+
+    Raises UsageError if `config` names another noise model for pairs, but no level.
+    """
+    if config.noise_level is not None:
+        return config
+    if images.is_paired and config.noise != RunConfig.noise:
+        raise UsageError(f"--noise: {config.noise} for images that are noisy already needs its --noise-level")
+    return dataclasses.replace(config, noise_level=0.0 if images.is_paired else DEFAULT_NOISE_LEVEL)
+
+
+def mean_brightness(images: Images, config: RunConfig) -> float:
+    """Return the mean of all values of the clean images, from 0 (black) to 1 (white)."""
+    low, high = value_range(images, config.value_range)
+    return (float(images.clean.mean(dtype=np.float64)) - low) / (high - low)
+
+
+def _read(config: RunConfig, data: Arrays | None) -> Parts:
     """Read the data set, file or folder that `config` names."""
-    path = None if config.data is None else Path(config.data)
-    files = sorted(path.iterdir()) if path is not None and path.is_dir() else []
-    if path is not None and path.is_dir() and not any(array_files.IDX_NAME.fullmatch(file.name) for file in files):
-        return image_folder.read(path, config.image_size, config.skip_broken)
-    for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
-        if value:
-            raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
-    if path is None:
-        return lookup(DATASETS, config.dataset, "--dataset")()
-    if files:
-        return array_files.read_idx(files)
-    if path.suffix == ".npy":
-        return array_files.read_npy(path)
-    if array_files.IDX_NAME.fullmatch(path.name):
-        return array_files.read_idx([path])
-    if path.suffix != ".npz" and path.exists():
+    path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
+    try:
+        if path is not None and not path.exists():
+            moved = "; if it was moved, add --data with its new place" if config.data_digest else ""
+            raise UsageError(f"--data: {path}: no such file or folder{moved}")
+        files = sorted(path.iterdir()) if path is not None and path.is_dir() else []
+        if path is not None and path.is_dir() and not any(array_files.IDX_NAME.fullmatch(file.name) for file in files):
+            return image_folder.read(path, config)
+        for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
+            if value:
+                raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
+        if path is None:
+            return array_files.from_memory(_arrays(config, data), config)
+        if files:
+            return array_files.read_idx(files, config)
+        if path.suffix == ".npy":
+            return array_files.read_npy(path, config)
+        if path.suffix == ".npz":
+            return array_files.read_npz(path, config)
+        if array_files.IDX_NAME.fullmatch(path.name):
+            return array_files.read_idx([path], config)
         raise UsageError(
             f"--data: {path}: expected a folder, or an .npz, .npy or IDX file (such as train-images-idx3-ubyte)"
         )
-    return array_files.read_npz(path)
+    except OSError as error:
+        raise UsageError(f"{source(config)}: cannot be read ({error.strerror})") from None
 
 
-def _split_off_test(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(config: RunConfig, data: Arrays | None) -> Arrays:
+    if config.data is None:
+        return lookup(DATASETS, config.dataset, "--dataset")()
+    if data is None:
+        raise UsageError("--data: the images were Python arrays; pass them again: dae.train(config, data=images)")
+    return data
+
+
+def _split_off_test(images: Images, name: str) -> tuple[Images, Images]:
     """Draw a tenth of the images, by a fixed seed, for testing: runs with different seeds share their test images."""
     if len(images) < 2:
         raise UsageError(f"{name}: expected at least two images, one to train and one to test on, got one")
     # RandomState's permutations are the same in every version of NumPy.
-    shuffled = storage.take(images, np.random.RandomState(0).permutation(len(images)))
+    shuffled = images.take(np.random.RandomState(0).permutation(len(images)))
     tested = min(MAX_TEST, max(1, len(images) // 10))
     return shuffled[tested:], shuffled[:tested]
 
 
-def _split_off_validation(train: np.ndarray, test: np.ndarray, config: RunConfig, notes: list[str]) -> Splits:
-    """Take the validation images from the end of the training images, and as many others to train on as asked for."""
+def _split_off_validation(train: Images, config: RunConfig) -> tuple[Images, Images]:
+    """Take the validation images from the end of the training images."""
     validated = config.validation_examples
     if validated is None:
         validated = min(MAX_VALIDATION, len(train) // 10)
-    available = len(train) - validated
-    if available < 1:
+    if validated >= len(train):
         raise UsageError(f"--validation-examples: {validated} of {len(train)} leave none to train on")
-    if config.train_examples is not None and config.train_examples > available:
+    return train[: len(train) - validated], train[len(train) - validated :]
+
+
+def _check_same_kind(images: Images, train: Images, part: str, config: RunConfig, name: str) -> None:
+    """Raise UsageError if the images of a part differ in kind from those to train on, or are too small for patches."""
+    if images.is_paired != train.is_paired:
+        paired, single = (TRAIN, part) if train.is_paired else (part, TRAIN)
+        raise UsageError(f"{name}: {paired} has pairs of noisy and clean images, but {single} has not")
+    kinds = [(one.pixels.dtype.name, one.channels if config.patch_size else one.image_shape) for one in (train, images)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(f"{name}: training images of {kinds[0]}, but {part} images of {kinds[1]}")
+    if config.patch_size is not None and part == TRAIN and images.shapes.min() < config.patch_size:
+        height, width = images.shapes[images.shapes.min(axis=1).argmin()]
         raise UsageError(
-            f"--train-examples: {config.train_examples} exceeds the {available} that --validation-examples {validated} "
-            "leaves"
+            f"--patch-size: {config.patch_size} exceeds the size of an image of {name}, {height} x {width}"
         )
-    trained = config.train_examples or available
-    if trained < config.batch_size:
-        notes.append(
-            f"--batch-size {config.batch_size} exceeds the {trained} training images; a step takes all of them"
+
+
+def _check_brightness(parts: Collection[Images], config: RunConfig, name: str) -> None:
+    """Raise UsageError if all images are nearly black, unless `config` says which value is white."""
+    low, white = value_range(next(iter(parts)), config.value_range)
+    brightest = max(float(images.clean.max()) for images in parts if len(images))
+    if config.value_range is None and brightest <= NEARLY_BLACK * white:
+        likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
+        raise UsageError(
+            f"{name}: nearly black: the largest value is {brightest:g}, but white is {white:g}; add --value-range "
+            f"{low:g} {likely:g} if {likely:g} is white, or --value-range {low:g} {white:g} if the images are so dark"
         )
-    return Splits(train[:trained], train[available:], test, tuple(notes))
+
+
+def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
+    """Return a line about the images of a part. Raises UsageError if their values hardly fit their range."""
+    if not len(images):
+        return f"{part}: no images"
+    sides = images.shapes
+    least, most = sides[sides.prod(axis=1).argmin()], sides[sides.prod(axis=1).argmax()]
+    size = f"{least[0]} x {least[1]}" + ("" if images.sizes is None else f" to {most[0]} x {most[1]}")
+    dtype = images.pixels.dtype.name
+    kind = "grey" if images.channels == 1 else "colour"
+    counted = "pairs of noisy and clean images" if images.is_paired else "images"
+    low, high = value_range(images, config.value_range)
+    darkest, brightest = float(images.clean.min()), float(images.clean.max())
+    if darkest < low or brightest > high:
+        raise UsageError(
+            f"{name}: {part} has values from {darkest:g} to {brightest:g}, but black is {low:g} and white {high:g}; "
+            "--value-range sets others"
+        )
+    return f"{part}: {len(images):,} {counted}, {size}, {kind}, {dtype} from {darkest:g} to {brightest:g}"

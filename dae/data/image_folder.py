@@ -1,37 +1,95 @@
-"""Images from a folder of pictures: PNG, JPEG, BMP, and the first frame of a GIF, read by Pillow.
+"""Images from a folder of pictures, clean ones or pairs of noisy and clean ones (dae/data/layout.py).
 
-Every picture is decoded when a run starts, so that a broken one is found before training. Pictures are rotated
-according to their EXIF orientation, transparent ones are blended with white, and 16 bits are reduced to 8. They are
-shuffled with a fixed seed, because folders are often sorted by class and the last training images are used for
-validation.
+Every picture is decoded when a run starts, so that a broken one is found before training. Pictures are shuffled with a
+fixed seed, because folders are often sorted by class and the last training images can be used for validation.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+import collections
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from dae.data import storage
-from dae.data.array_files import RawImages, check_shape
-from dae.errors import UsageError, first_line
+from dae.config import RunConfig
+from dae.data import layout, pictures, storage
+from dae.data.array_files import check_shape
+from dae.data.images import Images, Parts, rescaled, to_grey
+from dae.data.pictures import Header
+from dae.errors import UsageError, as_usage_error
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
-_ORIENTATION = 0x0112  # the EXIF tag; values of 5 and more swap height and width
 # The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
 _AHEAD = 256
 
+# The paths of a clean picture and, in a pair, of a noisy one.
+_Paths = tuple[Path, ...]
 
-class _Header(NamedTuple):
-    path: Path
-    size: tuple[int, int]  # height, width
-    is_colour: bool
+
+def find(folder: Path) -> tuple[list[Path], collections.Counter[str]]:
+    """Return the paths of all pictures in `folder` and its subfolders, sorted, and the number of other files by suffix.
+
+    Hidden files and folders are left out.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    found = [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
+    others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in pictures.SUFFIXES)
+    return found, collections.Counter(others)
+
+
+def read(folder: Path, config: RunConfig) -> Parts:
+    """Read the pictures in `folder`.
+
+    Images are grey if every picture is stored in grey, or with `config.grey`, and otherwise in colour; they have 16
+    bits if any picture has. With `config.image_size`, each is scaled to cover that size and cropped to the centre.
+    Raises UsageError if pictures have different sizes, and neither that nor `config.patch_size` is given; for names
+    that are ambiguous; and for a broken picture, unless `config.skip_broken`.
+    """
+    files, others = find(folder)
+    if not files:
+        held = f" (but {_counts(others)})" if others else ""
+        raise UsageError(
+            f"--data: {folder}: holds no pictures{held}; expected files that end in {', '.join(pictures.SUFFIXES)}"
+        )
+    notes = [f"not read, because of their suffixes: {_counts(others)}"] if others else []
+    with as_usage_error(f"--data: {folder}"):
+        divided = layout.divide(layout.of_files(path.relative_to(folder) for path in files))
+    parts = {
+        part: _shuffled([tuple(folder / path for path in names if path is not None) for names in divided[part]])
+        for part in divided
+    }
+    reader = _Reader(config.skip_broken)
+    headers: dict[_Paths, list[Header]] = {}
+    for paths, found in reader(_read_headers, [paths for each in parts.values() for paths in each]):
+        headers[paths] = found
+    if not headers:
+        raise UsageError(f"--data: {folder}: all pictures are broken")
+    convert = _Conversion(folder, headers, config)
+    images = {}
+    for part, all_paths in parts.items():
+        images[part] = convert.images([paths for paths in all_paths if paths in headers], headers, reader)
+        if not len(images[part]):
+            raise UsageError(f"--data: {folder}: all pictures of the part {part} are broken")
+    broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
+    if broken:
+        listed = ", ".join(broken[:5]) + ("" if len(broken) <= 5 else ", ...")
+        notes.append(f"skipped {len(broken)} broken pictures: {listed}")
+    return Parts(images, notes + convert.notes)
+
+
+def _counts(suffixes: collections.Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+
+
+def _shuffled(paths: Sequence[_Paths]) -> list[_Paths]:
+    # RandomState's permutations are the same in every version of NumPy.
+    return [paths[index] for index in np.random.RandomState(0).permutation(len(paths))]
 
 
 class _Reader:
@@ -41,138 +99,121 @@ class _Reader:
         self._skip_broken = skip_broken
         self.broken: list[Path] = []
 
-    def __call__(self, read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[Any]:
-        """Yield `read_one(file)` for each readable file, in order."""
-        for path, (value, reason) in zip(files, _in_threads(read_one, files), strict=True):
-            if reason is None:
-                yield value
-            elif self._skip_broken:
-                self.broken.append(path)
-            else:
-                raise UsageError(
-                    f"--data: {path}: broken ({reason}); repair or remove it, or skip broken ones with --skip-broken"
-                )
+    def __call__(self, read_one: Callable[[_Paths], Any], files: Sequence[_Paths]) -> Iterator[tuple[_Paths, Any]]:
+        """Yield the paths of each readable picture or pair with what `read_one` returns, in order."""
+        bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
+        with ThreadPoolExecutor() as pool, bar:
+            for start in range(0, len(files), _AHEAD):
+                some = files[start : start + _AHEAD]
+                for paths, (value, reason) in zip(some, pool.map(_attempt(read_one), some), strict=True):
+                    bar.update()
+                    if reason is None:
+                        yield paths, value
+                    elif self._skip_broken:
+                        self.broken.append(reason[0])
+                    else:
+                        raise UsageError(
+                            f"--data: {reason[1]}; repair or remove it, or skip broken pictures with --skip-broken"
+                        )
 
 
-def find(folder: Path) -> list[Path]:
-    """Return the paths of all pictures in `folder` and its subfolders, sorted, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def _attempt(read_one: Callable[[_Paths], Any]) -> Callable[[_Paths], tuple[Any, tuple[Path, str] | None]]:
+    """Return the function that returns (what `read_one` returns, None) or (None, (a broken file, why))."""
 
-
-def read(folder: Path, image_size: int | tuple[int, int] | None, skip_broken: bool) -> RawImages:
-    """Read the pictures in `folder`; if it has the subfolders train and test, they hold training and test images.
-
-    Images are grey if every picture is stored in grey, and otherwise in colour. With `image_size`, one side or (height,
-    width), each picture is scaled to cover that size and cropped to the centre. Raises UsageError if pictures have
-    different sizes and `image_size` is None, and for a broken picture unless `skip_broken`.
-    """
-    parts = _parts(folder)
-    reader = _Reader(skip_broken)
-    headers = list(reader(_read_header, [path for files in parts.values() for path in files]))
-    if not headers:
-        raise UsageError(f"--data: {folder}: all pictures are broken")
-    notes: list[str] = []
-    shape = _common_shape(folder, headers, image_size, notes)
-    images = []
-    for path, files in parts.items():
-        decoded = reader(functools.partial(_decode, shape=shape), files)
-        images.append(storage.materialize((len(files), *shape), decoded))
-        if not len(images[-1]):
-            raise UsageError(f"--data: {path}: all pictures are broken")
-    broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
-    if broken:
-        notes.append(f"skipped broken pictures: {', '.join(broken[:5])}" + ("" if len(broken) <= 5 else ", ..."))
-    return RawImages(images[0], images[1] if len(images) > 1 else None, notes)
-
-
-def _parts(folder: Path) -> dict[Path, list[Path]]:
-    """Return the pictures, shuffled, of the subfolders train and test, or of `folder` if it does not have both."""
-    folders = [folder / "train", folder / "test"]
-    if not all(path.is_dir() for path in folders):
-        folders = [folder]
-    parts = {}
-    for path in folders:
-        files = find(path)
-        if not files:
-            raise UsageError(f"--data: {path}: holds no pictures; expected files that end in {', '.join(SUFFIXES)}")
-        # RandomState's permutations are the same in every version of NumPy.
-        parts[path] = [files[index] for index in np.random.RandomState(0).permutation(len(files))]
-    return parts
-
-
-def _common_shape(
-    folder: Path, headers: list[_Header], image_size: int | tuple[int, int] | None, notes: list[str]
-) -> tuple[int, int, int]:
-    """Return the (H, W, C) to which all pictures are converted; append to `notes` what the conversion changes."""
-    examples = {header.size: header.path for header in reversed(headers)}
-    if image_size is None and len(examples) > 1:
-        least, most = (of(examples, key=lambda size: size[0] * size[1]) for of in (min, max))
-        raise UsageError(
-            f"--data: {folder}: pictures of {len(examples)} sizes, from {least[0]} x {least[1]} "
-            f"({examples[least].name}) to {most[0]} x {most[1]} ({examples[most].name}); "
-            "add --image-size to scale and crop them to one"
-        )
-    if image_size is None:
-        (size,) = examples
-    else:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        notes.append(f"pictures scaled to cover {size[0]} x {size[1]} (height x width) and cropped to the centre")
-    colours = {header.is_colour for header in headers}
-    if len(colours) > 1:
-        notes.append("grey pictures among coloured ones converted to colour")
-    shape = (*size, 3 if any(colours) else 1)
-    check_shape((1, *shape), f"--data: {folder}: ")
-    return shape
-
-
-def _in_threads(read_one: Callable[[Path], Any], files: list[Path]) -> Iterator[tuple[Any, str | None]]:
-    """Yield (what `read_one` returns, None) or (None, why it failed) for each file, in order."""
-
-    def attempt(path: Path) -> tuple[Any, str | None]:
+    def attempt(paths: _Paths) -> tuple[Any, tuple[Path, str] | None]:
         try:
-            return read_one(path), None
-        except Exception as error:  # Pillow raises exceptions of many types for damaged files
-            return None, first_line(error)
+            return read_one(paths), None
+        except pictures.BrokenPicture as error:
+            return None, (next(path for path in paths if str(error).startswith(str(path))), str(error))
 
-    bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
-    with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(files), _AHEAD):
-            for result in pool.map(attempt, files[start : start + _AHEAD]):
-                bar.update()
-                yield result
+    return attempt
 
 
-def _read_header(path: Path) -> _Header:
-    with Image.open(path, formats=_FORMATS) as image:
-        swapped = image.getexif().get(_ORIENTATION, 1) >= 5
-        size = (image.width, image.height) if swapped else (image.height, image.width)
-        if image.mode == "P":
-            red, green, blue = np.reshape(image.getpalette("RGB"), (-1, 3)).T
-            return _Header(path, size, bool((red != green).any() or (green != blue).any()))
-        return _Header(path, size, image.mode not in _GREY_MODES)
+def _read_headers(paths: _Paths) -> list[Header]:
+    return [pictures.read_header(path) for path in paths]
 
 
-def _decode(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return a picture as uint8 [1, H, W, C], converted to `shape`, (H, W, C)."""
-    height, width, channels = shape
-    with Image.open(path, formats=_FORMATS) as opened:
-        # A JPEG can be decoded faster at an eighth, a quarter or half of its size. `draft` chooses the smallest of
-        # these that still has at least twice the wanted size.
-        if opened.width > 2 * width and opened.height > 2 * height:
-            opened.draft(opened.mode, (2 * max(height, width), 2 * max(height, width)))
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB" if channels == 3 else "L")
-        if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height))
-        return np.asarray(image).reshape(1, *shape)
+class _Conversion:
+    """How all pictures become images of one type and, unless patches are cut from them, of one size."""
+
+    def __init__(self, folder: Path, headers: dict[_Paths, list[Header]], config: RunConfig) -> None:
+        """Raise UsageError if pictures do not fit together, or are too small."""
+        self.notes: list[str] = []
+        self._size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
+        every = {path: one for paths, each in headers.items() for path, one in zip(paths, each, strict=True)}
+        types = {one.dtype for one in every.values()}
+        if len(types) > 1 and (np.dtype(np.float32) in types or config.value_range is not None):
+            found = " and ".join(sorted(map(str, types)))
+            raise UsageError(f"--data: {folder}: pictures of {found}; expected one type")
+        self._dtype = np.promote_types(*types, *types) if len(types) == 1 else np.dtype(np.uint16)
+        channels = {one.channels for one in every.values()}
+        if channels == {1, 3} and not config.grey:
+            self.notes.append("grey pictures among coloured ones converted to colour")
+        self._channels = 1 if config.grey else max(channels)
+        for paths, each in headers.items():
+            if len({(one.height, one.width) for one in each}) > 1 and self._size is None:
+                raise UsageError(
+                    f"--data: {paths[0]} and {paths[1]}: expected equal sizes, got "
+                    + " and ".join(f"{one.height} x {one.width}" for one in each)
+                )
+        if self._size is not None:
+            height, width = self._size
+            self.notes.append(f"pictures scaled to cover {height} x {width} (height x width) and cropped to the centre")
+            sizes = {self._size: folder}
+        else:
+            sizes = {(one.height, one.width): path for path, one in reversed(every.items())}
+        least, most = (of(sizes, key=lambda size: size[0] * size[1]) for of in (min, max))
+        if len(sizes) > 1 and config.patch_size is None:
+            raise UsageError(
+                f"--data: {folder}: pictures of {len(sizes)} sizes, from {least[0]} x {least[1]} "
+                f"({sizes[least].name}) to {most[0]} x {most[1]} ({sizes[most].name}); add --image-size to scale and "
+                "crop them to one, or --patch-size to train on patches of them"
+            )
+        self._has_sizes = len(sizes) > 1
+        for size, path in sizes.items():
+            with as_usage_error(f"--data: {path}"):
+                check_shape((1, *size, self._channels))
+
+    def images(self, paths: Sequence[_Paths], headers: dict[_Paths, list[Header]], reader: _Reader) -> Images:
+        """Decode the pictures or pairs of one part."""
+        is_paired = bool(paths) and len(paths[0]) == 2
+        channels = self._channels * (2 if is_paired else 1)
+        sizes = np.array([headers[one][0][:2] for one in paths], np.int64).reshape(-1, 2)
+        if not self._has_sizes:
+            size = self._size or sizes[0]
+            blocks = (pixels[None] for _, pixels in reader(self._decode, paths))
+            return Images(storage.materialize((len(paths), *size, channels), blocks, self._dtype), is_paired)
+        read = []
+
+        def rows() -> Iterator[np.ndarray]:
+            for _, pixels in reader(self._decode, paths):
+                read.append(pixels.shape[:2])
+                yield pixels.reshape(-1, channels)
+
+        pixels = storage.materialize((int(sizes.prod(axis=1).sum()), channels), rows(), self._dtype)
+        return Images(pixels, is_paired, np.array(read, np.int64).reshape(-1, 2))
+
+    def _decode(self, paths: _Paths) -> np.ndarray:
+        """Return a picture, or a pair on the axis of channels, [H, W, C or 2 C]."""
+        decoded = []
+        for path in paths:
+            pixels = rescaled(pictures.read(path, self._size), self._dtype)
+            if pixels.shape[2] == 3 and self._channels == 1:
+                pixels = to_grey(pixels)
+            pixels = np.broadcast_to(pixels, (*pixels.shape[:2], self._channels))
+            decoded.append(pixels if self._size is None else _fit(pixels, self._size))
+        return decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
+
+
+def _fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale [H, W, C] to cover `size`, (height, width), and crop it to the centre; by Pillow's bicubic filter."""
+    if pixels.shape[:2] == size:
+        return pixels
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+        return np.asarray(ImageOps.fit(image, size[::-1])).reshape(*size, -1)
+    channels = [Image.fromarray(pixels[..., channel].astype(np.float32)) for channel in range(pixels.shape[2])]
+    fitted = np.stack([np.asarray(ImageOps.fit(channel, size[::-1])) for channel in channels], axis=2)
+    # The filter overshoots at edges.
+    fitted = np.clip(fitted, pixels.min(), pixels.max())
+    return fitted if pixels.dtype == np.float32 else np.rint(fitted).astype(pixels.dtype)

@@ -7,6 +7,7 @@ so. Write your own in any file (docs/data.md), or add one here and to `NOISES`.
 """
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -114,11 +115,27 @@ def standard_normal(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.reshape(pairs[:size], shape)
 
 
+def unchanged(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return the clean images, as all of NOISES do at level 0."""
+    return clean
+
+
 NOISES: dict[str, Noise] = {
     function.__name__: function for function in (gaussian, uniform, salt_pepper, masking, speckle, poisson)
 }
 # Models whose level is a probability; elsewhere it can be any number >= 0.
 MAX_LEVEL = {"salt_pepper": 1.0, "masking": 1.0}
+# Above it, clipped noise leaves hardly anything of an image; it is then a level for images from 0 to 255.
+MAX_PLAUSIBLE_LEVEL = 2.0
+
+
+_LIKELY_LEVELS: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(
+        ("gaussian", "uniform", "speckle"),
+        lambda level: f"black is 0 and white 1; {level:g} of 255 is {level / 255:.3g}",
+    ),
+    "poisson": lambda level: f"the level is 1 / photons; for {level:g} photons it is {1 / level:.3g}",
+}
 
 
 def build(name: str, highest_level: float) -> Noise:
@@ -136,6 +153,11 @@ def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
     one of these rules.
     """
     low, high = config.noise_range
+    if config.noise in _LIKELY_LEVELS and high > MAX_PLAUSIBLE_LEVEL:
+        problem = f"--noise-level: {high:g} for {config.noise}, where {_LIKELY_LEVELS[config.noise](high)}"
+        if config.clip_noise:
+            raise UsageError(f"{problem}; expected at most {MAX_PLAUSIBLE_LEVEL:g}, or --no-clip-noise")
+        print(f"warning: {problem}", file=sys.stderr)
     noise, prefix = build(config.noise, high), f"--noise {config.noise}"
     clean, seed = tf.fill((2, *image_shape), 0.5), tf.constant([0, 1], tf.int64)
     level = low if low == high else tf.reshape(tf.constant([low, high]), (2, 1, 1, 1))

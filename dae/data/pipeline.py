@@ -1,7 +1,7 @@
 """The `tf.data` pipeline: from a step number to a batch of noisy and clean images, with noise made on the fly.
 
-Batch number s is a function of (seed, s). So there is no iterator state to save, a pipeline can start at any step, and
-neither prefetching nor parallel calls can change a batch.
+Batch number s is a function of (seed, s), with all that is random: order, patches, flips and noise. So there is no
+iterator state to save, a pipeline can start at any step, and neither prefetching nor parallel calls can change a batch.
 """
 
 import itertools
@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data import noise, storage
+from dae.data.datasets import examples_per_epoch, examples_per_image, with_noise_level
+from dae.data.images import Images, value_range
 from dae.seeding import stateless_seed
 
 
@@ -47,45 +49,122 @@ def equal_batches(examples: int, batch_size: int, step: int) -> tuple[int, int]:
     return (full - position, batch_size) if position < full else (1, remainder)
 
 
-def training_batches(images: np.ndarray, config: RunConfig, first_step: int = 0) -> tf.data.Dataset:
+def training_batches(images: Images, config: RunConfig, first_step: int = 0) -> tf.data.Dataset:
     """Return all batches of a run from step `first_step`, counted from 0, to its last.
 
-    `images` are uint8 [N, H, W, C]. Order and noise differ between epochs.
+    Order, patches, flips and noise differ between epochs.
     """
-    examples, batch_size = len(images), config.batch_size
+    examples, batch_size = examples_per_epoch(images, config), config.batch_size
     steps = steps_per_epoch(examples, batch_size)
-    gather = storage.gather_fn(images)
-    make_batch = batch_maker(config)
+    gather = _training_gather(images, config)
+    make_batch = batch_maker(images, config)
 
     def batch(step: tf.Tensor) -> Batch:
         epoch, position = step // steps, step % steps
         positions = tf.range(position * batch_size, tf.minimum((position + 1) * batch_size, examples))
         order = stateless_seed(config.seed, "order", epoch)
         indices = tf.random.experimental.index_shuffle(positions, order, tf.constant(examples - 1, tf.int64))
-        return make_batch(gather(indices), step)
+        return make_batch(gather(indices, step), step)
 
     return _batches(tf.data.Dataset.range(first_step, steps * config.epochs), batch)
 
 
-def evaluation_batches(images: np.ndarray, config: RunConfig, purpose: str) -> tf.data.Dataset:
-    """Return batches of all `images` in order; all that is random is always the same for one `purpose`."""
-    examples, gather, batch_size = len(images), storage.gather_fn(images), _evaluation_batch_size(images)
-    make_batch = batch_maker(config, f"{purpose} ")
+def _training_gather(images: Images, config: RunConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return the function from the numbers of examples [batch] and the step to their pixels [batch, H, W, C].
+
+    With patches, an image has as many examples as `examples_per_image` says.
+    """
+    if config.patch_size is None and not config.augment:
+        gather = storage.gather_fn(images.pixels)
+        return lambda examples, step: gather(examples)
+    cut = _patch_cutter(images)
+    size = images.image_shape[:2] if config.patch_size is None else (config.patch_size, config.patch_size)
+    ends = tf.constant(np.cumsum(examples_per_image(images, config)))
+    shapes = tf.constant(images.shapes)
+
+    def gather_patches(examples: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        indices = tf.searchsorted(ends, examples, side="right", out_type=tf.int64)
+        room = tf.cast(tf.gather(shapes, indices) - size, tf.float32) + 1
+        uniform = tf.random.stateless_uniform(tf.shape(room), stateless_seed(config.seed, "patches", step))
+        corners = tf.cast(tf.minimum(tf.floor(uniform * room), room - 1), tf.int64)
+        symmetries = None
+        if config.augment:
+            seed = stateless_seed(config.seed, "symmetries", step)
+            count = 8 if size[0] == size[1] else 4
+            symmetries = tf.random.stateless_uniform(tf.shape(indices), seed, 0, count, tf.int64)
+        return cut(indices, corners, size, symmetries)
+
+    return gather_patches
+
+
+def _patch_cutter(images: Images) -> Callable[..., tf.Tensor]:
+    """Return a function that cuts a patch [H, W] out of each image with the given numbers.
+
+    It takes indices [batch], upper left corners [batch, 2], the size of the patches, and symmetries [batch], of which
+    bit 0 mirrors left and right, bit 1 top and bottom, and bit 2 rows and columns; so 0 to 7 are the symmetries of a
+    square.
+    """
+    gather = storage.gather_fn(images.rows)
+    starts = tf.constant(np.cumsum(images.shapes.prod(axis=1)) - images.shapes.prod(axis=1))
+    widths = tf.constant(np.ascontiguousarray(images.shapes[:, 1]))
+
+    def cut(
+        indices: tf.Tensor, corners: tf.Tensor, size: tuple[int, int], symmetries: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        row, column = tf.meshgrid(*(tf.range(side, dtype=tf.int64) for side in size), indexing="ij")
+        if symmetries is not None:
+            bits = tf.reshape(symmetries, [-1, 1, 1])
+            row = tf.where(bits & 2 > 0, size[0] - 1 - row, row)
+            column = tf.where(bits & 1 > 0, size[1] - 1 - column, column)
+            row, column = tf.where(bits & 4 > 0, column, row), tf.where(bits & 4 > 0, row, column)
+        each = (tf.gather(starts, indices), tf.gather(widths, indices), *tf.unstack(corners, axis=1))
+        start, width, top, left = (tf.reshape(one, [-1, 1, 1]) for one in each)
+        return gather(start + (top + row) * width + left + column)
+
+    return cut
+
+
+def evaluation_batches(images: Images, config: RunConfig, purpose: str) -> tf.data.Dataset:
+    """Return batches of all `images`, whole, in order; all that is random is always the same for one `purpose`.
+
+    Images of several sizes come one by one.
+    """
+    make_batch = batch_maker(images, config, f"{purpose} ")
+    examples, batch_size = len(images), _evaluation_batch_size(images, config)
+    if images.sizes is None:
+        gather = storage.gather_fn(images.pixels)
+    else:
+        rows, shapes = storage.gather_fn(images.pixels), tf.constant(images.sizes)
+        ends = tf.constant(np.cumsum(images.sizes.prod(axis=1)))
 
     def batch(number: tf.Tensor) -> Batch:
+        if images.sizes is not None:
+            end, shape = tf.gather(ends, number), tf.gather(shapes, number)
+            pixels = rows(tf.range(end - tf.reduce_prod(shape), end))
+            return make_batch(tf.reshape(pixels, [1, shape[0], shape[1], images.pixels.shape[-1]]), number)
         indices = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, examples))
         return make_batch(gather(indices), number)
 
     return _batches(tf.data.Dataset.range(steps_per_epoch(examples, batch_size)), batch)
 
 
-def sample_batch(images: np.ndarray, config: RunConfig, purpose: str) -> Batch:
-    """Return the first of `evaluation_batches`, without holding the other images."""
-    return next(iter(evaluation_batches(images[: _evaluation_batch_size(images)], config, purpose)))
+def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
+    """Return a few images of one size: the first of `evaluation_batches`, or the patches in the centre of images."""
+    if config.patch_size is None:
+        return next(iter(evaluation_batches(images[: _evaluation_batch_size(images, config)], config, purpose)))
+    side, channels = config.patch_size, images.pixels.shape[-1]
+    images = images[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // (side * side * channels))]
+    corners = tf.constant((images.shapes - side) // 2)
+    pixels = _patch_cutter(images)(tf.range(len(images), dtype=tf.int64), corners, (side, side))
+    return batch_maker(images, config, f"{purpose} sample ")(pixels, tf.constant(0, tf.int64))
 
 
-def _evaluation_batch_size(images: np.ndarray) -> int:
-    return max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // math.prod(images.shape[1:]))
+def _evaluation_batch_size(images: Images, config: RunConfig) -> int:
+    if images.sizes is not None:
+        return 1
+    # Whole images can be much larger than patches of which a batch fits into memory.
+    least = MIN_EVALUATION_BATCH if config.patch_size is None else 1
+    return max(least, EVALUATION_BATCH_VALUES // math.prod(images.pixels.shape[1:]))
 
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
@@ -108,22 +187,29 @@ def part_of(batch: Batch, start: int, end: int) -> Batch:
     return Batch(batch.noisy[start:end], batch.clean[start:end], batch.noise_level[start:end], batch.seed)
 
 
-def batch_maker(config: RunConfig, purpose: str = "") -> Callable[[tf.Tensor, tf.Tensor], Batch]:
-    """Return the function from pixels, uint8 [batch, H, W, C], and a batch's number to the batch.
+def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    """Return the function from pixels like those of `images`, [batch, H, W, C], and a batch's number to the batch.
 
-    All that is random is a function of that number, the seed of `config` and the `purpose`.
+    All that is random is a function of that number, the seed of `config` and the `purpose`. Noise is added to the noisy
+    images of pairs, or else to the clean ones.
     """
+    config = with_noise_level(config, images)
     low, high = config.noise_range
+    black, white = value_range(images, config.value_range)
     corrupt = corruption(config)
 
     def make_batch(pixels: tf.Tensor, number: tf.Tensor) -> Batch:
-        clean = tf.cast(pixels, tf.float32) / 255.0
+        values = tf.cast(pixels, tf.float32)
+        values = (values if black == 0 else values - black) / (white - black)
+        clean, start = values, values
+        if images.is_paired:
+            clean, start = tf.split(values, 2, axis=-1)
         one_per_image = (tf.shape(clean)[0], 1, 1, 1)
         level: float | tf.Tensor = low
         if low < high:
             seed = stateless_seed(config.seed, f"{purpose}noise level", number)
             level = tf.random.stateless_uniform(one_per_image, seed, low, high)
-        noisy = corrupt(clean, level, stateless_seed(config.seed, f"{purpose}noise", number))
+        noisy = corrupt(start, level, stateless_seed(config.seed, f"{purpose}noise", number))
         seed = stateless_seed(config.seed, f"{purpose}loss", number)
         return Batch(noisy, clean, tf.broadcast_to(level, one_per_image), seed)
 
@@ -133,6 +219,8 @@ def batch_maker(config: RunConfig, purpose: str = "") -> Callable[[tf.Tensor, tf
 def corruption(config: RunConfig) -> noise.Noise:
     """Return the noise model of `config`, followed by clipping to [0, 1] if `config` says so."""
     add_noise = noise.build(config.noise, config.noise_range[1])
+    if config.noise in noise.NOISES and config.noise_range[1] == 0:
+        add_noise = noise.unchanged  # the same, without drawing random numbers
     if not config.clip_noise:
         return add_noise
     return lambda clean, level, seed: tf.clip_by_value(add_noise(clean, level, seed), 0.0, 1.0)

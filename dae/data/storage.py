@@ -23,15 +23,15 @@ IN_MEMORY = 2**30
 BLOCK = 2**24
 
 
-def materialize(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Join blocks of images, uint8 [n, H, W, C], to one array of at most `shape`.
+def materialize(shape: tuple[int, ...], blocks: Iterable[np.ndarray], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Join blocks of images or rows of pixels, [n, ...], to one array of `dtype` and at most `shape`.
 
     An array of more than IN_MEMORY bytes becomes an np.memmap of a temporary file. Raises UsageError if the disk has no
     room for it.
     """
-    count, size = 0, math.prod(shape)
+    count, size = 0, math.prod(shape) * np.dtype(dtype).itemsize
     if size <= IN_MEMORY:
-        images = np.empty(shape, np.uint8)
+        images = np.empty(shape, dtype)
         for block in blocks:
             images[count : count + len(block)] = block
             count += len(block)
@@ -44,30 +44,37 @@ def materialize(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndar
             if size > shutil.disk_usage(folder).free:  # a small file can claim, or expand to, a huge array
                 raise OSError("not enough space")
         for block in blocks:
-            left = np.ascontiguousarray(block).data.cast("B")
+            left = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8).data
             with as_usage_error(folder, problem, OSError):
                 while left:
                     left = left[file.write(left) :]
             count += len(block)
         # Mapped for writing, though nothing writes to it, because NumPy exports no read-only array to TensorFlow.
-        return np.memmap(file, np.uint8, "r+", shape=(count, *shape[1:]))
+        return np.memmap(file, dtype, "r+", shape=(count, *shape[1:]))
 
 
 def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return a new array of the images at `indices`, in that order."""
     parts = -(-images[0].nbytes * len(indices) // BLOCK)
-    return materialize((len(indices), *images.shape[1:]), (images[some] for some in np.array_split(indices, parts)))
+    blocks = (images[some] for some in np.array_split(indices, parts))
+    return materialize((len(indices), *images.shape[1:]), blocks, images.dtype)
 
 
 def gather_fn(images: np.ndarray) -> Callable[[Any], Any]:
-    """Return the TensorFlow function from indices [n] to pixels, uint8 [n, H, W, C]; a mapped array is not copied."""
+    """Return the TensorFlow function from indices, of any shape [...], to pixels, [..., *images.shape[1:]].
+
+    A mapped array is not copied.
+    """
     import tensorflow as tf  # not above: the benchmark's PyTorch process, which reads images, crashes beside TensorFlow
 
     if not isinstance(images, np.memmap):
         pixels = tf.constant(images)
         return lambda indices: tf.gather(pixels, indices)
     # A slice may not be aligned to 64 bytes, as TensorFlow requires, so the whole array is passed.
-    whole = images.base if isinstance(images.base, np.memmap) else images
+    whole: np.ndarray = images
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    whole = whole.reshape(-1, *images.shape[1:])
     first = (images.ctypes.data - whole.ctypes.data) // images[0].nbytes
     mapped = tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
     return lambda indices: tf.gather(mapped, first + indices)

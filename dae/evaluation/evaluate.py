@@ -8,12 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from dae.config import RunConfig
+from dae.data.images import Images
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
-from dae.errors import UsageError
+from dae.errors import UsageError, as_usage_error
 from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
+from dae.models.sizes import fitting_size, padded
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
@@ -24,13 +26,14 @@ def make_evaluator(
     """Return the function from batches to the means of the loss's values and all `metrics` over images.
 
     Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
-    The function is compiled at its first call, so make it once. Each batch is computed in `shards` parts in parallel.
+    The function is compiled for each size of images, so make it once. Each batch is computed in `shards` parts in
+    parallel. Images of a size that `model` does not take are mirrored at the edges up to one that it takes.
     """
     names = [*(objective.loss.names if objective else ()), *metrics]
 
     @tf.function
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
-        network = fused(model, training=False)
+        network = padded(fused(model, training=False), model)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for shard in split_batch(batch, shards):
             outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
@@ -50,8 +53,8 @@ def make_evaluator(
     return evaluate
 
 
-def evaluate_test(evaluate: Evaluate, config: RunConfig, images: np.ndarray) -> dict[str, float]:
-    """Return the metrics `test_psnr` ... on test images, uint8 [N, H, W, C], with the noise of `config`."""
+def evaluate_test(evaluate: Evaluate, config: RunConfig, images: Images) -> dict[str, float]:
+    """Return the metrics `test_psnr` ... on test images, with the noise of `config`."""
     means = evaluate(evaluation_batches(images, config, "test"))
     return {f"test_{name}": value for name, value in means.items()}
 
@@ -64,19 +67,21 @@ class Samples(NamedTuple):
     clean: np.ndarray
 
 
-def denoise_samples(model: keras.Model, config: RunConfig, images: np.ndarray, count: int = 10) -> Samples:
-    """Return the first `count` of the test images, uint8 [N, H, W, C], as `evaluate_test` sees them, and denoised."""
+def denoise_samples(model: keras.Model, config: RunConfig, images: Images, count: int = 10) -> Samples:
+    """Return the first `count` of the test images, or of their patches, with the noise of `config`, and denoised."""
     batch = sample_batch(images, config, "test")
     noisy = batch.noisy[:count]
-    return Samples(noisy.numpy(), model(noisy).numpy(), batch.clean[:count].numpy())
+    denoised = padded(fused(model, training=False), model)(noisy).denoised
+    return Samples(noisy.numpy(), denoised.numpy(), batch.clean[:count].numpy())
 
 
-def check_fits(model: keras.Model, images: np.ndarray) -> None:
-    """Raise UsageError unless `model` returns images of the same shape for images like `images`, [N, H, W, C]."""
-    shape = images.shape[1:]
-    try:
-        fits = model.compute_output_shape((None, *shape))[1:] == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise UsageError(f"--data: the model does not take images of {shape}, its input is {model.input_shape[1:]}")
+def check_fits(model: keras.Model, images: Images) -> None:
+    """Raise UsageError unless `model` takes images like `images`, if need be after they are padded."""
+    if model.input_shape[-1] != images.channels:
+        raise UsageError(
+            f"--data: the model takes images of {model.input_shape[-1]} channels, not of {images.channels}"
+            + ("; --grey converts them" if model.input_shape[-1] == 1 else "")
+        )
+    with as_usage_error("--data"):
+        for height, width in np.unique(images.shapes, axis=0):
+            fitting_size(model, int(height), int(width))

@@ -1,5 +1,6 @@
 """Fused and reordered forms of layers, which compute the same function of the same weights faster on a CPU."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,11 +46,11 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 
     The function uses the weights that `model` has when `fused` is called. A `tf.function` must therefore call `fused`
     in its body; one call suffices for all shards. Outputs agree with those of `model` to 1e-5. A model with other
-    layers than plain ones, or that runs on a GPU, is called unchanged.
+    layers than plain ones, or that runs on a GPU, is called unchanged. Images can have any size that the layers allow.
     """
     if tf.config.list_physical_devices("GPU") or not _is_plain(model):
         encoder = next((layer for layer in model.layers if layer.name == ENCODER), None)
-        both = keras.Model(model.inputs, [model.outputs[0], encoder.output if encoder else model.outputs[0]])
+        both = _any_size(keras.Model(model.inputs, [model.outputs[0], encoder.output if encoder else model.outputs[0]]))
 
         def unchanged(noisy: tf.Tensor) -> Outputs:
             denoised, latents = both(noisy, training=training)
@@ -57,6 +58,14 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 
         return unchanged
     return _layer_by_layer(model, training)
+
+
+def _any_size(model: keras.Model) -> keras.Model:
+    """Return `model` with the same layers for images of any size, or `model` itself if its layers allow only one."""
+    free = keras.Input((None, None, model.input_shape[-1]))
+    with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
+        return keras.models.clone_model(model, input_tensors=free, clone_function=lambda layer: layer)
+    return model
 
 
 def _layer_by_layer(model: keras.Model, training: bool) -> Network:

@@ -12,10 +12,11 @@ import tensorflow as tf
 from dae import plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
-from dae.data.datasets import Splits
+from dae.data.datasets import Arrays, Splits, examples_per_epoch, mean_brightness, with_noise_level
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation import metrics
+from dae.evaluation.evaluate import check_fits
 from dae.losses import composite
 from dae.losses import contract as loss_contract
 from dae.losses.composite import CompositeLoss
@@ -42,9 +43,14 @@ class Task:
     metrics: Mapping[str, Loss]
 
     @property
+    def examples(self) -> int:
+        """Images that an epoch trains on, or with `patch_size` patches."""
+        return examples_per_epoch(self.data.train, self.config)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Training steps per epoch."""
-        return steps_per_epoch(len(self.data.train), self.config.batch_size)
+        return steps_per_epoch(self.examples, self.config.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -68,44 +74,58 @@ class Task:
 
 
 def prepare(
-    config: RunConfig, loss_function: Loss | None = None, network_function: NetworkFunction | None = None
+    config: RunConfig,
+    loss_function: Loss | None = None,
+    network_function: NetworkFunction | None = None,
+    data: Arrays | None = None,
 ) -> Task:
     """Load the images and build the network, the loss and the metrics.
 
-    `loss_function` and `network_function` are the Python functions that `config` records. Raises UsageError for
-    whatever would make the run fail.
+    `loss_function`, `network_function` and the arrays `data` are what `config` records. Raises UsageError for whatever
+    would make the run fail.
     """
-    data = datasets.load(config)
-    if config.patience is not None and not len(data.validation):
+    splits = datasets.load(config, data)
+    if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     network_function = networks.load(config, network_function)
-    sketch = networks.sketch(config, data.image_shape, network_function)
+    image_shape = splits.train.image_shape
+    if config.patch_size is not None:
+        image_shape = (config.patch_size, config.patch_size, splits.train.channels)
+    sketch = networks.sketch(config, image_shape, network_function)
     config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
+    config = with_noise_level(config, splits.train)
     brightness = config.initial_brightness
     if brightness is None:
-        brightness = round(min(max(data.train.mean() / 255, 0.01), 0.99), 4)
+        brightness = round(min(max(mean_brightness(splits.train, config), 0.01), 0.99), 4)
     config = dataclasses.replace(
-        config, data_digest=data.digest, validation_examples=len(data.validation), initial_brightness=brightness
+        config, data_digest=splits.digest, validation_examples=len(splits.validation), initial_brightness=brightness
     )
-    model = networks.build(config, data.image_shape, network_function, earlier=sketch)
-    (batch,) = training_batches(data.train, config).take(1)
+    model = networks.build(config, image_shape, network_function, earlier=sketch)
+    (batch,) = training_batches(splits.train, config).take(1)
     if network_function not in networks.MODELS.values():
         network_contract.check(network_function, config, model, batch)
     if config.start_from is not None:
         config = load_initial_weights(config, model)
     evaluated_model = model
     if config.ema_decay is not None:
-        evaluated_model = networks.build(config, data.image_shape, network_function)
+        evaluated_model = networks.build(config, image_shape, network_function)
         evaluated_model.set_weights(model.get_weights())
-    noise.check(config, data.image_shape)
+    noise.check(config, image_shape)
 
     def loss() -> CompositeLoss:
         built = composite.build(config.loss, config.seed, loss_function)
         return composite.with_regularization(built, model)
 
-    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
-    task = Task(config, data, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
+    task = Task(config, splits, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
+    if splits.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
+        raise UsageError(
+            f"--loss: {plugins.source(config.loss)} needs `{min(needed)}`, as of noise added to clean images, but the "
+            "images are noisy already"
+        )
+    for part in (splits.validation, splits.test):
+        check_fits(evaluated_model, part)
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
     loss_contract.check(objective, model, batch)
     loss_contract.check_initial_weights(objective, dataclasses.replace(objective, loss=loss()), model, batch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from dae import plugins
-from dae.config import RunConfig, canonicalize
+from dae.config import PYTHON_DATA, RunConfig, canonicalize
+from dae.data.datasets import Arrays
 from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
 from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
@@ -42,6 +44,7 @@ def train(
     config: RunConfig,
     run_dir: str | Path | None = None,
     *,
+    data: Arrays | None = None,
     loss: Loss | None = None,
     model: NetworkFunction | None = None,
     resume: bool = False,
@@ -54,6 +57,9 @@ def train(
     Args:
         config: The settings of the run.
         run_dir: The run's folder; by default a new one in runs/.
+        data: Images to train on, instead of those of `config.data`: an array [N, H, W] or [N, H, W, C], uint8, uint16,
+            or floats in [0, 1]; or several by name, such as x_train and x_test, or noisy and clean (docs/data.md). To
+            resume such a run, pass them again.
         loss: A function `(clean, denoised) -> loss [batch]`, or a subclass of keras.Layer, to minimize instead of
             `config.loss` (docs/losses.md). To resume such a run, pass it again.
         model: A function `image_shape -> keras.Model` that builds the network, instead of that of `config.model`
@@ -70,6 +76,8 @@ def train(
         Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
     sources = {}
+    if data is not None:
+        config = dataclasses.replace(config, data=PYTHON_DATA)
     for name, function in (("loss", loss), ("model", model)):
         if function is not None:
             text, source = plugins.record_callable(function)
@@ -81,7 +89,7 @@ def train(
         if run.is_finished:
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
             return workdir.read_report(run.path)
-        task = prepare(run.config, loss, model)
+        task = prepare(run.config, loss, model, data)
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
         average = task.evaluated_model if task.evaluated_model is not task.model else None
@@ -104,9 +112,8 @@ def train(
         evaluated = task.evaluated_objective(state.step)
         evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics)
         try:
-            images = len(task.data.train)
             with Logger(
-                run.path, config, task.evaluated_model, task.samples, console, int(state.step), images
+                run.path, config, task.evaluated_model, task.samples, console, int(state.step), task.examples
             ) as logger:
                 train_epochs(task, state, objective, evaluate, checkpoints, logger, profile, on_epoch_end)
             report = export.write(run.path, task, state, evaluate, checkpoints)
@@ -146,11 +153,11 @@ def train_epochs(
     batches = iter(training_batches(images, config, first_step))
     train_sample = [sample_batch(images, config, "train evaluation")]
     validation = evaluation_batches(task.data.validation, config, "validation")
-    steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * images[0].size))
+    steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * math.prod(task.model.input_shape[1:])))
     checkpoint_every = config.checkpoint_every or task.steps_per_epoch
     with deferred_signals() as pending, profiled(train_loop, logger.tensorboard_folder, profile) as train_loop:
         if first_epoch == 1:
-            logger.write_graph(train_step, min(config.batch_size, len(images)))
+            logger.write_graph(train_step, min(config.batch_size, task.examples))
         stopwatch = Stopwatch(state.seconds)
         for epoch in range(first_epoch, config.epochs + 1):
             if config.patience is not None and epoch > config.patience + int(state.best_epoch):
@@ -161,7 +168,7 @@ def train_epochs(
             last_step = epoch * task.steps_per_epoch
             started, images_before = time.monotonic(), int(state.means.images)
             while (step := int(state.step)) < last_step:
-                num_steps, batch_size = equal_batches(len(images), config.batch_size, step)
+                num_steps, batch_size = equal_batches(task.examples, config.batch_size, step)
                 num_steps = min(num_steps, steps_per_loop, checkpoint_every - step % checkpoint_every)
                 if step < bce_steps:
                     num_steps = min(num_steps, bce_steps - step)

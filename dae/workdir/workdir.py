@@ -32,7 +32,7 @@ def slug(setting: str) -> str:
 
 def new_path(config: RunConfig) -> Path:
     """Return the path of a new folder in `runs/`, named after the data, the model and the loss."""
-    data = config.dataset if config.data is None else Path(config.data).resolve().stem
+    data = config.dataset if config.data is None else Path(config.data).resolve().stem.removeprefix("python:")
     name = "-".join(slug(part) for part in (data, config.model, config.loss))
     return next(path for path in map(Path("runs").joinpath, plugins.numbered(name)) if not path.exists())
 

@@ -341,7 +341,7 @@ def write_images(path: Path, side: int) -> str:
     """Write digits, repeated to images of `side` x `side`, to an .npz file and return its path."""
     from dae.data import datasets
 
-    images = datasets.load(RunConfig()).test[:2500, :, :, 0]
+    images = datasets.load(RunConfig()).test.pixels[:2500, :, :, 0]
     times = -(-side // 28)
     large = np.tile(images, (1, times, times))[:, :side, :side]
     np.savez(path, x_train=large, x_test=large[:500])

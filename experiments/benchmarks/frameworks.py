@@ -80,7 +80,7 @@ def fit(config: RunConfig, start: Start) -> None:
 
     lap = start()
     model, splits = keras_fit.compiled(config), datasets.load(config)
-    noisy, clean = keras_fit.with_noise(splits.train, config)
+    noisy, clean = keras_fit.with_noise(splits.train.pixels, config)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
     validation = tuple(np.concatenate(part) for part in zip(*((one.noisy, one.clean) for one in batches), strict=True))
     while True:
@@ -193,7 +193,7 @@ def pickled_torch_network(config: RunConfig) -> bytes:
     from dae.data import datasets
     from dae.models import networks
 
-    return pickle.dumps(torch_network(networks.build(config, datasets.load(config).image_shape)))
+    return pickle.dumps(torch_network(networks.build(config, datasets.load(config).train.image_shape)))
 
 
 def torch_eager(config: RunConfig, start: Start, layout: str = "channels_last", compile_it: bool = False) -> None:
@@ -209,7 +209,7 @@ def torch_eager(config: RunConfig, start: Start, layout: str = "channels_last", 
     lap, memory_format = start(), getattr(torch, layout)
     model = model.to(memory_format=memory_format)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=1e-7)
-    images = torch.from_numpy(np.ascontiguousarray(datasets.load(config).train.transpose(0, 3, 1, 2)))
+    images = torch.from_numpy(np.ascontiguousarray(datasets.load(config).train.pixels.transpose(0, 3, 1, 2)))
 
     def loss_of(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         return nn.functional.binary_cross_entropy_with_logits(model(noisy), clean)
@@ -218,7 +218,7 @@ def torch_eager(config: RunConfig, start: Start, layout: str = "channels_last", 
     while True:
         for some in torch.randperm(len(images)).split(config.batch_size):
             clean = (images[some].float() / 255).contiguous(memory_format=memory_format)
-            noisy = (clean + config.noise_level * torch.randn_like(clean)).clamp(0, 1)
+            noisy = (clean + config.noise_range[0] * torch.randn_like(clean)).clamp(0, 1)
             optimizer.zero_grad()
             compute(noisy, clean).backward()
             optimizer.step()
@@ -269,7 +269,7 @@ def jax_jit(config: RunConfig, start: Start) -> None:
     def step(weights: Any, first: Any, second: Any, count: Any, pixels: Any) -> Any:
         clean = pixels / 255.0
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), count), clean.shape)
-        noisy = jnp.clip(clean + config.noise_level * noise, 0, 1)
+        noisy = jnp.clip(clean + config.noise_range[0] * noise, 0, 1)
         gradients = jax.grad(loss_of)(weights, noisy, clean)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradients)
@@ -277,7 +277,7 @@ def jax_jit(config: RunConfig, start: Start) -> None:
         moved = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), weights, first, second)
         return moved, first, second
 
-    images = datasets.load(config).train
+    images = datasets.load(config).train.pixels
     first = second = jax.tree.map(jnp.zeros_like, weights)
     count, random = 0, np.random.default_rng(config.seed)
     while True:

@@ -30,7 +30,7 @@ def compiled(config: RunConfig) -> Any:
     from dae.models import networks
 
     keras.utils.set_random_seed(config.seed)
-    model = networks.build(config, datasets.load(config).image_shape)
+    model = networks.build(config, datasets.load(config).train.image_shape)
     model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     return model
 
@@ -38,7 +38,7 @@ def compiled(config: RunConfig) -> Any:
 def with_noise(images: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return (noisy, clean), float32 in [0, 1], for uint8 images, with NumPy's global random numbers."""
     clean = images.astype(np.float32) / 255
-    noisy = np.clip(clean + np.random.normal(0, config.noise_level, clean.shape), 0, 1)
+    noisy = np.clip(clean + np.random.normal(0, config.noise_range[0], clean.shape), 0, 1)
     return noisy.astype(np.float32), clean
 
 
@@ -53,11 +53,11 @@ def main() -> None:
     check_output(output, (".h5", ".keras"), "--output")
     model, splits = compiled(config), datasets.load(config)
     model.fit(
-        *with_noise(splits.train, config),
+        *with_noise(splits.train.pixels, config),
         epochs=arguments.epochs,
         batch_size=config.batch_size,
         shuffle=True,
-        validation_data=with_noise(splits.test, config),
+        validation_data=with_noise(splits.test.pixels, config),
         verbose=2,
     )
     save_model(model, output)

@@ -40,7 +40,7 @@ def main() -> None:
     classifier = keras.Model(image, keras.layers.Dense(10)(x))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     classifier.compile("adam", loss, metrics=["accuracy"])
-    images = splits.train.astype("float32") / 255
+    images = splits.train.pixels.astype("float32") / 255
     classifier.fit(images, labels[: len(images)], batch_size=128, epochs=arguments.epochs, verbose=2)
     keras.Model(image, features).save(arguments.output)
     print(f"features: {arguments.output}")

@@ -37,7 +37,7 @@ def first_of_grid(name: str) -> dict:
 @pytest.mark.parametrize("level", [0.2, 0.5, 1.0])
 def test_the_posterior_mean_equals_bayes_rule_pixel_by_pixel(level, mnist):
     noisy, _ = noisy_and_clean(mnist.test, RunConfig(noise_level=level), "test", 5)
-    prior = mnist.train[:300]
+    prior = mnist.train.pixels[:300]
     expected = []
     for y in noisy.astype(np.float64):
         x = prior / 255
@@ -51,7 +51,7 @@ def test_the_posterior_mean_equals_bayes_rule_pixel_by_pixel(level, mnist):
 
 
 def test_the_posterior_mean_does_not_depend_on_the_order_of_the_images(mnist, digits):
-    prior = mnist.train[:4500]  # three blocks
+    prior = mnist.train.pixels[:4500]  # three blocks
     shuffled = prior[np.random.default_rng(0).permutation(len(prior))]
     np.testing.assert_allclose(
         posterior_mean(shuffled, 0.5)(digits[0]), posterior_mean(prior, 0.5)(digits[0]), atol=1e-4
@@ -60,7 +60,7 @@ def test_the_posterior_mean_does_not_depend_on_the_order_of_the_images(mnist, di
 
 def test_the_posterior_mean_finds_the_clean_image_if_that_is_a_training_image(mnist):
     noisy, clean = noisy_and_clean(mnist.train[:500], RunConfig(noise_level=0.1), "test", 20)
-    assert np.abs(posterior_mean(mnist.train[:2500], 0.1)(noisy) - clean).max() < 1e-3
+    assert np.abs(posterior_mean(mnist.train.pixels[:2500], 0.1)(noisy) - clean).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -260,7 +260,7 @@ ARGUMENTS += ["--output", "out"]
 @pytest.fixture
 def folder(tmp_path, mnist) -> Path:
     """A folder with a few digits."""
-    np.savez(tmp_path / "few.npz", x_train=mnist.train[:384], x_test=mnist.test[:64])
+    np.savez(tmp_path / "few.npz", x_train=mnist.train.pixels[:384], x_test=mnist.test.pixels[:64])
     return tmp_path
 
 
@@ -559,7 +559,7 @@ def test_a_mistake_is_found_before_the_first_run(arguments, words, tmp_path, mon
 
 @pytest.mark.parametrize("arguments", [["--losses", "bce"], [*FIELD, "1"]])
 def test_a_data_set_too_small_for_validation_images_is_refused(arguments, tmp_path, mnist):
-    np.savez(tmp_path / "five.npz", x_train=mnist.train[:5], x_test=mnist.test[:5])
+    np.savez(tmp_path / "five.npz", x_train=mnist.train.pixels[:5], x_test=mnist.test.pixels[:5])
     done = run_in_process("compare_losses.py", *arguments, "--data", "five.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "--validation-examples: 0" in done.stderr

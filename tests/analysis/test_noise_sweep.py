@@ -31,7 +31,7 @@ def run(tmp_path_factory, mnist) -> Path:
     """A finished run on 300 digits, tested on 100."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     data = folder.with_suffix(".npz")
-    np.savez(data, x_train=mnist.train[:300], x_test=mnist.test[:100])
+    np.savez(data, x_train=mnist.train.pixels[:300], x_test=mnist.test.pixels[:100])
     trainer.train(RunConfig(data=str(data), batch_size=64, epochs=1), folder)
     return folder
 
@@ -73,7 +73,7 @@ def test_metrics_of_noisy_images_follow_from_the_noise(results, mnist):
         assert by_cell["none", noise, 0.0]["mse"] == 0
         psnr = [by_cell["none", noise, level]["psnr"] for level in LEVELS]
         assert psnr == sorted(psnr, reverse=True)
-    clean = mnist.test[:100] / 255
+    clean = mnist.test.pixels[:100] / 255
     # At level 1 all pixels are masked.
     assert by_cell["none", "masking", 1.0]["mse"] == pytest.approx((clean**2).mean(), rel=1e-5)
 

@@ -48,7 +48,7 @@ def copy_of(run: Path, folder: Path, **changes: object) -> Path:
 def test_the_noise_of_an_image_does_not_depend_on_how_many_are_measured(mnist):
     noisy, clean = noisy_and_clean(mnist.test, CONFIG, "test", 1200)
     assert noisy.shape == clean.shape == (1200, 28, 28, 1)
-    np.testing.assert_array_equal(clean, mnist.test[:1200].astype(np.float32) / 255)
+    np.testing.assert_array_equal(clean, mnist.test.pixels[:1200].astype(np.float32) / 255)
     for count in (7, 700):
         np.testing.assert_array_equal(noisy_and_clean(mnist.test, CONFIG, "test", count)[0], noisy[:count])
 

@@ -66,7 +66,7 @@ def test_highly_compressible_npz_of_real_size_is_accepted(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_from_0_to_1_become_grey_levels_with_a_note(dtype, tmp_path, mnist):
-    digits = mnist.test[:20]
+    digits = mnist.test.pixels[:20]
     np.savez(tmp_path / "own.npz", x_train=(digits / 255).astype(dtype), x_test=np.asfortranarray(digits))
     splits = load(tmp_path / "own.npz", validation_examples=0, batch_size=4)
     np.testing.assert_array_equal(splits.train, digits)
@@ -78,7 +78,7 @@ def test_floats_from_0_to_1_become_grey_levels_with_a_note(dtype, tmp_path, mnis
 
 def test_large_array_in_fortran_order_is_refused(tmp_path, mnist, monkeypatch):
     monkeypatch.setattr(storage, "IN_MEMORY", 20 * 28 * 28 - 1)
-    np.save(tmp_path / "own.npy", np.asfortranarray(mnist.test[:20, ..., 0]))
+    np.save(tmp_path / "own.npy", np.asfortranarray(mnist.test.pixels[:20, ..., 0]))
     with pytest.raises(UsageError, match=r"own\.npy: .*Fortran order.*np\.ascontiguousarray"):
         load(tmp_path / "own.npy")
 
@@ -166,20 +166,20 @@ def test_randomly_damaged_npz_loads_or_is_refused_in_one_line(tmp_path_factory, 
     ],
 )
 def test_folder_of_idx_files_is_read(train, test, tmp_path, mnist):
-    for name, images in ((train, mnist.train[:30, ..., 0]), (test, mnist.test[:9, ..., 0])):
+    for name, images in ((train, mnist.train.pixels[:30, ..., 0]), (test, mnist.test.pixels[:9, ..., 0])):
         content = idx_bytes(images)
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"labels are ignored")
     splits = load(tmp_path, batch_size=8)
-    np.testing.assert_array_equal(splits.train, mnist.train[:27])
-    np.testing.assert_array_equal(splits.validation, mnist.train[27:30])
-    np.testing.assert_array_equal(splits.test, mnist.test[:9])
+    np.testing.assert_array_equal(splits.train, mnist.train.pixels[:27])
+    np.testing.assert_array_equal(splits.validation, mnist.train.pixels[27:30])
+    np.testing.assert_array_equal(splits.test, mnist.test.pixels[:9])
     assert splits.notes == ()
 
 
 def test_single_idx_file_is_split_into_training_and_test_images(tmp_path, mnist):
     path = tmp_path / "train-images-idx4-ubyte"
-    path.write_bytes(idx_bytes(np.repeat(mnist.test[:20], 3, axis=-1)))
+    path.write_bytes(idx_bytes(np.repeat(mnist.test.pixels[:20], 3, axis=-1)))
     for data in (path, tmp_path):
         splits = load(data)
         assert (splits.image_shape, len(splits.train), len(splits.test)) == ((28, 28, 3), 17, 2)
@@ -199,7 +199,7 @@ def test_single_idx_file_is_split_into_training_and_test_images(tmp_path, mnist)
     ],
 )
 def test_damaged_idx_file_is_refused_in_one_line(change, message, suffix, tmp_path, mnist):
-    content = change(idx_bytes(mnist.test[:9, ..., 0]))
+    content = change(idx_bytes(mnist.test.pixels[:9, ..., 0]))
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
     with pytest.raises(UsageError, match=message) as caught:
@@ -219,6 +219,6 @@ def test_file_that_claims_more_than_the_free_disk_space_is_refused_in_one_line(t
 
 def test_two_training_files_in_one_folder_are_refused(tmp_path, mnist):
     for name in ("a-train-images-idx3-ubyte", "b-train-images-idx3-ubyte"):
-        (tmp_path / name).write_bytes(idx_bytes(mnist.test[:9, ..., 0]))
+        (tmp_path / name).write_bytes(idx_bytes(mnist.test.pixels[:9, ..., 0]))
     with pytest.raises(UsageError, match=r"a-train-images-idx3-ubyte and b-train-images-idx3-ubyte"):
         load(tmp_path)

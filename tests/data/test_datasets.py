@@ -14,18 +14,18 @@ from dae.errors import UsageError
 
 
 def test_mnist_has_its_known_size_mean_and_deviation(mnist):
-    assert mnist.train.shape == (55_000, 28, 28, 1)
-    assert mnist.validation.shape == (5_000, 28, 28, 1)
-    assert mnist.test.shape == (10_000, 28, 28, 1)
-    everything = np.concatenate([mnist.train, mnist.validation]) / 255.0
+    assert mnist.train.pixels.shape == (55_000, 28, 28, 1)
+    assert mnist.validation.pixels.shape == (5_000, 28, 28, 1)
+    assert mnist.test.pixels.shape == (10_000, 28, 28, 1)
+    everything = np.concatenate([mnist.train.pixels, mnist.validation.pixels]) / 255.0
     assert everything.mean() == pytest.approx(0.13066, abs=1e-5)
     assert everything.std() == pytest.approx(0.30811, abs=1e-5)
 
 
 def test_first_images_train_and_last_images_validate(mnist):
     few = datasets.load(RunConfig(train_examples=1000, validation_examples=500))
-    np.testing.assert_array_equal(few.train, mnist.train[:1000])
-    np.testing.assert_array_equal(few.validation, mnist.validation[-500:])
+    np.testing.assert_array_equal(few.train, mnist.train.pixels[:1000])
+    np.testing.assert_array_equal(few.validation, mnist.validation.pixels[-500:])
     assert len(datasets.load(RunConfig(validation_examples=0)).train) == 60_000
 
 
@@ -42,9 +42,9 @@ def test_unknown_dataset_is_refused_with_the_most_similar_name():
 
 
 def test_damaged_mnist_is_refused(tmp_path, monkeypatch, mnist):
-    changed = mnist.test.copy()
+    changed = mnist.test.pixels.copy()
     changed[123, 4, 5] ^= 1
-    train = np.concatenate([mnist.train, mnist.validation])
+    train = np.concatenate([mnist.train.pixels, mnist.validation.pixels])
     np.savez(tmp_path / "mnist.npz", x_train=train[..., 0], x_test=changed[..., 0])
     monkeypatch.setattr(datasets, "MNIST_FILE", tmp_path / "mnist.npz")
     with pytest.raises(UsageError, match=r"damaged \(x_test\)"):
@@ -55,7 +55,7 @@ def test_training_labels_are_those_of_mnist(mnist):
     labels = datasets.training_labels(RunConfig())
     assert labels is not None
     assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert len(labels) == len(mnist.train) + len(mnist.validation)
+    assert len(labels) == len(mnist.train.pixels) + len(mnist.validation.pixels)
     assert datasets.training_labels(RunConfig(data="own.npz")) is None
     assert datasets.training_labels(RunConfig(dataset="cifar10")) is None
 
@@ -87,7 +87,7 @@ def test_image_size_is_refused_without_a_folder_of_pictures():
 
 
 def test_integers_of_only_0_and_1_are_loaded_unchanged_with_a_note(tmp_path, mnist):
-    binary = mnist.test[:20] // 255
+    binary = mnist.test.pixels[:20] // 255
     np.save(tmp_path / "own.npy", binary)
     splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
     assert max(images.max() for images in (splits.train, splits.test)) == binary.max() == 1
@@ -95,7 +95,7 @@ def test_integers_of_only_0_and_1_are_loaded_unchanged_with_a_note(tmp_path, mni
 
 
 def test_images_without_a_test_part_get_one_that_is_independent_of_the_seed(tmp_path, mnist):
-    digits = mnist.test[:300]
+    digits = mnist.test.pixels[:300]
     np.savez(tmp_path / "one.npz", whatever=digits[..., 0])
     np.savez(tmp_path / "train.npz", x_train=digits, y_train=np.arange(300))
     np.save(tmp_path / "own.npy", digits)
@@ -114,14 +114,14 @@ def test_images_without_a_test_part_get_one_that_is_independent_of_the_seed(tmp_
 
 @pytest.mark.parametrize(("count", "sizes"), [(2, (1, 0, 1)), (9, (8, 0, 1)), (12, (10, 1, 1))])
 def test_few_images_are_split_with_a_note_on_the_batch_size(count, sizes, tmp_path, mnist):
-    np.save(tmp_path / "own.npy", mnist.test[:count])
+    np.save(tmp_path / "own.npy", mnist.test.pixels[:count])
     splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == sizes
     assert f"--batch-size 128 exceeds the {sizes[0]} training images" in splits.notes[-1]
 
 
 def test_single_image_is_refused(tmp_path, mnist):
-    np.save(tmp_path / "own.npy", mnist.test[:1])
+    np.save(tmp_path / "own.npy", mnist.test.pixels[:1])
     with pytest.raises(UsageError, match="at least two images"):
         datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
 
@@ -141,7 +141,7 @@ for name in datasets.KERAS_FILES:
 def test_keras_datasets_are_read_from_disk_and_errors_name_the_missing_file(tmp_path, mnist):
     folder = tmp_path / "datasets" / "fashion-mnist"
     folder.mkdir(parents=True)
-    for part, images in (("train", mnist.train[:40]), ("t10k", mnist.test[:10])):
+    for part, images in (("train", mnist.train.pixels[:40]), ("t10k", mnist.test.pixels[:10])):
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images[..., 0])))
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8 + len(images))))
     environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:1"}  # no network

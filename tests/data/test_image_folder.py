@@ -29,7 +29,7 @@ def are_same_images(images: np.ndarray, others: np.ndarray) -> bool:
 @pytest.fixture
 def digits(mnist, tmp_path) -> np.ndarray:
     """Forty digits, saved as pictures in four folders of tmp_path, sorted by class."""
-    images = mnist.test[:40]
+    images = mnist.test.pixels[:40]
     for number, image in enumerate(images):
         path = tmp_path / f"class {number // 10}" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def test_randomly_damaged_picture_loads_or_is_refused_in_one_line(tmp_path_facto
     for old in folder.iterdir():
         os.unlink(old)
     for number in range(2):
-        Image.fromarray(mnist.test[number, ..., 0]).save(folder / f"{number}.{suffix}")
+        Image.fromarray(mnist.test.pixels[number, ..., 0]).save(folder / f"{number}.{suffix}")
     content = bytearray((folder / f"1.{suffix}").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -65,7 +65,7 @@ def test_noise_repeats_with_the_same_seed_and_is_uncorrelated_with_that_of_anoth
 
 @EACH_NOISE
 def test_level_0_changes_no_bit_also_of_a_single_image_in_a_batch(name, mnist):
-    clean = tf.constant(mnist.train[:64] / np.float32(255))
+    clean = tf.constant(mnist.train.pixels[:64] / np.float32(255))
     seed = tf.constant([3, 4], tf.int64)
     np.testing.assert_array_equal(NOISES[name](clean, 0.0, seed), clean)
     levels = tf.reshape(tf.concat([[0.0], tf.fill([63], 0.3)], axis=0), (64, 1, 1, 1))
@@ -75,7 +75,7 @@ def test_level_0_changes_no_bit_also_of_a_single_image_in_a_batch(name, mnist):
 
 @EACH_NOISE
 def test_one_level_per_image_gives_the_same_noise_as_one_level_for_all(name, mnist):
-    clean = tf.constant(mnist.train[:64] / np.float32(255))
+    clean = tf.constant(mnist.train.pixels[:64] / np.float32(255))
     seed = tf.constant([3, 4], tf.int64)
     levels = tf.reshape(tf.where(tf.range(64) < 32, 0.2, 0.7), (64, 1, 1, 1))
     mixed = NOISES[name](clean, levels, seed)

@@ -23,7 +23,7 @@ CONFIG = RunConfig(batch_size=32, epochs=2)
 
 @pytest.fixture(scope="module")
 def images(mnist) -> np.ndarray:
-    return mnist.train[:100]  # 3 batches of 32 and one of 4
+    return mnist.train.pixels[:100]  # 3 batches of 32 and one of 4
 
 
 def arrays(batches: tf.data.Dataset) -> list[Batch]:
@@ -184,7 +184,7 @@ def test_large_images_are_evaluated_in_smaller_batches():
 
 
 def test_sample_batch_is_the_first_evaluation_batch(mnist):
-    images = mnist.test[:600]
+    images = mnist.test.pixels[:600]
     first = next(evaluation_batches(images, CONFIG, "test").as_numpy_iterator())
     assert len(first.noisy) == 500
     assert_same([sample_batch(images, CONFIG, "test")], [first])

@@ -23,7 +23,7 @@ def mapped(monkeypatch):
 
 
 def test_mapped_images_are_those_that_were_stored(mapped, mnist):
-    digits = mnist.test[:100]
+    digits = mnist.test.pixels[:100]
     images = storage.materialize((120, 28, 28, 1), (digits[i : i + 7] for i in range(0, 100, 7)))
     assert isinstance(images, np.memmap)
     np.testing.assert_array_equal(images, digits)
@@ -37,7 +37,7 @@ def test_mapped_images_are_those_that_were_stored(mapped, mnist):
 
 def test_training_batches_of_mapped_images_are_those_of_images_in_memory(mapped, mnist):
     config = RunConfig(batch_size=32, epochs=2)
-    images = storage.materialize((100, 28, 28, 1), [mnist.test[:100]])
+    images = storage.materialize((100, 28, 28, 1), [mnist.test.pixels[:100]])
     assert isinstance(images, np.memmap)
     batches = training_batches(images, config), training_batches(mnist.test[:100], config)
     for batch, expected in zip(*batches, strict=True):
@@ -86,13 +86,13 @@ except MemoryError:
 
 @pytest.mark.slow
 def test_images_larger_than_the_memory_limit_are_trained_on(tmp_path, mnist):
-    digits = mnist.train[:50_000]
+    digits = mnist.train.pixels[:50_000]
     count = (1_950 << 20) // 784
     with open(tmp_path / "train-images-idx3-ubyte", "wb") as file:
         file.write(bytes([0, 0, 8, 3]) + np.array([count, 28, 28], ">u4").tobytes())
         file.seek((count - len(digits)) * 784, 1)
         file.write(digits.tobytes())
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(mnist.test[:9, ..., 0]))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(mnist.test.pixels[:9, ..., 0]))
     done = subprocess.run(
         [sys.executable, "-c", WITH_LIMITED_MEMORY, tmp_path], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )

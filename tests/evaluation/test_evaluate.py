@@ -22,7 +22,7 @@ def identity() -> keras.Model:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_means_are_exact_and_weight_every_image_equally(shards, identity, mnist):
     """50 images in batches of 32, so that the last batch is smaller."""
-    clean = (mnist.test[:50] / 255).astype(np.float32)
+    clean = (mnist.test.pixels[:50] / 255).astype(np.float32)
     denoised = np.clip(clean + np.random.default_rng(0).normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
     batches = [batch_of(denoised[part], clean[part]) for part in (slice(32), slice(32, 50))]
     means = make_evaluator(identity, objective("mse + 0.5*mae"), shards)(batches)

@@ -17,7 +17,7 @@ from dae.training import trainer
 @pytest.fixture(scope="module")
 def digits(mnist) -> tuple[np.ndarray, np.ndarray]:
     """Clean and denoised images."""
-    clean = (mnist.test[:50] / 255).astype(np.float32)
+    clean = (mnist.test.pixels[:50] / 255).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.1, clean.shape)
     # Values short of 0 and 1, as of a sigmoid: beyond them, Keras clips before it takes the logarithm.
     denoised = np.clip(clean + noise, 0.001, 0.999).astype(np.float32)
@@ -51,7 +51,7 @@ def test_psnr_and_ssim_of_known_images(digits):
 
 
 def test_bce_of_clean_test_images_has_its_known_lower_bound(mnist):
-    clean = tf.constant((mnist.test / 255).astype(np.float32))
+    clean = tf.constant((mnist.test.pixels / 255).astype(np.float32))
     assert float(tf.reduce_mean(bce(clean, clean))) == pytest.approx(0.0581, abs=5e-5)
     np.testing.assert_allclose(METRICS["bce_excess"](clean[:50], clean[:50]), 0, atol=1e-6)
 

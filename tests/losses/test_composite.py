@@ -30,7 +30,9 @@ def sum_run(tmp_path_factory) -> Path:
 
 
 def test_sum_and_its_terms_have_their_values(mnist):
-    clean, denoised = (tf.constant(images / np.float32(255)) for images in (mnist.test[:4], mnist.test[4:8]))
+    clean, denoised = (
+        tf.constant(images / np.float32(255)) for images in (mnist.test.pixels[:4], mnist.test.pixels[4:8])
+    )
     values = composite.build("2*mae + 0.1*ssim + bce")(clean, denoised)
     assert list(values) == ["loss", "loss_mae", "loss_ssim", "loss_bce"]
     mae, ssim, bce = (LOSSES[name](clean, denoised).numpy() for name in ("mae", "ssim", "bce"))
@@ -40,7 +42,9 @@ def test_sum_and_its_terms_have_their_values(mnist):
 
 
 def test_single_term_has_only_the_weighted_total(mnist):
-    clean, denoised = (tf.constant(images / np.float32(255)) for images in (mnist.test[:4], mnist.test[4:8]))
+    clean, denoised = (
+        tf.constant(images / np.float32(255)) for images in (mnist.test.pixels[:4], mnist.test.pixels[4:8])
+    )
     values = composite.build("2*mae")(clean, denoised)
     assert list(values) == ["loss"]
     np.testing.assert_allclose(values["loss"], 2 * LOSSES["mae"](clean, denoised).numpy(), rtol=1e-6)

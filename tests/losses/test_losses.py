@@ -30,7 +30,7 @@ def values_and_gradients(loss, clean, denoised) -> tuple[tf.Tensor, tf.Tensor]:
 
 def digits(mnist, first: int, count: int = 4) -> np.ndarray:
     """Return test images from number `first`."""
-    return mnist.test[first : first + count] / np.float32(255)
+    return mnist.test.pixels[first : first + count] / np.float32(255)
 
 
 @pytest.mark.parametrize("name", SMALL)

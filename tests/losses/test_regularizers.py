@@ -9,7 +9,7 @@ COPIES, SEEDS = 400, 5
 
 @pytest.mark.parametrize("activation", [tf.identity, tf.tanh])
 def test_contractive_is_an_unbiased_estimate_of_the_squared_norm_of_the_jacobian(activation, mnist):
-    images = tf.constant(mnist.test[:2, ::4, ::4] / np.float32(255))
+    images = tf.constant(mnist.test.pixels[:2, ::4, ::4] / np.float32(255))
     matrix = tf.constant(np.random.default_rng(0).normal(0, 0.5, (49, 6)), tf.float32)
 
     def encode(noisy):

@@ -27,7 +27,7 @@ def unfused(model: keras.Model) -> Network:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_outputs_and_gradients_equal_those_of_keras(loss, mnist):
     config = RunConfig(batch_size=33, clip_noise=False)
-    images = np.tile(mnist.train[:33], (1, 6, 6, 1)) if loss == "ms_ssim" else mnist.train
+    images = np.tile(mnist.train.pixels[:33], (1, 6, 6, 1)) if loss == "ms_ssim" else mnist.train.pixels
     (batch,) = training_batches(images, config).take(1)
     model, minimized = networks.build(config, images.shape[1:]), objective(loss, config)
 

@@ -94,7 +94,7 @@ def test_initial_brightness_is_the_mean_of_the_first_outputs(brightness, side, m
     model = networks.build(RunConfig(initial_brightness=brightness), (side, side, 1))
     black = tf.zeros((1, side, side, 1))
     np.testing.assert_allclose(model(black), tf.fill(black.shape, brightness), rtol=1e-5)
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:50] / np.float32(255), side, side)
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:50] / np.float32(255), side, side)
     assert float(tf.reduce_mean(model(noisy))) == pytest.approx(brightness, rel=0.1)
 
 
@@ -114,7 +114,7 @@ def test_encoder_gives_the_output_of_its_layer(mnist):
     model = networks.build(RunConfig(), SHAPE)
     encoder = networks.encoder(model)
     assert encoder is not None
-    assert encoder(tf.constant(mnist.test[:3] / np.float32(255))).shape == (3, 4, 4, 8)
+    assert encoder(tf.constant(mnist.test.pixels[:3] / np.float32(255))).shape == (3, 4, 4, 8)
     image = keras.Input(SHAPE)
     assert networks.encoder(keras.Model(image, keras.layers.Conv2D(1, 3, padding="same")(image))) is None
 
@@ -171,10 +171,10 @@ def test_exported_network_takes_other_sizes_and_gives_the_same_result_for_the_si
     exported = networks.any_size(model)
     assert exported is not model
     assert [layer.name for layer in exported.layers[1:]] == [layer.name for layer in model.layers[1:]]
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:4] / np.float32(255), side, side)
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:4] / np.float32(255), side, side)
     np.testing.assert_allclose(exported(noisy), model(noisy), atol=1e-6)
     larger = side + MULTIPLES[name], side + 2 * MULTIPLES[name]
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test[:4] / np.float32(255), *larger)
+    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:4] / np.float32(255), *larger)
     of_that_size = networks.build(RunConfig(model=name), (*larger, 1))
     of_that_size.set_weights(model.get_weights())
     np.testing.assert_allclose(exported(noisy), of_that_size(noisy), atol=1e-6)
@@ -191,7 +191,7 @@ def test_exported_network_is_the_same_if_it_takes_one_size_only():
 def test_plain_keras_loads_the_model_files_of_a_run(tmp_path, mnist):
     config = RunConfig(model="unet", train_examples=32, validation_examples=32, batch_size=32, epochs=1)
     trainer.train(config, tmp_path / "run", quiet=True)
-    noisy = mnist.test[:3] / np.float32(255)
+    noisy = mnist.test.pixels[:3] / np.float32(255)
     expected = dae.load_model(tmp_path / "run")(noisy)
     for name in ("model.keras", "model.h5"):
         loaded = keras.models.load_model(tmp_path / "run" / name, compile=False)

@@ -72,7 +72,7 @@ def test_the_projector_shows_the_latents_of_validation_images_with_labels(tiny_r
         assert np.loadtxt(folder / "labels.tsv").tolist() == arrays["y_train"][-256:].tolist()
     sprite = tf.io.decode_png((folder / "sprite.png").read_bytes()).numpy()
     assert sprite.shape == (16 * 28, 16 * 28, 3)
-    np.testing.assert_array_equal(sprite[28:56, :28, 0], mnist.validation[-256 + 16, :, :, 0])
+    np.testing.assert_array_equal(sprite[28:56, :28, 0], mnist.validation.pixels[-256 + 16, :, :, 0])
 
 
 def test_each_metric_has_one_tag():
@@ -128,8 +128,8 @@ def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
     width, height, *pictures = tf.make_ndarray(shown[-1].tensor_proto)
     assert (int(width), int(height), len(pictures)) == (4 * 30, 8 * 30, 1)
     picture = tf.io.decode_png(pictures[0]).numpy()
-    np.testing.assert_array_equal(picture[1:29, 61:89], mnist.validation[-256])
-    assert abs(picture[1:29, 1:29].astype(float) - mnist.validation[-256]).mean() > 20
+    np.testing.assert_array_equal(picture[1:29, 61:89], mnist.validation.pixels[-256])
+    assert abs(picture[1:29, 1:29].astype(float) - mnist.validation.pixels[-256]).mean() > 20
     error = abs(picture[1:29, 31:59].astype(float) - picture[1:29, 61:89])
     assert abs(picture[1:29, 91:119] - error).max() <= 1
 

@@ -169,4 +169,4 @@ def test_the_projector_shows_latents_with_labels_and_images(get, run, mnist):
         assert labels == [str(label) for label in arrays["y_train"][-256:]]
     sprite = tf.io.decode_png(get("plugin/projector/sprite_image", run=name, name="latents")).numpy()
     assert sprite.shape == (16 * 28, 16 * 28, 3)
-    assert (sprite[28:56, :28, 0] == mnist.validation[-256 + 16, :, :, 0]).all()
+    assert (sprite[28:56, :28, 0] == mnist.validation.pixels[-256 + 16, :, :, 0]).all()

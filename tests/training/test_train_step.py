@@ -171,7 +171,7 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
     config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
-    images = mnist.train[: 6 * 32 + 10]
+    images = mnist.train.pixels[: 6 * 32 + 10]
     state = new_state(config)
     train_loop = make_train_loop(new_train_step(state, config))
     state.write(str(tmp_path / "start"))

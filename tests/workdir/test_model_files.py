@@ -38,7 +38,7 @@ assert "dae" not in sys.modules
 
 def test_plain_keras_opens_the_models_without_this_package(tiny_run, tmp_path, mnist):
     noise = np.random.default_rng(0).normal(0, 0.5, (200, 28, 28, 1))
-    noisy = np.clip(mnist.test[:200] / 255 + noise, 0, 1).astype(np.float32)
+    noisy = np.clip(mnist.test.pixels[:200] / 255 + noise, 0, 1).astype(np.float32)
     np.save(tmp_path / "noisy.npy", noisy)
     for name in MODEL_FILES:
         shutil.copy(tiny_run / name, tmp_path)
