@@ -28,7 +28,6 @@ from dae.data.pipeline import Batch, evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.models.fused_layers import fused
-from dae.models.sizes import padded
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
@@ -218,7 +217,7 @@ def score_by_losses(comparison: Comparison, tasks: Mapping[str, Task]) -> dict[s
 
     @tf.function
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
-        denoised = padded(fused(task.model, training=False), task.model)(batch.noisy).denoised
+        denoised = fused(task.model, training=False)(batch.noisy).denoised
         return {name: tf.reduce_sum(loss(batch.clean, denoised)["loss"]) for name, loss in scorers.items()}
 
     scores: dict[str, dict[str, list[float]]] = {}

@@ -173,6 +173,13 @@ def examples_per_image(images: Images, config: RunConfig) -> np.ndarray:
     return np.maximum(1, images.shapes.prod(axis=1) // config.patch_size**2)
 
 
+def example_shape(images: Images, config: RunConfig) -> tuple[int, int, int]:
+    """Return the (H, W, C) of one example: of an image, or with `config.patch_size` of a patch."""
+    if config.patch_size is None:
+        return images.image_shape
+    return config.patch_size, config.patch_size, images.channels
+
+
 def with_noise_level(config: RunConfig, images: Images) -> RunConfig:
     """Return `config` with the noise level filled in: that of the tutorial, or 0 for pairs, which are noisy already.
 
@@ -280,12 +287,16 @@ def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
     """Return a line about the images of a part. Raises UsageError if their values hardly fit their range."""
     if not len(images):
         return f"{part}: no images"
-    sides = images.shapes
-    least, most = sides[sides.prod(axis=1).argmin()], sides[sides.prod(axis=1).argmax()]
-    size = f"{least[0]} x {least[1]}" + ("" if images.sizes is None else f" to {most[0]} x {most[1]}")
+    areas = images.shapes.prod(axis=1)
+    sizes = [f"{height} x {width}" for height, width in images.shapes[[areas.argmin(), areas.argmax()]]]
+    size = " to ".join(dict.fromkeys(sizes))
     dtype = images.pixels.dtype.name
     kind = "grey" if images.channels == 1 else "colour"
-    counted = "pairs of noisy and clean images" if images.is_paired else "images"
+    counted = (
+        ("pairs of noisy and clean images" if images.is_paired else "images")
+        if len(images) > 1
+        else ("pair of a noisy and a clean image" if images.is_paired else "image")
+    )
     low, high = value_range(images, config.value_range)
     darkest, brightest = float(images.clean.min()), float(images.clean.max())
     if darkest < low or brightest > high:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data import noise, storage
-from dae.data.datasets import examples_per_epoch, examples_per_image, with_noise_level
+from dae.data.datasets import example_shape, examples_per_epoch, examples_per_image, with_noise_level
 from dae.data.images import Images, value_range
 from dae.seeding import stateless_seed
 
@@ -78,7 +78,7 @@ def _training_gather(images: Images, config: RunConfig) -> Callable[[tf.Tensor, 
         gather = storage.gather_fn(images.pixels)
         return lambda examples, step: gather(examples)
     cut = _patch_cutter(images)
-    size = images.image_shape[:2] if config.patch_size is None else (config.patch_size, config.patch_size)
+    size = example_shape(images, config)[:2]
     ends = tf.constant(np.cumsum(examples_per_image(images, config)))
     shapes = tf.constant(images.shapes)
 

@@ -15,7 +15,7 @@ from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
-from dae.models.sizes import fitting_size, padded
+from dae.models.sizes import fitting_size
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
@@ -33,7 +33,7 @@ def make_evaluator(
 
     @tf.function
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
-        network = padded(fused(model, training=False), model)
+        network = fused(model, training=False)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
         for shard in split_batch(batch, shards):
             outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
@@ -71,7 +71,7 @@ def denoise_samples(model: keras.Model, config: RunConfig, images: Images, count
     """Return the first `count` of the test images, or of their patches, with the noise of `config`, and denoised."""
     batch = sample_batch(images, config, "test")
     noisy = batch.noisy[:count]
-    denoised = padded(fused(model, training=False), model)(noisy).denoised
+    denoised = fused(model, training=False)(noisy).denoised
     return Samples(noisy.numpy(), denoised.numpy(), batch.clean[:count].numpy())
 
 

@@ -5,7 +5,6 @@ The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of
 the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
 """
 
-import contextlib
 import inspect
 import math
 from collections.abc import Callable
@@ -102,20 +101,6 @@ def _set_brightness(model: keras.Model, brightness: float) -> None:
     if activations[-1:] == [keras.activations.sigmoid] and biases and biases[-1] is not None:
         logit = math.log(brightness / (1 - brightness))
         biases[-1].assign(keras.ops.full(biases[-1].shape, logit))
-
-
-def any_size(model: keras.Model) -> keras.Model:
-    """Return `model` for images of any size that its layers allow, or `model` itself if they allow only one.
-
-    A network that halves the sides n times takes sides that differ from the original ones by multiples of 2^n.
-    """
-    free = keras.Input((None, None, model.input_shape[-1]), name="noisy")
-    with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
-        copy = keras.models.clone_model(model, input_tensors=free)
-        if copy.output_shape == copy.input_shape:
-            copy.set_weights(model.get_weights())
-            return copy
-    return model
 
 
 def encoder(model: keras.Model) -> keras.Model | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dae.data import datasets
 from dae.evaluation.evaluate import Evaluate, denoise_samples, evaluate_test
-from dae.models import networks
+from dae.models import networks, sizes
 from dae.reporting import plots, projector, tensorboard
 from dae.training.checkpoints import Checkpoints
 from dae.training.task import Task
@@ -22,7 +22,7 @@ def write(
     if len(task.data.validation):
         checkpoints.restore_best()
     for name in model_files.MODEL_FILES:
-        model_files.save_model(networks.any_size(task.evaluated_model), folder / name)
+        model_files.save_model(sizes.any_size(task.evaluated_model), folder / name)
     report = {
         "epoch": int(state.step) // task.steps_per_epoch,
         "parameters": task.evaluated_model.count_params(),

@@ -12,7 +12,7 @@ import tensorflow as tf
 from dae import plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
-from dae.data.datasets import Arrays, Splits, examples_per_epoch, mean_brightness, with_noise_level
+from dae.data.datasets import Arrays, Splits, example_shape, examples_per_epoch, mean_brightness, with_noise_level
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation import metrics
@@ -88,9 +88,7 @@ def prepare(
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     network_function = networks.load(config, network_function)
-    image_shape = splits.train.image_shape
-    if config.patch_size is not None:
-        image_shape = (config.patch_size, config.patch_size, splits.train.channels)
+    image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape, network_function)
     config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
     config = with_noise_level(config, splits.train)

@@ -13,7 +13,7 @@ import dae
 from dae import plugins
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.models import networks
+from dae.models import networks, sizes
 from dae.training import trainer
 
 SHAPE = (28, 28, 1)
@@ -168,7 +168,7 @@ MULTIPLES = {"conv": 8, "blog": 4, "patches": 2, "unet": 4, "dncnn": 1}
 @pytest.mark.parametrize("side", [28, 21])
 def test_exported_network_takes_other_sizes_and_gives_the_same_result_for_the_size_it_was_trained_on(name, side, mnist):
     model = networks.build(RunConfig(model=name, seed=3), (side, side, 1))
-    exported = networks.any_size(model)
+    exported = sizes.any_size(model)
     assert exported is not model
     assert [layer.name for layer in exported.layers[1:]] == [layer.name for layer in model.layers[1:]]
     noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:4] / np.float32(255), side, side)
@@ -184,7 +184,7 @@ def test_exported_network_is_the_same_if_it_takes_one_size_only():
     noisy = keras.Input(SHAPE)
     dense = keras.layers.Dense(28 * 28, activation="sigmoid")(keras.layers.Flatten()(noisy))
     model = keras.Model(noisy, keras.layers.Reshape(SHAPE)(dense))
-    assert networks.any_size(model) is model
+    assert sizes.any_size(model) is model
 
 
 @pytest.mark.slow  # the graphs of unet take long to build
