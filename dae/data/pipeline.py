@@ -130,7 +130,7 @@ def evaluation_batches(images: Images, config: RunConfig, purpose: str) -> tf.da
     Images of several sizes come one by one.
     """
     make_batch = batch_maker(images, config, f"{purpose} ")
-    examples, batch_size = len(images), _evaluation_batch_size(images, config)
+    examples, batch_size = len(images), evaluation_batch_size(images, config)
     if images.sizes is None:
         gather = storage.gather_fn(images.pixels)
     else:
@@ -151,7 +151,7 @@ def evaluation_batches(images: Images, config: RunConfig, purpose: str) -> tf.da
 def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
     """Return a few images of one size: the first of `evaluation_batches`, or the patches in the centre of images."""
     if config.patch_size is None:
-        return next(iter(evaluation_batches(images[: _evaluation_batch_size(images, config)], config, purpose)))
+        return next(iter(evaluation_batches(images[: evaluation_batch_size(images, config)], config, purpose)))
     side, channels = config.patch_size, images.pixels.shape[-1]
     images = images[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // (side * side * channels))]
     corners = tf.constant((images.shapes - side) // 2)
@@ -159,7 +159,8 @@ def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
     return batch_maker(images, config, f"{purpose} sample ")(pixels, tf.constant(0, tf.int64))
 
 
-def _evaluation_batch_size(images: Images, config: RunConfig) -> int:
+def evaluation_batch_size(images: Images, config: RunConfig) -> int:
+    """Return the number of images in a batch of `evaluation_batches`; the last one can be smaller."""
     if images.sizes is not None:
         return 1
     # Whole images can be much larger than patches of which a batch fits into memory.

@@ -26,6 +26,7 @@ from dae.models import contract as network_contract
 from dae.models import networks
 from dae.models.networks import NetworkFunction
 from dae.optimizers import optimizers
+from dae.training import memory
 from dae.workdir.model_files import load_model
 
 
@@ -99,6 +100,7 @@ def prepare(
         config, data_digest=splits.digest, validation_examples=len(splits.validation), initial_brightness=brightness
     )
     model = networks.build(config, image_shape, network_function, earlier=sketch)
+    memory.check(config, model, splits)
     (batch,) = training_batches(splits.train, config).take(1)
     if network_function not in networks.MODELS.values():
         network_contract.check(network_function, config, model, batch)
