@@ -14,7 +14,7 @@ from dae.errors import UsageError
 # Memory to evaluate whole images, relative to that of a training step with as many pixels: for inference no layer's
 # output is kept. Measured: 0.15 (dncnn) to 0.5 (conv). A low figure, because what is refused cannot be tried.
 EVALUATION = 0.2
-# The share of the available memory that a step may need by its estimate: a step that needed 0.85 by its estimate failed.
+# The share of the available memory that a step may need by its estimate; one that needed 0.85 by its estimate failed.
 USABLE = 0.8
 
 
