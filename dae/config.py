@@ -361,6 +361,8 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
         before, now = (map_texts(getattr(config, name), plugins.without_paths) for config in (saved, requested))
         if before == now:
             changes[name] = getattr(saved, name)
+    if saved.data == PYTHON_DATA and requested.data is None:  # the error will be that they were not passed again
+        changes["data"] = PYTHON_DATA
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}
     for place, digest in (("data", "data_digest"), ("start_from", "weights_digest")):

@@ -121,8 +121,8 @@ def prepare(
     task = Task(config, splits, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
     if splits.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
         raise UsageError(
-            f"--loss: {plugins.source(config.loss)} needs `{min(needed)}`, as of noise added to clean images, but the "
-            "images are noisy already"
+            f"--loss: {plugins.source(config.loss)} takes `{min(needed)}`, of noise that is added to clean images; it "
+            "cannot be used with pairs of noisy and clean images"
         )
     for part in (splits.validation, splits.test):
         check_fits(evaluated_model, part)
