@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from dae import callables, plugins
+from dae import callables, plugins, runtime
 from dae.config import RunConfig, canonicalize
 from dae.data.noise import Noise
 from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
@@ -94,6 +94,7 @@ def train(
         else:
             config = workdir.start(run.path, task.config, sources)
             console.print(*task.data.notes, f"writing to {run.path}")
+        console.print(runtime.describe(config))
         task = dataclasses.replace(task, config=config)
         console.print_layers(task.model)
         if objective.starts_as_bce:
