@@ -19,7 +19,7 @@ def load(folder: Path, **settings) -> datasets.Splits:
 
 
 def everything(splits: datasets.Splits) -> np.ndarray:
-    return np.concatenate([splits.train, splits.validation, splits.test])
+    return np.concatenate([part.pixels for part in (splits.train, splits.validation, splits.test)])
 
 
 def are_same_images(images: np.ndarray, others: np.ndarray) -> bool:
@@ -45,18 +45,20 @@ def test_pictures_in_nested_folders_are_read_and_shuffled_by_a_fixed_seed(digits
     assert are_same_images(everything(splits), digits)
     np.testing.assert_array_equal(everything(load(tmp_path, seed=7)), everything(splits))
     # In the order of names, only the last class would validate.
-    assert not are_same_images(splits.validation, digits[-3:])
-    (note,) = splits.notes
-    assert "4 of 40" in note
+    assert not are_same_images(splits.validation.pixels, digits[-3:])
+    assert splits.notes[2:] == (
+        "test: 4 images, 28 x 28, grey, uint8 from 0 to 255, drawn from the others by a fixed seed",
+        "not read, because of their suffixes: 1 .txt",
+    )
 
 
 def test_folders_train_and_test_are_the_two_parts(digits, tmp_path):
     (tmp_path / "class 0").rename(tmp_path / "test")
     (tmp_path / "class 1").rename(tmp_path / "train")
     splits = load(tmp_path)
-    assert are_same_images(splits.test, digits[:10])
-    assert are_same_images(np.concatenate([splits.train, splits.validation]), digits[10:20])
-    assert splits.notes == ()
+    assert are_same_images(splits.test.pixels, digits[:10])
+    assert are_same_images(np.concatenate([splits.train.pixels, splits.validation.pixels]), digits[10:20])
+    assert len(splits.notes) == 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "jpg", "JPEG"])
@@ -68,7 +70,7 @@ def test_all_formats_are_read_in_grey_and_in_colour(suffix, mode, tmp_path):
     for number, image in enumerate(images):
         Image.fromarray(image[..., 0] if mode == "L" else image).save(tmp_path / f"{number}.{suffix}")
     splits = load(tmp_path)
-    assert splits.image_shape == (32, 40, len(mode))
+    assert splits.train.image_shape == (32, 40, len(mode))
     if suffix.startswith(("j", "J")):
         sums = everything(splits).astype(int).sum(axis=(1, 2, 3))
         np.testing.assert_allclose(sorted(sums), sorted(images.astype(int).sum(axis=(1, 2, 3))), rtol=0.02)
@@ -82,13 +84,14 @@ def saved_and_loaded(tmp_path: Path, image: Image.Image, suffix: str = "png", **
     folder.mkdir()
     for number in range(2):
         image.save(folder / f"{number}.{suffix}", **options)
-    return load(folder).train[0]
+    return load(folder).train.pixels[0]
 
 
-def test_16_bit_pictures_are_reduced_to_8_bits(tmp_path):
+def test_16_bit_pictures_keep_their_values(tmp_path):
     deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 164
     pixels = saved_and_loaded(tmp_path, Image.fromarray(deep))
-    np.testing.assert_array_equal(pixels[..., 0], np.rint(deep / 257))
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels[..., 0], deep)
 
 
 def test_transparent_pixels_become_white(tmp_path):
@@ -126,16 +129,16 @@ def test_pictures_of_several_sizes_need_image_size_and_are_cropped_to_the_centre
     with pytest.raises(UsageError, match=r"4 sizes, .*20 x 20 \(3\.jpg\).*500 x 500 \(2\.jpg\).*--image-size"):
         load(tmp_path)
     splits = load(tmp_path, image_size=24)
-    assert splits.image_shape == (24, 24, 3)
-    assert "24 x 24" in splits.notes[0]
+    assert splits.train.image_shape == (24, 24, 3)
+    assert "cover 24 x 24" in splits.notes[-1]
     np.testing.assert_allclose(everything(splits)[:, 2:-2, 2:-2], np.full((4, 20, 20, 3), (200, 100, 50)), atol=8)
-    assert load(tmp_path, image_size=(16, 32)).image_shape == (16, 32, 3)
+    assert load(tmp_path, image_size=(16, 32)).train.image_shape == (16, 32, 3)
 
 
 def test_grey_pictures_among_coloured_ones_become_colour_with_a_note(digits, tmp_path):
     Image.fromarray(np.full((28, 28, 3), (9, 99, 199), np.uint8)).save(tmp_path / "colour.png")
     splits = load(tmp_path)
-    assert splits.image_shape == (28, 28, 3)
+    assert splits.train.image_shape == (28, 28, 3)
     assert any("grey pictures" in note and "colour" in note for note in splits.notes)
     grey = [image[..., :1] for image in everything(splits) if (image == image[..., :1]).all()]
     assert are_same_images(np.array(grey), digits)
@@ -144,7 +147,7 @@ def test_grey_pictures_among_coloured_ones_become_colour_with_a_note(digits, tmp
 def test_broken_picture_is_refused_or_skipped_with_skip_broken(digits, tmp_path):
     cut, empty = tmp_path / "class 1" / "10.png", tmp_path / "class 2" / "20.png"
     cut.write_bytes(cut.read_bytes()[:-30])
-    with pytest.raises(UsageError, match=r"class 1/10\.png: broken .*--skip-broken"):
+    with pytest.raises(UsageError, match=r"class 1/10\.png: not readable .*--skip-broken"):
         load(tmp_path)
     empty.write_bytes(b"")
     splits = load(tmp_path, skip_broken=True)
@@ -181,4 +184,4 @@ def test_randomly_damaged_picture_loads_or_is_refused_in_one_line(tmp_path_facto
     except UsageError as error:
         assert "\n" not in str(error)
     else:
-        assert splits.train.dtype == np.uint8
+        assert splits.train.pixels.dtype == np.uint8

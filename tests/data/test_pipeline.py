@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from dae.config import RunConfig
+from dae.data.images import Images
 from dae.data.noise import NOISES, standard_normal
 from dae.data.pipeline import (
     Batch,
@@ -22,8 +23,8 @@ CONFIG = RunConfig(batch_size=32, epochs=2)
 
 
 @pytest.fixture(scope="module")
-def images(mnist) -> np.ndarray:
-    return mnist.train.pixels[:100]  # 3 batches of 32 and one of 4
+def images(mnist) -> Images:
+    return mnist.train[:100]  # 3 batches of 32 and one of 4
 
 
 def arrays(batches: tf.data.Dataset) -> list[Batch]:
@@ -55,7 +56,7 @@ def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(image
     first_clean, second_clean = (np.concatenate([batch.clean for batch in epoch]) for epoch in epochs)
 
     def indices(clean: np.ndarray) -> list[int]:
-        flat = (images / np.float32(255)).astype(np.float32).reshape(len(images), -1)
+        flat = (images.pixels / np.float32(255)).reshape(len(images), -1)
         return [int(np.flatnonzero((flat == image.ravel()).all(axis=1))[0]) for image in clean]
 
     first, second = indices(first_clean), indices(second_clean)
@@ -104,7 +105,7 @@ def test_evaluation_batches_keep_the_order_and_repeat_their_noise(images):
     batches = evaluation_batches(images, CONFIG, "test")
     assert_same(arrays(batches), arrays(batches))
     (batch,) = arrays(batches)
-    np.testing.assert_array_equal(batch.clean, (images / np.float32(255)).astype(np.float32))
+    np.testing.assert_array_equal(batch.clean, images.pixels / np.float32(255))
     other_batch_size = dataclasses.replace(CONFIG, batch_size=7)
     assert_same(arrays(evaluation_batches(images, other_batch_size, "test")), arrays(batches))
     (other,) = arrays(evaluation_batches(images, CONFIG, "validation"))
@@ -117,7 +118,7 @@ def test_first_batch_is_the_documented_function_of_seed_and_step(images):
     order = tf.random.experimental.index_shuffle(
         tf.range(32, dtype=tf.int64), stateless_seed(0, "order", 0), tf.constant(99, tf.int64)
     )
-    expected = tf.cast(tf.gather(images, order), tf.float32) / 255.0
+    expected = tf.cast(tf.gather(images.pixels, order), tf.float32) / 255.0
     np.testing.assert_array_equal(batch.clean, expected)
     added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "noise", 0))
     np.testing.assert_array_equal(batch.noisy, tf.clip_by_value(expected + added, 0.0, 1.0))
@@ -179,12 +180,12 @@ def test_clipped_noise_stays_between_0_and_1(images, noise):
 
 
 def test_large_images_are_evaluated_in_smaller_batches():
-    large = np.zeros((25, 500, 400, 3), np.uint8)
+    large = Images(np.zeros((25, 500, 400, 3), np.uint8))
     assert [len(batch.clean) for batch in arrays(evaluation_batches(large, CONFIG, "test"))] == [10, 10, 5]
 
 
 def test_sample_batch_is_the_first_evaluation_batch(mnist):
-    images = mnist.test.pixels[:600]
+    images = mnist.test[:600]
     first = next(evaluation_batches(images, CONFIG, "test").as_numpy_iterator())
     assert len(first.noisy) == 500
     assert_same([sample_batch(images, CONFIG, "test")], [first])
