@@ -1,0 +1,323 @@
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import fuzz
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from dae.data import pictures
+from dae.errors import UsageError
+
+LOSSLESS = {
+    ".png": ("uint8", "uint16"),
+    ".tif": ("uint8", "uint16", "float32"),
+    ".bmp": ("uint8",),
+    ".webp": ("uint8",),
+}
+
+
+def random_pixels(dtype: str, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if dtype == "float32":
+        return rng.normal(size=shape).astype(np.float32)
+    return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def png_bytes(pixels: np.ndarray, *chunks: tuple[bytes, bytes], last: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+    """Return uint16 pixels as a PNG, with these chunks before the pixels, and the last ones behind them."""
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    every = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), *last, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in every
+    )
+
+
+def tiff_bytes(pixels: np.ndarray, **changes: int) -> bytes:
+    """Return pixels [H, W, C] as an uncompressed TIFF with these values of its tags, by number as `t262`."""
+    height, width, channels = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    tags = {
+        256: [width], 257: [height], 258: [8 * pixels.itemsize] * channels, 259: [1], 262: [2 if channels > 2 else 1],
+        273: [8], 277: [channels], 278: [height], 279: [pixels.nbytes], 284: [1], 339: [kind] * channels,
+    }  # fmt: skip
+    tags |= {int(name[1:]): [value] for name, value in changes.items()}
+    content = b"II*\0" + struct.pack("<I", 8 + pixels.nbytes + pixels.nbytes % 2) + pixels.tobytes()
+    content += b"\0" * (pixels.nbytes % 2)
+    entries, far = b"", b""
+    start = len(content) + 2 + 12 * len(tags) + 4
+    for tag in sorted(tags):
+        packed = struct.pack(f"<{len(tags[tag])}I", *tags[tag])
+        if len(packed) > 4:
+            entries += struct.pack("<HHII", tag, 4, len(tags[tag]), start + len(far))
+            far += packed
+        else:
+            entries += struct.pack("<HHI", tag, 4, len(tags[tag])) + packed
+    return content + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0" + far
+
+
+def check_read(path: Path, expected: np.ndarray) -> None:
+    """Assert that the header and the pixels, blended with white, are as expected."""
+    header = pictures.read_header(path)
+    assert (header.height, header.width, header.channels) == expected.shape
+    pixels = pictures.read(path)
+    assert header.dtype == pixels.dtype == expected.dtype
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("suffix", "dtype"), [(suffix, dtype) for suffix in LOSSLESS for dtype in LOSSLESS[suffix]])
+def test_written_pixels_are_read_back_exactly(suffix, dtype, channels, tmp_path):
+    pixels = random_pixels(dtype, 21, 30, channels)
+    pictures.write(tmp_path / f"a{suffix}", pixels)
+    # WebP knows only colour.
+    check_read(tmp_path / f"a{suffix}", pixels.repeat(3, axis=2) if (suffix, channels) == (".webp", 1) else pixels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [("uint8", ".png"), ("uint8", ".tif"), ("uint8", ".webp"), ("uint16", ".png")]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffix, dtype, channels, tmp_path):
+    pixels, alpha = random_pixels(dtype, 21, 30, channels), random_pixels(dtype, 21, 30)
+    pictures.write(tmp_path / f"a{suffix}", pixels, alpha)
+    picture = pictures.read_with_alpha(tmp_path / f"a{suffix}")
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.alpha, alpha)
+    np.testing.assert_array_equal(picture.pixels[..., :channels], pixels)
+    white = np.iinfo(dtype).max
+    opacity = alpha[..., None] / white
+    blended = np.rint(picture.pixels * opacity + white * (1 - opacity))
+    check_read(tmp_path / f"a{suffix}", blended.astype(dtype))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".JPG"])
+def test_jpeg_keeps_colours_almost_exactly(suffix, tmp_path):
+    pixels = random_pixels("uint8", 4, 5, 3).repeat(8, axis=0).repeat(8, axis=1)
+    pictures.write(tmp_path / f"a{suffix}", pixels)
+    assert pictures.read_header(tmp_path / f"a{suffix}") == (32, 40, 3, np.uint8)
+    np.testing.assert_allclose(pictures.read(tmp_path / f"a{suffix}").astype(int), pixels, atol=3)
+
+
+def test_gif_keeps_grey_and_few_colours_exactly_and_reads_the_first_frame(tmp_path):
+    grey, colour = random_pixels("uint8", 21, 30, 1), random_pixels("uint8", 2, 5, 3).repeat(6, axis=0)
+    for number, pixels in enumerate((grey, colour)):
+        pictures.write(tmp_path / f"{number}.gif", pixels)
+        check_read(tmp_path / f"{number}.gif", pixels)
+    frames = [Image.fromarray(np.full((20, 20), value, np.uint8)) for value in (40, 90, 200)]
+    for suffix in ("gif", "tif", "webp", "png"):
+        frames[0].save(tmp_path / f"frames.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+        assert (pictures.read(tmp_path / f"frames.{suffix}") == 40).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_read_exactly(channels, tmp_path):
+    stored = random_pixels("uint16", 21, 30, channels)
+    (tmp_path / "a.png").write_bytes(png_bytes(stored))
+    picture = pictures.read_with_alpha(tmp_path / "a.png")
+    colours = 1 if channels < 3 else 3
+    assert pictures.read_header(tmp_path / "a.png") == (21, 30, colours, np.uint16)
+    np.testing.assert_array_equal(picture.pixels, stored[..., :colours])
+    assert (picture.alpha is not None) == (channels in (2, 4))
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(picture.alpha, stored[..., -1])
+
+
+def test_the_transparent_colour_of_a_16_bit_png_becomes_white(tmp_path):
+    for channels in (1, 3):
+        stored = random_pixels("uint16", 21, 30, channels)
+        (tmp_path / "a.png").write_bytes(png_bytes(stored, (b"tRNS", stored[0, 0].astype(">u2").tobytes())))
+        expected = stored.copy()
+        expected[0, 0] = 65535
+        check_read(tmp_path / "a.png", expected)
+
+
+def test_palettes_become_grey_or_colour(tmp_path):
+    grey = Image.fromarray(random_pixels("uint8", 21, 30)).quantize(8)
+    colour = Image.fromarray(random_pixels("uint8", 21, 30, 3)).quantize(8)
+    for image, mode in ((grey, "L"), (colour, "RGB")):
+        for suffix in ("png", "gif", "bmp", "tif"):
+            image.save(tmp_path / f"a.{suffix}")
+            check_read(tmp_path / f"a.{suffix}", np.asarray(image.convert(mode)).reshape(21, 30, -1))
+    colour.save(tmp_path / "a.png", transparency=3)
+    expected = np.asarray(colour.convert("RGB")).copy()
+    expected[np.asarray(colour) == 3] = 255
+    check_read(tmp_path / "a.png", expected)
+
+
+def test_black_and_white_and_cmyk_pictures_become_8_bit(tmp_path):
+    image = Image.fromarray(random_pixels("uint8", 21, 30) > 99)
+    for suffix in ("png", "tif", "bmp"):
+        image.save(tmp_path / f"a.{suffix}")
+        check_read(tmp_path / f"a.{suffix}", np.asarray(image)[..., None] * np.uint8(255))
+    cmyk = Image.fromarray(np.full((20, 20, 3), (200, 100, 50), np.uint8)).convert("CMYK")
+    cmyk.save(tmp_path / "a.jpg", quality=100)
+    np.testing.assert_allclose(pictures.read(tmp_path / "a.jpg"), np.full((20, 20, 3), (200, 100, 50)), atol=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_read_upright(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1)):
+        image = Image.fromarray(random_pixels(dtype, 21, 30, channels).squeeze())
+        upright = np.asarray(ImageOps.exif_transpose(with_orientation(image.copy(), exif)))
+        for suffix in ("png", "tif", "webp") if channels == 3 else ("png", "tif"):
+            image.save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+            check_read(tmp_path / f"a.{suffix}", upright.reshape(*upright.shape[:2], -1))
+    stored = random_pixels("uint16", 21, 30, 3)
+    chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "before.png").write_bytes(png_bytes(stored, chunk))
+    (tmp_path / "behind.png").write_bytes(png_bytes(stored, last=(chunk,)))
+    height, width, *_ = pictures.read_header(tmp_path / "before.png")
+    assert (height, width) == ((30, 21) if orientation >= 5 else (21, 30))
+    upright = pictures.read(tmp_path / "before.png")
+    eighth = np.asarray(ImageOps.exif_transpose(with_orientation(Image.fromarray((stored >> 8).astype("uint8")), exif)))
+    np.testing.assert_array_equal(upright >> 8, eighth)
+    check_read(tmp_path / "behind.png", upright)
+
+
+def with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    image.getexif()[0x0112] = exif[0x0112]
+    return image
+
+
+@pytest.mark.parametrize("exif", [b"", b"MM\0*", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
+def test_malformed_exif_does_not_make_a_picture_broken(exif, tmp_path):
+    pixels = random_pixels("uint16", 21, 30, 1)
+    (tmp_path / "before.png").write_bytes(png_bytes(pixels, (b"eXIf", exif)))
+    (tmp_path / "behind.png").write_bytes(png_bytes(pixels, last=((b"eXIf", exif),)))
+    check_read(tmp_path / "before.png", pixels)
+    check_read(tmp_path / "behind.png", pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+def test_icc_profile_is_kept(suffix, tmp_path):
+    profiles = {3: ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), 1: b"of grey" * 30}
+    for dtype, channels in (("uint8", 1), ("uint8", 3), ("uint16", 1), ("uint16", 3)):
+        if dtype == "uint16" and (suffix not in (".png", ".tif") or (suffix, channels) == (".tif", 3)):
+            continue
+        pixels = random_pixels(dtype, 21, 30, channels)
+        pictures.write(tmp_path / f"a{suffix}", pixels, icc_profile=profiles[channels])
+        picture = pictures.read_with_alpha(tmp_path / f"a{suffix}")
+        assert picture.icc_profile == profiles[channels]
+        if suffix != ".jpg":
+            np.testing.assert_array_equal(picture.pixels[..., :channels], pixels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tags"),
+    [
+        ("int8", (9, 8, 1), {}),
+        ("int16", (9, 8, 1), {}),  # of which half are negative
+        ("uint32", (9, 8, 1), {}),
+        ("float64", (9, 8, 1), {}),
+        ("float16", (9, 8, 1), {}),
+        ("float32", (9, 8, 1), {"t262": 0}),
+        ("uint32", (9, 8, 3), {}),
+        ("float64", (9, 8, 3), {}),
+        ("uint16", (9, 8, 2), {}),
+        ("uint16", (9, 8, 3), {"t284": 2}),
+        ("uint16", (9, 8, 3), {"t274": 6}),
+        ("uint16", (9, 8, 4), {"t338": 1}),
+        ("uint16", (9, 8, 4), {"t262": 5}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_exactly_is_refused(dtype, shape, tags, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=shape).astype(dtype) if "f" in dtype else rng.integers(-99, 99, shape).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(pixels, **tags))
+    with pytest.raises(pictures.BrokenPicture, match=r"a\.tif: not readable"):
+        pictures.read(tmp_path / "a.tif")
+
+
+def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
+    grey, colour = random_pixels("uint16", 21, 30, 1), random_pixels("uint16", 21, 30, 4)
+    floats = random_pixels("float32", 21, 30, 3)
+    for content, expected in (
+        (tiff_bytes(grey, t262=0), 65535 - grey),
+        (tiff_bytes(grey.astype(np.uint32)), grey),
+        (tiff_bytes((grey // 2).astype(np.int16)), grey // 2),
+        (tiff_bytes(colour, t338=0), colour[..., :3]),
+        (tiff_bytes(floats), floats),
+    ):
+        (tmp_path / "a.tif").write_bytes(content)
+        check_read(tmp_path / "a.tif", expected)
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(colour, t338=2))
+    picture = pictures.read_with_alpha(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels, colour[..., :3])
+    np.testing.assert_array_equal(picture.alpha, colour[..., 3])
+
+
+def test_large_pictures_are_read_and_larger_ones_than_the_limit_refused(tmp_path, monkeypatch):
+    before = Image.MAX_IMAGE_PIXELS
+    for suffix in ("png", "tif", "bmp"):
+        Image.new("1", (14_000, 13_500)).save(tmp_path / f"a.{suffix}")  # more than twice Pillow's limit
+        assert pictures.read_header(tmp_path / f"a.{suffix}")[:2] == (13_500, 14_000)
+    assert pictures.read(tmp_path / "a.tif").shape == (13_500, 14_000, 1)
+    assert before == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 13_500 * 14_000 - 1)
+    with pytest.raises(pictures.BrokenPicture, match="at most 188,999,999"):
+        pictures.read_header(tmp_path / "a.png")
+
+
+def test_pictures_that_claim_more_pixels_than_they_can_hold_are_refused(tmp_path):
+    content = bytearray(png_bytes(np.zeros((20, 20, 1), np.uint16)))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.zeros((20, 20, 1), np.uint8), t256=20_000, t257=20_000))
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(pictures.BrokenPicture, match=r"20000 x 20000 pixels, more than its .* bytes can hold"):
+            pictures.read_header(tmp_path / name)
+
+
+def test_16_bit_colour_without_opencv_names_what_to_install(tmp_path, monkeypatch):
+    pictures.write(tmp_path / "a.png", random_pixels("uint16", 21, 30, 3))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UsageError, match=r"a\.png: .*pip install '\.\[opencv\]'") as raised:
+        pictures.read_header(tmp_path / "a.png")
+    assert not isinstance(raised.value, pictures.BrokenPicture)  # which would be skipped
+
+
+def test_jpeg_is_decoded_at_a_smaller_size_on_request(tmp_path):
+    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 25, 50, 3).repeat(8, axis=0).repeat(8, axis=1))
+    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (50, 100, 3)
+    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (200, 400, 3)
+
+
+def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+    for suffix, dtype in ((".jpg", "uint16"), (".png", "float32"), (".txt", "uint8")):
+        with pytest.raises(UsageError, match=rf"a\{suffix}: "):
+            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 9, 8, 1))
+    with pytest.raises(ValueError, match="opacity"):
+        pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 9, 8, 1), random_pixels("uint8", 9, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@fuzz
+@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif"]))
+def test_randomly_damaged_picture_is_read_as_its_header_says_or_refused(tmp_path_factory, mnist, data, suffix):
+    path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
+    pixels = mnist.test[0].repeat(3, axis=2)
+    pictures.write(path, pixels.astype(np.uint16) * 257 if "16" in suffix else pixels)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
+            header, pixels = pictures.read_header(path), pictures.read(path)
+    except pictures.BrokenPicture as error:
+        assert "\n" not in str(error)
+    else:
+        assert (*pixels.shape, pixels.dtype) == header
