@@ -101,8 +101,8 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
 
     with as_usage_error("data"):
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-                raise UsageError(f"{name}: expected a NumPy array of numbers, got {type(array).__name__}")
+            if not isinstance(array, np.ndarray):
+                raise UsageError(f"{name}: expected a NumPy array, got {type(array).__name__}")
         return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
 
 
@@ -120,7 +120,8 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
     # Labels, and whatever else is stored beside the images, have fewer dimensions.
     chosen = {name: array for name, array in arrays.items() if len(array.shape) >= 3 or len(arrays) == 1}
     if not chosen:
-        raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(arrays) or 'no array'}")
+        found = [f"{name} of shape {array.shape} and type {array.dtype}" for name, array in arrays.items()]
+        raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(found) or 'no array'}")
     places = {name: layout.of_word(name)._replace(key="") for name in chosen}
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in chosen}
     if {"y"} in axes.values():  # Keras's names for what goes into a network and what should come out
@@ -145,6 +146,8 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
 def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -> Images:
     """Read an array of images; their values must be in the configured range, and those of noisy ones if clipped."""
     with as_usage_error(name) if name else contextlib.nullcontext():
+        if array.dtype.hasobject:
+            raise UsageError("expected an array of numbers, got Python objects")
         check_shape(array.shape)
         dtype = _stored_type(array.dtype, config.value_range is not None)
         low, high = config.value_range or ((0, 1) if dtype == np.float32 else (-math.inf, math.inf))
@@ -195,9 +198,8 @@ def _npy(file: _Readable, size: int) -> _Array:
     if magic not in _NPY_HEADERS:
         raise UsageError(f"expected .npy format 1.0 or 2.0, got {magic}")
     shape, fortran_order, dtype = _NPY_HEADERS[magic](file)
-    if dtype.hasobject:
-        raise UsageError("expected an array of numbers, got Python objects")
-    if math.prod(shape) * dtype.itemsize != size - file.tell():
+    # Labels can be Python objects; they are not read.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
         raise UsageError(f"shape {shape} does not match the size of the file")
     if not fortran_order or len(shape) < 2:
         return _Array(shape, dtype, lambda: _blocks(file, shape, dtype))

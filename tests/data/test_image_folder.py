@@ -55,9 +55,13 @@ def test_pictures_in_nested_folders_are_read_and_shuffled_by_a_fixed_seed(digits
 def test_folders_train_and_test_are_the_two_parts(digits, tmp_path):
     (tmp_path / "class 0").rename(tmp_path / "test")
     (tmp_path / "class 1").rename(tmp_path / "train")
+    with pytest.raises(UsageError, match=r"class 2/20\.png is in none of the parts test, train, .*move or remove it"):
+        load(tmp_path)
+    for name in ("class 2", "class 3"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
     splits = load(tmp_path)
     assert are_same_images(splits.test.pixels, digits[:10])
-    assert are_same_images(np.concatenate([splits.train.pixels, splits.validation.pixels]), digits[10:20])
+    assert are_same_images(np.concatenate([splits.train.pixels, splits.validation.pixels]), digits[10:])
     assert len(splits.notes) == 3
 
 
@@ -103,9 +107,9 @@ def test_transparent_pixels_become_white(tmp_path):
 
 
 def test_only_the_first_frame_of_an_animation_is_read(tmp_path):
-    frames = [Image.fromarray(np.full((20, 20), value, np.uint8)) for value in (40, 90, 200)]
+    frames = [Image.fromarray(np.full((20, 20), value, np.uint8)) for value in (140, 90, 200)]
     pixels = saved_and_loaded(tmp_path, frames[0], "gif", save_all=True, append_images=frames[1:])
-    assert (pixels == 40).all()
+    assert (pixels == 140).all()
 
 
 def test_photo_is_rotated_as_its_exif_says(tmp_path):
