@@ -126,8 +126,8 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in chosen}
     if {"y"} in axes.values():  # Keras's names for what goes into a network and what should come out
         for name, axis in axes.items():
-            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis), places[name].role)
-            places[name] = places[name]._replace(role=role)
+            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis))
+            places[name] = places[name]._replace(role=places[name].role or role)
     images = {}
     for part, names in layout.divide(places).items():
         if len(names) > 1:
@@ -159,9 +159,11 @@ def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -
         def blocks() -> Iterator[np.ndarray]:
             count = 0
             for block in array.blocks():
-                block = block.astype(dtype, copy=False).reshape(len(block), *array.shape[1:3], -1)
+                with np.errstate(over="ignore"):  # to infinity, which is refused
+                    block = block.astype(dtype, copy=False)
+                block = block.reshape(len(block), *array.shape[1:3], -1)
                 if dtype == np.float32 or config.value_range is not None:
-                    _check_values(block, low, high, count)
+                    _check_values(block, low, high, count, is_noisy)
                 count += len(block)
                 yield to_grey(block) if to_grey_too else block
 
@@ -180,7 +182,7 @@ def _stored_type(dtype: np.dtype, has_value_range: bool) -> np.dtype:
     )
 
 
-def _check_values(block: np.ndarray, low: float, high: float, start: int) -> None:
+def _check_values(block: np.ndarray, low: float, high: float, start: int, is_noisy: bool) -> None:
     """Raise UsageError for a value that is not finite and in [low, high]; `start` is the number of the first image."""
     wrong = ~((block >= low) & (block <= high) & np.isfinite(block))
     if wrong.any():
@@ -188,7 +190,7 @@ def _check_values(block: np.ndarray, low: float, high: float, start: int) -> Non
         value = block[index][wrong[index]].flat[0]
         raise UsageError(
             f"expected values from {low:g} (black) to {high:g} (white), got {value:g} in image {start + index + 1}; "
-            "--value-range sets others"
+            "--value-range sets others" + (", and --no-clip-noise allows any in noisy images" if is_noisy else "")
         )
 
 

@@ -159,6 +159,7 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
             "test or an array x_test, or no parts"
         )
     test = images.get(TEST, next(iter(images.values())))
+    _check_brightness([test], config, source(config))
     return test, (_describe(test, TEST, config, source(config)), *notes)
 
 
