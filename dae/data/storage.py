@@ -75,6 +75,6 @@ def gather_fn(images: np.ndarray) -> Callable[[Any], Any]:
     while isinstance(whole.base, np.memmap):
         whole = whole.base
     whole = whole.reshape(-1, *images.shape[1:])
-    first = (images.ctypes.data - whole.ctypes.data) // (images.itemsize * math.prod(images.shape[1:]))
+    first = (images.ctypes.data - whole.ctypes.data) // images[0].nbytes
     mapped = tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
     return lambda indices: tf.gather(mapped, first + indices)

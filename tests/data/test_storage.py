@@ -11,7 +11,7 @@ from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.data import datasets, storage
 from dae.data.images import Images
-from dae.data.pipeline import training_batches
+from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 from dae.training import trainer
 
@@ -44,6 +44,31 @@ def test_training_batches_of_mapped_images_are_those_of_images_in_memory(mapped,
     for batch, expected in zip(*batches, strict=True):
         for part, expected_part in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(part, expected_part)
+
+
+@pytest.mark.parametrize(("dtype", "is_paired"), [(np.uint8, False), (np.uint16, True), (np.float32, False)])
+def test_batches_of_mapped_images_of_several_sizes_are_those_of_images_in_memory(dtype, is_paired, mapped):
+    config = RunConfig(batch_size=8, epochs=2, patch_size=16, augment=True, noise_level=0.1)
+    shapes = np.random.default_rng(0).integers(16, 60, (10, 2))
+    values = np.random.default_rng(1).random((int(shapes.prod(axis=1).sum()), 2 if is_paired else 1))
+    rows = values.astype(np.float32) if dtype == np.float32 else (values * 255).astype(dtype)
+    stored = storage.materialize(rows.shape, np.array_split(rows, 20), dtype)
+    assert isinstance(stored, np.memmap)
+    permutation = np.random.default_rng(2).permutation(10)
+    kept, held = (Images(one, is_paired, shapes).take(permutation) for one in (stored, rows))
+    assert isinstance(kept.pixels, np.memmap)
+    in_memory = Images(np.array(held.pixels), is_paired, held.sizes)
+    for part in (slice(0, 10), slice(3, 7)):
+        for make in (training_batches, lambda *of: evaluation_batches(*of, "test")):
+            for batch, expected in zip(make(kept[part], config), make(in_memory[part], config), strict=True):
+                for one, expected_one in zip(batch, expected, strict=True):
+                    np.testing.assert_array_equal(one, expected_one)
+
+
+def test_mapped_images_without_validation_images_have_no_validation_batches(mapped):
+    splits = datasets.load(RunConfig(validation_examples=0))
+    assert isinstance(splits.train.pixels, np.memmap)
+    assert list(evaluation_batches(splits.validation, RunConfig(), "validation")) == []
 
 
 @pytest.mark.slow
