@@ -36,7 +36,7 @@ class EvaluateArguments:
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
-    """Strength of the noise (default: as the run; 0.5 for a file)."""
+    """Strength of the noise (default: as the run; 0.5 for a file, 0 for pairs of --data)."""
     clip_noise: bool | None = None
     """Clip noisy images to [0, 1] (default: as the run; True for a file)."""
     seed: int | None = None
@@ -88,6 +88,8 @@ def main() -> None:
             images, notes = splits.test, splits.notes
         else:
             images, notes = datasets.load_test(settings)
+            if images.is_paired and arguments.noise_level is None:  # noisy already, whatever the run's were
+                settings = dataclasses.replace(settings, noise_level=None if arguments.noise else 0.0)
         evaluate.check_fits(model, images)
         for note in notes:
             print(note)

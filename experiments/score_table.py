@@ -87,7 +87,7 @@ def main() -> None:
     }
     for (name, seed), folder in trained.items():
         preset = dataclasses.replace(PRESETS[name], seed=seed, dataset=arguments.dataset)
-        score_table.check_run(folder, preset)
+        score_table.check_run(folder, datasets.with_noise_level(preset, data.train))
     others = [Path(name) for name in arguments.runs]
     for folder in others:
         score_table.check_test_images(folder, config)

@@ -110,6 +110,11 @@ def compare(
     # TensorFlow would warn of retracing, because it mistakes the functions that the runs compile for one function.
     tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     tasks = {name: prepare(config) for name, config in configs.items()}
+    # Or else runs of other noise levels, which resuming allows if none is given, would be taken for these.
+    configs = {
+        name: dataclasses.replace(config, noise_level=tasks[name].config.noise_level)
+        for name, config in configs.items()
+    }
     for task in tasks.values():
         if not len(task.data.validation):
             raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")

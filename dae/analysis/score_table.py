@@ -26,7 +26,7 @@ from dae.analysis import classical
 from dae.analysis.classical import Denoise
 from dae.analysis.noise_sweep import BASELINE, Denoiser, sweep
 from dae.analysis.statistics import Estimate, estimate
-from dae.config import PLUGIN_FIELDS, RECORDED, RunConfig, RuntimeConfig, flag
+from dae.config import DEFAULT_NOISE_LEVEL, PLUGIN_FIELDS, RECORDED, RunConfig, RuntimeConfig, flag
 from dae.data import datasets
 from dae.data.datasets import Splits
 from dae.data.images import Images
@@ -265,9 +265,9 @@ def _network_row(
 
 def _run_details(configs: Sequence[RunConfig]) -> str:
     """Return the number of training images, the seeds and the flags of runs that differ only in their seeds."""
-    first, defaults = configs[0], dataclasses.asdict(RunConfig())
+    first, defaults = configs[0], dataclasses.asdict(RunConfig(noise_level=DEFAULT_NOISE_LEVEL))
     # Recorded settings are filled in when a run starts, so they differ from the defaults in every run.
-    hidden = {"seed", "checkpoint_every", "metrics", *RECORDED}
+    hidden = {"seed", "checkpoint_every", "metrics", *RECORDED} - {"noise_level"}
     flags = [
         f"`{flag(name)} {_format_setting(value)}`"
         for name, value in dataclasses.asdict(first).items()

@@ -101,8 +101,8 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
 
     with as_usage_error("data"):
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-                raise UsageError(f"{name}: expected a NumPy array of numbers, got {type(array).__name__}")
+            if not isinstance(array, np.ndarray):
+                raise UsageError(f"{name}: expected a NumPy array, got {type(array).__name__}")
         return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
 
 
@@ -120,13 +120,14 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
     # Labels, and whatever else is stored beside the images, have fewer dimensions.
     chosen = {name: array for name, array in arrays.items() if len(array.shape) >= 3 or len(arrays) == 1}
     if not chosen:
-        raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(arrays) or 'no array'}")
+        found = [f"{name} of shape {array.shape} and type {array.dtype}" for name, array in arrays.items()]
+        raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(found) or 'no array'}")
     places = {name: layout.of_word(name)._replace(key="") for name in chosen}
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in chosen}
     if {"y"} in axes.values():  # Keras's names for what goes into a network and what should come out
         for name, axis in axes.items():
-            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis), places[name].role)
-            places[name] = places[name]._replace(role=role)
+            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis))
+            places[name] = places[name]._replace(role=places[name].role or role)
     notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
     images = {}
     for part, names in layout.divide(places).items():
@@ -146,6 +147,8 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
 def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -> Images:
     """Read an array of images; their values must be in the configured range, and those of noisy ones if clipped."""
     with as_usage_error(name) if name else contextlib.nullcontext():
+        if array.dtype.hasobject:
+            raise UsageError("expected an array of numbers, got Python objects")
         check_shape(array.shape)
         dtype = _stored_type(array.dtype, config.value_range is not None)
         low, high = config.value_range or ((0, 1) if dtype == np.float32 else (-math.inf, math.inf))
@@ -157,9 +160,11 @@ def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -
         def blocks() -> Iterator[np.ndarray]:
             count = 0
             for block in array.blocks():
-                block = block.astype(dtype, copy=False).reshape(len(block), *array.shape[1:3], -1)
+                with np.errstate(over="ignore"):  # to infinity, which is refused
+                    block = block.astype(dtype, copy=False)
+                block = block.reshape(len(block), *array.shape[1:3], -1)
                 if dtype == np.float32 or config.value_range is not None:
-                    _check_values(block, low, high, count)
+                    _check_values(block, low, high, count, is_noisy)
                 count += len(block)
                 yield to_grey(block) if to_grey_too else block
 
@@ -178,7 +183,7 @@ def _stored_type(dtype: np.dtype, has_value_range: bool) -> np.dtype:
     )
 
 
-def _check_values(block: np.ndarray, low: float, high: float, start: int) -> None:
+def _check_values(block: np.ndarray, low: float, high: float, start: int, is_noisy: bool) -> None:
     """Raise UsageError for a value that is not finite and in [low, high]; `start` is the number of the first image."""
     wrong = ~((block >= low) & (block <= high) & np.isfinite(block))
     if wrong.any():
@@ -186,7 +191,7 @@ def _check_values(block: np.ndarray, low: float, high: float, start: int) -> Non
         value = block[index][wrong[index]].flat[0]
         raise UsageError(
             f"expected values from {low:g} (black) to {high:g} (white), got {value:g} in image {start + index + 1}; "
-            "--value-range sets others"
+            "--value-range sets others" + (", and --no-clip-noise allows any in noisy images" if is_noisy else "")
         )
 
 
@@ -196,9 +201,8 @@ def _npy(file: _Readable, size: int) -> _Array:
     if magic not in _NPY_HEADERS:
         raise UsageError(f"expected .npy format 1.0 or 2.0, got {magic}")
     shape, fortran_order, dtype = _NPY_HEADERS[magic](file)
-    if dtype.hasobject:
-        raise UsageError("expected an array of numbers, got Python objects")
-    if math.prod(shape) * dtype.itemsize != size - file.tell():
+    # Labels can be Python objects; they are not read.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
         raise UsageError(f"shape {shape} does not match the size of the file")
     if not fortran_order or len(shape) < 2:
         return _Array(shape, dtype, lambda: _blocks(file, shape, dtype))

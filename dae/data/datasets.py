@@ -109,7 +109,10 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
     name = source(config)
     images, notes = _read(config, data)
     if TRAIN not in images:
-        raise UsageError(f"{name}: has no part to train on, only {' and '.join(images)}")
+        raise UsageError(
+            f"{name}: has no part to train on, only {' and '.join(images)}; expected train, such as a folder train or "
+            "an array x_train, or no parts"
+        )
     train, test, validation = images[TRAIN], images.get(TEST), images.get(VALIDATION)
     roles = {TEST: "", VALIDATION: ""}
     if test is None:
@@ -151,8 +154,12 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
     """Return the test images of the data that `config` names, or all if they are not divided into parts, and notes."""
     images, notes = _read(config, None)
     if TEST not in images and len(images) > 1:
-        raise UsageError(f"{source(config)}: has no part to test on, only {' and '.join(images)}")
+        raise UsageError(
+            f"{source(config)}: has no part to test on, only {' and '.join(images)}; expected test, such as a folder "
+            "test or an array x_test, or no parts"
+        )
     test = images.get(TEST, next(iter(images.values())))
+    _check_brightness([test], config, source(config))
     return test, (_describe(test, TEST, config, source(config)), *notes)
 
 

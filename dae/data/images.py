@@ -121,7 +121,8 @@ def rescaled(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """Convert [..., 3] to grey, [..., 1], as Pillow does; the weights are LUMA."""
     if pixels.dtype == np.float32:
-        return (pixels @ (np.array(LUMA, np.float32) / 2**16))[..., None]
+        # In float64 products and sums are exact, so grey stays grey, and no order of summation changes a bit.
+        return (pixels.astype(np.float64) @ (np.array(LUMA) / 2**16)).astype(np.float32)[..., None]
     weighted = sum(pixels[..., channel].astype(np.uint32) * np.uint32(weight) for channel, weight in enumerate(LUMA))
     return ((np.asarray(weighted) + np.uint32(2**15)) >> 16).astype(pixels.dtype)[..., None]
 

@@ -40,7 +40,8 @@ class Place(NamedTuple):
 
 def of_word(name: str) -> Place:
     """Return what the name of an array or of one folder says: (TEST, NOISY, "") for `noisy_test` or `Testing noisy`."""
-    words = re.findall(r"[a-z]+|[^a-z]+", name.lower())
+    # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
     parts, roles = ({table[word] for word in words if word in table} for table in (PARTS, ROLES))
     if len(parts) > 1 or len(roles) > 1:  # such as `train_and_test`
         return Place(None, None, name)
@@ -52,16 +53,21 @@ def of_files(files: Iterable[PurePath]) -> dict[PurePath, Place]:
     """Return what the paths of files say, relative to the folder of the data.
 
     The outermost folders say the part and the role, in either order, or in one name such as `train_noisy`. If no folder
-    says a role, the names of the files can, such as 1_noisy.png and 1_clean.png. Raises UsageError if a
+    says a role, the names of the files can, such as 1_noisy.png beside 1_clean.png or 1.png. Raises UsageError if a
     word for a part or a role stands at another place.
     """
     places = {path: _of_folders(path) for path in files}
     by_name = {path: of_word(path.stem) for path in places}
-    roles, roles_by_name = ({place.role for place in each.values()} for each in (places, by_name))
-    if roles == {None} and roles_by_name == {CLEAN, NOISY}:
-        for path, place in places.items():
-            key = str(PurePath(place.key).parent / by_name[path].key)
-            places[path] = Place(place.part, by_name[path].role, key)
+    if {place.role for place in places.values()} == {None}:
+        named = {
+            path: Place(place.part, by_name[path].role, str(PurePath(place.key).parent / by_name[path].key))
+            for path, place in places.items()
+        }
+        # One such word, as in `target practice.jpg`, need not say a role, unless there is a partner.
+        roles = {place.role for place in named.values()}
+        partners = len({place._replace(role=None) for place in named.values()}) < len(set(named.values()))
+        if roles in ({NOISY}, {NOISY, CLEAN}) or (roles != {None} and partners):
+            places = named
     if not any(place.part for place in places.values()):
         parts = {place.part for place in by_name.values()}
         if len(parts) > 1 and None not in parts:

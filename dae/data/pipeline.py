@@ -149,13 +149,18 @@ def evaluation_batches(images: Images, config: RunConfig, purpose: str) -> tf.da
 
 
 def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
-    """Return a few images of one size: the first of `evaluation_batches`, or the patches in the centre of images."""
-    if config.patch_size is None:
+    """Return a few images of one size: the first of `evaluation_batches`, or the patches in the centre of images.
+
+    If all images are smaller than a patch, the first of them is returned whole.
+    """
+    side = config.patch_size
+    large = np.flatnonzero(images.shapes.min(axis=1) >= (side or 0))
+    if side is None or not len(large):
         return next(iter(evaluation_batches(images[: evaluation_batch_size(images, config)], config, purpose)))
-    side, channels = config.patch_size, images.pixels.shape[-1]
-    images = images[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // (side * side * channels))]
-    corners = tf.constant((images.shapes - side) // 2)
-    pixels = _patch_cutter(images)(tf.range(len(images), dtype=tf.int64), corners, (side, side))
+    values = side * side * images.pixels.shape[-1]
+    large = large[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // values)]
+    corners = tf.constant((images.shapes[large] - side) // 2)
+    pixels = _patch_cutter(images[: large[-1] + 1])(tf.constant(large), corners, (side, side))
     return batch_maker(images, config, f"{purpose} sample ")(pixels, tf.constant(0, tf.int64))
 
 

@@ -68,9 +68,10 @@ class Task:
 
     @functools.cached_property
     def samples(self) -> Batch:
-        """The first validation images, or training images if none validate, for TensorBoard."""
-        images = self.data.validation if len(self.data.validation) else self.data.train
-        return sample_batch(images, self.config, "validation")
+        """The first validation images, or training images if none validate, for TensorBoard; or patches of them."""
+        validation, side = self.data.validation, self.config.patch_size or 0
+        is_large = bool((validation.shapes.min(axis=1) >= side).any())
+        return sample_batch(validation if is_large else self.data.train, self.config, "validation")
 
 
 def prepare(config: RunConfig, data: Arrays | None = None) -> Task:

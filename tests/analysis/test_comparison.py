@@ -582,7 +582,8 @@ def test_an_output_folder_of_another_comparison_is_refused_before_the_first_run(
 ):
     monkeypatch.setattr(comparison, "train", None)
     monkeypatch.setattr(comparison, "tune", None)
-    same = {"data": str(folder / "few.npz"), "validation_examples": 128, "batch_size": 64, "epochs": 1, "loss": "mse"}
+    same = {"data": str(folder / "few.npz"), "validation_examples": 128, "noise_level": 0.5, "batch_size": 64}
+    same |= {"epochs": 1, "loss": "mse"}
     config = RunConfig(**same | change)
     (folder / "out" / run).mkdir(parents=True)
     (folder / "out" / run / "config.json").write_text(config_module.to_json(config))

@@ -141,7 +141,7 @@ def test_filters_and_posterior_mean_have_rows(few):
     assert (row.name, row.images, row.weights, row.details) == ("median", 30, None, str(tuned))
     assert row.metrics["psnr"][0] > classical.mean_psnr(clean, noisy) + 4
     posterior = score_table.posterior_row(CONFIG, few, 30)
-    expected = classical.posterior_mean(few.train, 0.5)(noisy)
+    expected = classical.posterior_mean(few.train.pixels, 0.5)(noisy)
     assert posterior.metrics["psnr"] == pytest.approx([classical.mean_psnr(clean, expected)], abs=1e-3)
     np.testing.assert_allclose(posterior.shown, expected[:10], atol=1e-5)
     assert "2,000 training images" in posterior.details

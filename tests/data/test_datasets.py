@@ -10,6 +10,7 @@ from helpers import idx_bytes
 
 from dae.config import RunConfig
 from dae.data import datasets
+from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
 
 
@@ -24,8 +25,8 @@ def test_mnist_has_its_known_size_mean_and_deviation(mnist):
 
 def test_first_images_train_and_last_images_validate(mnist):
     few = datasets.load(RunConfig(train_examples=1000, validation_examples=500))
-    np.testing.assert_array_equal(few.train, mnist.train.pixels[:1000])
-    np.testing.assert_array_equal(few.validation, mnist.validation.pixels[-500:])
+    np.testing.assert_array_equal(few.train.pixels, mnist.train.pixels[:1000])
+    np.testing.assert_array_equal(few.validation.pixels, mnist.validation.pixels[-500:])
     assert len(datasets.load(RunConfig(validation_examples=0)).train) == 60_000
 
 
@@ -55,18 +56,19 @@ def test_training_labels_are_those_of_mnist(mnist):
     labels = datasets.training_labels(RunConfig())
     assert labels is not None
     assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert len(labels) == len(mnist.train.pixels) + len(mnist.validation.pixels)
+    assert len(labels) == len(mnist.train) + len(mnist.validation)
     assert datasets.training_labels(RunConfig(data="own.npz")) is None
     assert datasets.training_labels(RunConfig(dataset="cifar10")) is None
 
 
 def test_images_that_differ_from_the_recorded_digest_are_refused(tmp_path):
     config = RunConfig(data=str(tmp_path / "own.npz"), validation_examples=1)
-    dark, bright = np.zeros((9, 28, 28), np.uint8), np.ones((9, 28, 28), np.uint8)
-    np.savez(tmp_path / "own.npz", x_train=dark, x_test=dark)
+    bright = np.full((9, 28, 28), 254, np.uint8)
+    brighter = bright + np.uint8(1)
+    np.savez(tmp_path / "own.npz", x_train=bright, x_test=bright)
     recorded = dataclasses.replace(config, data_digest=datasets.load(config).digest)
     datasets.load(recorded)
-    np.savez(tmp_path / "own.npz", x_train=dark, x_test=bright)
+    np.savez(tmp_path / "own.npz", x_train=bright, x_test=brighter)
     with pytest.raises(UsageError, match=rf"--data: .*own\.npz: .*differ.*{recorded.data_digest}"):
         datasets.load(recorded)
 
@@ -74,10 +76,12 @@ def test_images_that_differ_from_the_recorded_digest_are_refused(tmp_path):
 def test_missing_file_unknown_format_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"none\.npz: no such file"):
         datasets.load(RunConfig(data=str(tmp_path / "none.npz")))
-    (tmp_path / "picture.tiff").write_text("")
-    with pytest.raises(UsageError, match=r"picture\.tiff: expected .*\.npz, \.npy or IDX"):
-        datasets.load(RunConfig(data=str(tmp_path / "picture.tiff")))
-    with pytest.raises(UsageError, match="no pictures"):
+    for name in ("picture.tiff", "images.csv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(UsageError, match=rf"{name}: expected a folder, .*\.npz, \.npy or IDX"):
+            datasets.load(RunConfig(data=str(tmp_path / name)))
+    (tmp_path / "picture.tiff").unlink()
+    with pytest.raises(UsageError, match=r"holds no pictures \(but 1 \.csv\); expected .*\.png"):
         datasets.load(RunConfig(data=str(tmp_path)))
 
 
@@ -86,12 +90,17 @@ def test_image_size_is_refused_without_a_folder_of_pictures():
         datasets.load(RunConfig(image_size=32))
 
 
-def test_integers_of_only_0_and_1_are_loaded_unchanged_with_a_note(tmp_path, mnist):
+def test_integers_of_only_0_and_1_are_refused_without_a_value_range_and_then_are_black_and_white(tmp_path, mnist):
     binary = mnist.test.pixels[:20] // 255
     np.save(tmp_path / "own.npy", binary)
-    splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
-    assert max(images.max() for images in (splits.train, splits.test)) == binary.max() == 1
-    assert any("no value above 1 of 255" in note for note in splits.notes)
+    config = RunConfig(data=str(tmp_path / "own.npy"))
+    message = r"--data: .*own\.npy: nearly black: the largest value is 1, .*white is 255; add --value-range 0 1 if 1"
+    with pytest.raises(UsageError, match=message):
+        datasets.load(config)
+    splits = datasets.load(dataclasses.replace(config, value_range=(0, 1)))
+    assert max(part.pixels.max() for part in (splits.train, splits.test)) == binary.max() == 1
+    (batch,) = evaluation_batches(splits.test, dataclasses.replace(config, value_range=(0, 1)), "test")
+    assert set(np.unique(batch.clean)) == {0, 1}
 
 
 def test_images_without_a_test_part_get_one_that_is_independent_of_the_seed(tmp_path, mnist):
@@ -106,9 +115,9 @@ def test_images_without_a_test_part_get_one_that_is_independent_of_the_seed(tmp_
     for splits in loaded:
         assert (len(splits.train), len(splits.validation), len(splits.test)) == (243, 27, 30)
         assert splits.digest == loaded[0].digest
-        (note,) = splits.notes
-        assert "30 of 300" in note
-    found = sorted(image.tobytes() for part in (splits.train, splits.validation, splits.test) for image in part)
+        assert splits.notes[2].startswith("test: 30 images")
+        assert splits.notes[2].endswith("drawn from the others by a fixed seed")
+    found = sorted(image.tobytes() for part in (splits.train, splits.validation, splits.test) for image in part.pixels)
     assert found == sorted(image.tobytes() for image in digits)
 
 
@@ -130,9 +139,10 @@ def test_single_image_is_refused(tmp_path, mnist):
 LOAD_BOTH = """
 from dae import RunConfig, UsageError
 from dae.data import datasets
+from dae.data.pipeline import evaluation_batches
 for name in datasets.KERAS_FILES:
     try:
-        print("loaded:", name, datasets.load(RunConfig(dataset=name)).train.shape)
+        print("loaded:", name, datasets.load(RunConfig(dataset=name)).train.pixels.shape)
     except UsageError as error:
         print("refused:", error)
 """

@@ -307,7 +307,7 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
 @given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif"]))
 def test_randomly_damaged_picture_is_read_as_its_header_says_or_refused(tmp_path_factory, mnist, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
-    pixels = mnist.test[0].repeat(3, axis=2)
+    pixels = mnist.test.pixels[0].repeat(3, axis=2)
     pictures.write(path, pixels.astype(np.uint16) * 257 if "16" in suffix else pixels)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -4,8 +4,13 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dae.config import RunConfig
+from dae.data import pipeline
+from dae.data.datasets import examples_per_epoch, examples_per_image
+from dae.data.images import Images
 from dae.data.noise import NOISES, standard_normal
 from dae.data.pipeline import (
     Batch,
@@ -22,8 +27,8 @@ CONFIG = RunConfig(batch_size=32, epochs=2)
 
 
 @pytest.fixture(scope="module")
-def images(mnist) -> np.ndarray:
-    return mnist.train.pixels[:100]  # 3 batches of 32 and one of 4
+def images(mnist) -> Images:
+    return mnist.train[:100]  # 3 batches of 32 and one of 4
 
 
 def arrays(batches: tf.data.Dataset) -> list[Batch]:
@@ -55,7 +60,7 @@ def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(image
     first_clean, second_clean = (np.concatenate([batch.clean for batch in epoch]) for epoch in epochs)
 
     def indices(clean: np.ndarray) -> list[int]:
-        flat = (images / np.float32(255)).astype(np.float32).reshape(len(images), -1)
+        flat = (images.pixels / np.float32(255)).reshape(len(images), -1)
         return [int(np.flatnonzero((flat == image.ravel()).all(axis=1))[0]) for image in clean]
 
     first, second = indices(first_clean), indices(second_clean)
@@ -104,7 +109,7 @@ def test_evaluation_batches_keep_the_order_and_repeat_their_noise(images):
     batches = evaluation_batches(images, CONFIG, "test")
     assert_same(arrays(batches), arrays(batches))
     (batch,) = arrays(batches)
-    np.testing.assert_array_equal(batch.clean, (images / np.float32(255)).astype(np.float32))
+    np.testing.assert_array_equal(batch.clean, images.pixels / np.float32(255))
     other_batch_size = dataclasses.replace(CONFIG, batch_size=7)
     assert_same(arrays(evaluation_batches(images, other_batch_size, "test")), arrays(batches))
     (other,) = arrays(evaluation_batches(images, CONFIG, "validation"))
@@ -117,7 +122,7 @@ def test_first_batch_is_the_documented_function_of_seed_and_step(images):
     order = tf.random.experimental.index_shuffle(
         tf.range(32, dtype=tf.int64), stateless_seed(0, "order", 0), tf.constant(99, tf.int64)
     )
-    expected = tf.cast(tf.gather(images, order), tf.float32) / 255.0
+    expected = tf.cast(tf.gather(images.pixels, order), tf.float32) / 255.0
     np.testing.assert_array_equal(batch.clean, expected)
     added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "noise", 0))
     np.testing.assert_array_equal(batch.noisy, tf.clip_by_value(expected + added, 0.0, 1.0))
@@ -179,12 +184,12 @@ def test_clipped_noise_stays_between_0_and_1(images, noise):
 
 
 def test_large_images_are_evaluated_in_smaller_batches():
-    large = np.zeros((25, 500, 400, 3), np.uint8)
+    large = Images(np.zeros((25, 500, 400, 3), np.uint8))
     assert [len(batch.clean) for batch in arrays(evaluation_batches(large, CONFIG, "test"))] == [10, 10, 5]
 
 
 def test_sample_batch_is_the_first_evaluation_batch(mnist):
-    images = mnist.test.pixels[:600]
+    images = mnist.test[:600]
     first = next(evaluation_batches(images, CONFIG, "test").as_numpy_iterator())
     assert len(first.noisy) == 500
     assert_same([sample_batch(images, CONFIG, "test")], [first])
@@ -213,3 +218,193 @@ def test_equal_batches_are_counted_up_to_the_end_of_the_epoch(step, expected):
 
 def test_equal_batches_without_a_smaller_last_batch():
     assert [equal_batches(64, 32, step) for step in range(3)] == [(2, 32), (1, 32), (2, 32)]
+
+
+def numbered(*shapes: tuple[int, int], is_paired: bool = False) -> Images:
+    """Return images in which the value of each pixel, uint16, is its number among all pixels, if noisy from the end."""
+    rows = np.arange(sum(height * width for height, width in shapes), dtype=np.uint16)[:, None]
+    assert len(rows) <= 2**16
+    rows = np.concatenate([rows, 65535 - rows], axis=1) if is_paired else rows
+    return Images(rows, is_paired, np.array(shapes, np.int64))
+
+
+def position(images: Images, patch: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the number of the image of a patch [H, W, 1], its upper left corner in it, and its symmetry."""
+    numbers = np.rint(patch[..., 0].astype(np.float64) * 65535).astype(np.int64)
+    ends = np.cumsum(images.shapes.prod(axis=1))
+    (image,) = np.unique(np.searchsorted(ends, numbers, side="right"))
+    rows, columns = np.divmod(numbers - (ends[image] - images.shapes[image].prod()), images.shapes[image, 1])
+    transposed = rows[0, 0] == rows[-1, 0]
+    if transposed:
+        rows, columns = rows.T, columns.T
+    mirrored = rows[0, 0] > rows[-1, 0], columns[0, 0] > columns[0, -1]
+    top, left = rows.min(), columns.min()
+    expected = np.mgrid[top : top + rows.shape[0], left : left + rows.shape[1]]
+    for axis in (0, 1):
+        if mirrored[axis]:
+            expected = np.flip(expected, 1 + axis)
+    np.testing.assert_array_equal([rows, columns], expected)  # it is a whole rectangle of the image
+    return int(image), int(top), int(left), 4 * transposed + 2 * mirrored[0] + mirrored[1]
+
+
+SEVERAL = numbered((20, 30), (16, 16), (41, 17), (64, 50), (16, 90))
+PATCHES = RunConfig(batch_size=8, epochs=3, patch_size=16, noise_level=0)
+
+
+@settings(max_examples=40)
+@given(st.data(), st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6))
+def test_patches_are_those_that_slices_of_numpy_cut(data, shapes):
+    height, width = (data.draw(st.integers(1, min(sides))) for sides in zip(*shapes, strict=True))
+    channels, dtype = (
+        data.draw(st.sampled_from([1, 2, 3])),
+        data.draw(st.sampled_from([np.uint8, np.uint16, np.float32])),
+    )
+    rng = np.random.default_rng(0)
+    each = [(rng.random((*shape, channels)) * 250).astype(dtype) for shape in shapes]
+    rows = np.concatenate([one.reshape(-1, channels) for one in each])
+    cut = pipeline._patch_cutter(Images(rows, sizes=np.array(shapes, np.int64)))
+    count = data.draw(st.integers(1, 5))
+    indices = [data.draw(st.integers(0, len(shapes) - 1)) for _ in range(count)]
+    corners = [
+        tuple(data.draw(st.integers(0, side - size)) for side, size in zip(shapes[index], (height, width), strict=True))
+        for index in indices
+    ]
+    symmetries = [data.draw(st.integers(0, 7 if height == width else 3)) for _ in range(count)]
+    expected = []
+    for index, (top, left), symmetry in zip(indices, corners, symmetries, strict=True):
+        patch = each[index][top : top + height, left : left + width]
+        patch = patch.swapaxes(0, 1) if symmetry & 4 else patch
+        patch = patch[::-1] if symmetry & 2 else patch
+        expected.append(patch[:, ::-1] if symmetry & 1 else patch)
+    of = (tf.constant(indices, tf.int64), tf.constant(corners, tf.int64), (height, width))
+    np.testing.assert_array_equal(cut(*of, tf.constant(symmetries, tf.int64)), np.stack(expected))
+    if not any(symmetries):
+        np.testing.assert_array_equal(cut(*of), np.stack(expected))
+
+
+def test_the_eight_symmetries_are_the_quarter_turns_of_a_square_and_of_its_mirror_image():
+    square = numbered((5, 5))
+    cut = pipeline._patch_cutter(square)
+    found = cut(tf.zeros(8, tf.int64), tf.zeros((8, 2), tf.int64), (5, 5), tf.range(8, dtype=tf.int64)).numpy()
+    plain = square.pixels.reshape(5, 5)
+    turned = [np.rot90(one, count) for one in (plain, plain.T) for count in range(4)]
+    assert {one.tobytes() for one in found} == {one.tobytes() for one in turned}
+    assert len({one.tobytes() for one in found}) == 8
+    np.testing.assert_array_equal(found[0, ..., 0], plain)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_epoch_has_as_many_patches_of_each_image_as_its_area_holds(augment):
+    config = dataclasses.replace(PATCHES, augment=augment)
+    per_image = examples_per_image(SEVERAL, config).tolist()
+    assert per_image == [2, 1, 2, 12, 5]
+    assert examples_per_epoch(SEVERAL, config) == 22
+    batches = arrays(training_batches(SEVERAL, config))
+    assert [batch.clean.shape for batch in batches] == 3 * [(8, 16, 16, 1), (8, 16, 16, 1), (6, 16, 16, 1)]
+    epochs = []
+    for start in range(0, 9, 3):
+        found = [position(SEVERAL, patch) for batch in batches[start : start + 3] for patch in batch.clean]
+        assert np.bincount([image for image, *_ in found]).tolist() == per_image
+        epochs.append(found)
+    assert epochs[0] != epochs[1]
+    # Other corners in every epoch, not only another order.
+    assert len({one for found in epochs for one in found}) > 3 * 22 / 2
+    assert {symmetry for found in epochs for *_, symmetry in found} == (set(range(8)) if augment else {0})
+
+
+def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_frequent():
+    images = numbered((18, 13), (11, 12))
+    config = RunConfig(batch_size=16, epochs=1500, patch_size=11, augment=True, noise_level=0)
+    found = [position(images, patch) for batch in arrays(training_batches(images, config)) for patch in batch.clean]
+    assert len(found) == 1500 * 2
+    corners = np.zeros((8, 3), int)
+    for image, top, left, _ in found:
+        if image == 0:
+            corners[top, left] += 1
+    symmetries = np.bincount([symmetry for *_, symmetry in found])
+    # Counts of the 24 corners and the 8 symmetries: within five standard deviations of equal shares.
+    assert np.abs(corners - 1500 / 24).max() < 5 * (1500 / 24) ** 0.5
+    assert np.abs(symmetries - 3000 / 8).max() < 5 * (3000 / 8) ** 0.5
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("images", "changes"),
+    [
+        (SEVERAL, {"noise_level": 0.3}),
+        (SEVERAL, {"augment": True, "noise_level": (0.1, 0.8)}),
+        (numbered((20, 30), (40, 40), (17, 50), is_paired=True), {"augment": True}),
+        (
+            Images(np.arange(20 * 12 * 14, dtype=np.uint16).reshape(20, 12, 14, 1)),
+            {"patch_size": None, "augment": True},
+        ),
+    ],
+)
+def test_patches_from_a_later_step_are_the_last_ones_from_step_0(images, changes, first_step):
+    config = dataclasses.replace(PATCHES, **changes)
+    whole = arrays(training_batches(images, config))
+    assert len(whole) >= 6
+    assert_same(arrays(training_batches(images, config, first_step)), whole[first_step:])
+    other = arrays(training_batches(images, dataclasses.replace(config, seed=1)))
+    assert not np.array_equal(whole[0].clean, other[0].clean)
+
+
+@pytest.mark.parametrize("patch_size", [None, 12])
+def test_images_that_are_no_squares_are_flipped_and_not_turned(patch_size):
+    images = numbered(*20 * [(12, 14)])
+    images = Images(images.pixels.reshape(20, 12, 14, 1))
+    config = dataclasses.replace(PATCHES, patch_size=patch_size, augment=True, epochs=8)
+    found = [position(images, patch) for batch in arrays(training_batches(images, config)) for patch in batch.clean]
+    assert {symmetry for *_, symmetry in found} == set(range(4 if patch_size is None else 8))
+    if patch_size is None:
+        assert sorted(image for image, *_ in found) == sorted(8 * list(range(20)))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_noisy_and_clean_images_of_a_pair_are_cut_and_flipped_alike(augment):
+    images = numbered((20, 30), (16, 16), (64, 50), is_paired=True)
+    clean = numbered((20, 30), (16, 16), (64, 50))
+    for batch in arrays(training_batches(images, dataclasses.replace(PATCHES, noise_level=None, augment=augment))):
+        for one, noisy in zip(batch.clean, batch.noisy, strict=True):
+            position(clean, one)
+            np.testing.assert_array_equal(noisy, np.float32(65535 - np.rint(one * 65535)) / np.float32(65535))
+
+
+def test_whole_images_of_several_sizes_are_evaluated_in_order():
+    for config in (PATCHES, dataclasses.replace(PATCHES, augment=True, batch_size=3)):
+        batches = arrays(evaluation_batches(SEVERAL, config, "test"))
+        assert [batch.clean.shape for batch in batches] == [(1, *shape, 1) for shape in SEVERAL.shapes]
+        assert [position(SEVERAL, batch.clean[0]) for batch in batches] == [(number, 0, 0, 0) for number in range(5)]
+    noisy = dataclasses.replace(PATCHES, noise_level=0.2)
+    assert_same(arrays(evaluation_batches(SEVERAL, noisy, "test")), arrays(evaluation_batches(SEVERAL, noisy, "test")))
+
+
+def test_sample_of_patches_is_cut_from_the_centres_of_images_that_are_large_enough():
+    images = numbered((20, 30), (15, 90), (16, 16), (90, 15), (41, 17))
+    batch = sample_batch(images, PATCHES, "test")
+    assert [position(images, patch) for patch in batch.clean.numpy()] == [(0, 2, 7, 0), (2, 0, 0, 0), (4, 12, 0, 0)]
+    assert_same([sample_batch(images, PATCHES, "test")], [batch])
+    small = numbered((15, 20), (14, 14))
+    (expected, _) = arrays(evaluation_batches(small, PATCHES, "test"))
+    assert_same([sample_batch(small, PATCHES, "test")], [expected])
+
+
+@pytest.mark.parametrize(
+    ("values", "value_range", "expected"),
+    [
+        (np.uint8([0, 51, 255]), None, np.float32([0, 51, 255]) / np.float32(255)),
+        (np.uint8([0, 51, 102]), (0, 102), [0, 0.5, 1]),
+        (np.uint8([50, 100, 250]), (50, 250), [0, 0.25, 1]),
+        (np.uint16([0, 13107, 65535]), None, np.float32([0, 13107, 65535]) / np.float32(65535)),
+        (np.uint16([0, 1, 4095]), (0, 4095), np.float32([0, 1, 4095]) / np.float32(4095)),
+        (np.float32([0, np.pi / 10, 1]), None, np.float32([0, np.pi / 10, 1])),
+        (np.float32([-1, -0.5, 1]), (-1, 1), [0, 0.25, 1]),
+        (np.float32([0, 51, 255]), (0, 255), np.float32([0, 51, 255]) / np.float32(255)),
+    ],
+)
+def test_batches_have_the_values_between_black_and_white_as_floats(values, value_range, expected):
+    images = Images(values.reshape(1, 1, -1, 1).repeat(12, axis=1))
+    config = RunConfig(value_range=value_range, noise_level=0, batch_size=1, epochs=1)
+    (batch,) = arrays(training_batches(images, config))
+    np.testing.assert_array_equal(batch.clean[0, 0, :, 0], np.float32(expected))
+    np.testing.assert_array_equal(batch.noisy, batch.clean)

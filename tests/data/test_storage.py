@@ -10,7 +10,8 @@ from dae import config as config_module
 from dae.analysis import reproducibility
 from dae.config import RunConfig
 from dae.data import datasets, storage
-from dae.data.pipeline import training_batches
+from dae.data.images import Images
+from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 from dae.training import trainer
 
@@ -24,7 +25,7 @@ def mapped(monkeypatch):
 
 def test_mapped_images_are_those_that_were_stored(mapped, mnist):
     digits = mnist.test.pixels[:100]
-    images = storage.materialize((120, 28, 28, 1), (digits[i : i + 7] for i in range(0, 100, 7)))
+    images = storage.materialize((120, 28, 28, 1), (digits[i : i + 7] for i in range(0, 100, 7)), np.uint8)
     assert isinstance(images, np.memmap)
     np.testing.assert_array_equal(images, digits)
     indices = np.random.default_rng(0).permutation(100)[:60]
@@ -37,18 +38,43 @@ def test_mapped_images_are_those_that_were_stored(mapped, mnist):
 
 def test_training_batches_of_mapped_images_are_those_of_images_in_memory(mapped, mnist):
     config = RunConfig(batch_size=32, epochs=2)
-    images = storage.materialize((100, 28, 28, 1), [mnist.test.pixels[:100]])
+    images = storage.materialize((100, 28, 28, 1), [mnist.test.pixels[:100]], np.uint8)
     assert isinstance(images, np.memmap)
-    batches = training_batches(images, config), training_batches(mnist.test[:100], config)
+    batches = training_batches(Images(images), config), training_batches(mnist.test[:100], config)
     for batch, expected in zip(*batches, strict=True):
         for part, expected_part in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(part, expected_part)
 
 
+@pytest.mark.parametrize(("dtype", "is_paired"), [(np.uint8, False), (np.uint16, True), (np.float32, False)])
+def test_batches_of_mapped_images_of_several_sizes_are_those_of_images_in_memory(dtype, is_paired, mapped):
+    config = RunConfig(batch_size=8, epochs=2, patch_size=16, augment=True, noise_level=0.1)
+    shapes = np.random.default_rng(0).integers(16, 60, (10, 2))
+    values = np.random.default_rng(1).random((int(shapes.prod(axis=1).sum()), 2 if is_paired else 1))
+    rows = values.astype(np.float32) if dtype == np.float32 else (values * 255).astype(dtype)
+    stored = storage.materialize(rows.shape, np.array_split(rows, 20), dtype)
+    assert isinstance(stored, np.memmap)
+    permutation = np.random.default_rng(2).permutation(10)
+    kept, held = (Images(one, is_paired, shapes).take(permutation) for one in (stored, rows))
+    assert isinstance(kept.pixels, np.memmap)
+    in_memory = Images(np.array(held.pixels), is_paired, held.sizes)
+    for part in (slice(0, 10), slice(3, 7)):
+        for make in (training_batches, lambda *of: evaluation_batches(*of, "test")):
+            for batch, expected in zip(make(kept[part], config), make(in_memory[part], config), strict=True):
+                for one, expected_one in zip(batch, expected, strict=True):
+                    np.testing.assert_array_equal(one, expected_one)
+
+
+def test_mapped_images_without_validation_images_have_no_validation_batches(mapped):
+    splits = datasets.load(RunConfig(validation_examples=0))
+    assert isinstance(splits.train.pixels, np.memmap)
+    assert list(evaluation_batches(splits.validation, RunConfig(), "validation")) == []
+
+
 @pytest.mark.slow
 def test_training_on_mapped_images_repeats_training_in_memory_bit_for_bit(tiny_run, tmp_path, mapped):
     config = config_module.read(tiny_run / "config.json")
-    assert isinstance(datasets.load(config).train, np.memmap)
+    assert isinstance(datasets.load(config).train.pixels, np.memmap)
     trainer.train(config, tmp_path / "run")
     assert reproducibility.first_difference(tmp_path / "run", tiny_run) is None
 
@@ -69,7 +95,7 @@ from dae import RunConfig
 from dae.data import datasets, pipeline
 config = RunConfig(data=sys.argv[1], batch_size=2000, epochs=1, shards=1)
 splits = datasets.load(config)
-assert sum(part.nbytes for part in (splits.train, splits.validation, splits.test)) > 1_900 << 20
+assert sum(part.pixels.nbytes for part in (splits.train, splits.validation, splits.test)) > 1_900 << 20
 bright = 0
 for number, batch in enumerate(pipeline.training_batches(splits.train, config)):
     bright += int((batch.clean.numpy().max(axis=(1, 2, 3)) > 0.5).sum())

@@ -26,7 +26,7 @@ def curved(images):
 
 def noisy_batches(mnist, config: RunConfig) -> list[Batch]:
     """Return the same digits with many draws of noise and of seeds."""
-    make_batch, pixels = batch_maker(config), tf.constant(mnist.test.pixels[:50])
+    make_batch, pixels = batch_maker(mnist.test, config), tf.constant(mnist.test.pixels[:50])
     return [make_batch(pixels, tf.constant(number, tf.int64)) for number in range(DRAWS)]
 
 
@@ -174,7 +174,7 @@ def test_noise2void_exceeds_the_mse_at_masked_pixels_by_the_variance_of_the_nois
     ],
 )
 def test_losses_refuse_noise_for_which_they_are_wrong_in_one_line(names, config, words, mnist):
-    batch = batch_maker(config)(tf.constant(mnist.test.pixels[:2]), tf.constant(0, tf.int64))
+    batch = batch_maker(mnist.test, config)(tf.constant(mnist.test.pixels[:2]), tf.constant(0, tf.int64))
     for name in names:
         with pytest.raises(UsageError) as caught:
             values_of(name, config, blur, batch)

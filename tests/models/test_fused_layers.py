@@ -7,6 +7,7 @@ import tensorflow as tf
 from helpers import objective
 
 from dae.config import RunConfig
+from dae.data.images import Images
 from dae.data.pipeline import training_batches
 from dae.losses.losses import LOSSES
 from dae.models import fused_layers, networks
@@ -27,9 +28,9 @@ def unfused(model: keras.Model) -> Network:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_outputs_and_gradients_equal_those_of_keras(loss, mnist):
     config = RunConfig(batch_size=33, clip_noise=False)
-    images = np.tile(mnist.train.pixels[:33], (1, 6, 6, 1)) if loss == "ms_ssim" else mnist.train.pixels
+    images = Images(np.tile(mnist.train.pixels[:33], (1, 6, 6, 1))) if loss == "ms_ssim" else mnist.train
     (batch,) = training_batches(images, config).take(1)
-    model, minimized = networks.build(config, images.shape[1:]), objective(loss, config)
+    model, minimized = networks.build(config, images.image_shape), objective(loss, config)
 
     def outputs_and_gradients(form):
         @tf.function

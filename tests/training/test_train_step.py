@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers import batch_of, new_state, new_train_step, objective
 
 from dae.config import RunConfig
+from dae.data.images import Images
 from dae.data.pipeline import Batch, training_batches
 from dae.losses.composite import CompositeLoss, Term
 from dae.losses.losses import LOSSES
@@ -41,7 +42,7 @@ class RunningLosses(keras.callbacks.Callback):
 def compare_with_fit(
     our_optimizer: keras.optimizers.Optimizer,
     their_optimizer: keras.optimizers.Optimizer,
-    images: np.ndarray,
+    images: Images,
     wrap: Callable[[keras.Model], keras.Model] = lambda model: model,
     shards: int = 1,
     max_gradient_norm: float | None = None,
@@ -96,7 +97,7 @@ def test_fifty_fused_sharded_steps_with_sgd_equal_keras_fit(mnist):
         np.testing.assert_allclose(weight, keras_weight, rtol=1e-4, atol=1e-5)
 
 
-def first_batch(images: np.ndarray, size: int) -> Batch:
+def first_batch(images: Images, size: int) -> Batch:
     return next(iter(training_batches(images, RunConfig(batch_size=size))))
 
 
@@ -171,7 +172,7 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
     config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
-    images = mnist.train.pixels[: 6 * 32 + 10]
+    images = mnist.train[: 6 * 32 + 10]
     state = new_state(config)
     train_loop = make_train_loop(new_train_step(state, config))
     state.write(str(tmp_path / "start"))

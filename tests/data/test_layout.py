@@ -1,0 +1,262 @@
+"""Tests of what names of folders, pictures and arrays say."""
+
+from pathlib import PurePath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, Place, divide, of_files, of_word
+from dae.errors import UsageError
+
+# Names of images without a word for a part or a role, such as 0017 and img_3.
+KEYS = st.builds("{}{}".format, st.sampled_from(["", "img_", "IMG-", "a.", "photo of "]), st.integers(0, 9999))
+SEPARATORS = st.sampled_from(["_", "-", " ", ".", "__"])
+SPELLINGS = st.sampled_from([str.lower, str.upper, str.title])
+SUFFIXES = st.sampled_from([".png", ".jpg", ".TIF"])
+
+
+def divided(*names: str) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the division of files with these paths, as text."""
+    parts = divide(of_files(map(PurePath, names)))
+    return {
+        part: [(str(clean), None if noisy is None else str(noisy)) for clean, noisy in images]
+        for part, images in parts.items()
+    }
+
+
+@given(st.data(), KEYS, SEPARATORS, SPELLINGS)
+def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, separator, spell):
+    part = data.draw(st.sampled_from([None, *PARTS]))
+    role = data.draw(st.sampled_from([None, *ROLES]))
+    words = data.draw(st.permutations([spell(word) for word in (part, role) if word] + [key]))
+    place = of_word(separator.join(words))
+    assert (place.part, place.role) == (PARTS.get(part or ""), ROLES.get(role or ""))
+    assert place.key.replace(separator, "") == key.lower().strip(" _-.").replace(separator, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train", (TRAIN, None, "")),
+        ("x_train", (TRAIN, None, "x")),
+        ("Training", (TRAIN, None, "")),
+        ("train2017", (TRAIN, None, "2017")),
+        ("TESTING", (TEST, None, "")),
+        ("test1", (TEST, None, "1")),
+        ("Val", (VALIDATION, None, "")),
+        ("valid", (VALIDATION, None, "")),
+        ("dev-set", (VALIDATION, None, "set")),
+        ("noisy_test", (TEST, NOISY, "")),
+        ("Testing noisy", (TEST, NOISY, "")),
+        ("trainNoisy", (TRAIN, NOISY, "")),
+        ("CleanTest", (TEST, CLEAN, "")),
+        ("GTTrain", (TRAIN, CLEAN, "")),
+        ("trainHQ", (TRAIN, CLEAN, "")),
+        ("train_cleaned", (TRAIN, CLEAN, "")),
+        ("ground_truth", (None, CLEAN, "ground")),
+        ("0001_NOISY_SRGB_010", (None, NOISY, "0001__srgb_010")),
+        ("0001_GT_SRGB_010", (None, CLEAN, "0001__srgb_010")),
+        # Parts of other words, and several words, say nothing.
+        ("trainers", (None, None, "trainers")),
+        ("latest", (None, None, "latest")),
+        ("contest_1", (None, None, "contest_1")),
+        ("cleaning", (None, None, "cleaning")),
+        ("train_and_test", (None, None, "train_and_test")),
+        ("noisy-clean", (None, None, "noisy-clean")),
+        ("", (None, None, "")),
+    ],
+)
+def test_a_name_says_part_role_and_key(name, expected):
+    assert of_word(name) == expected
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_name(name):
+    place = of_word(name)
+    assert place.part in (None, TRAIN, VALIDATION, TEST)
+    assert place.role in (None, CLEAN, NOISY)
+    # The words for a part and a role are the only ones removed.
+    assert of_word(place.key)[:2] == (None, None) or place == Place(None, None, name)
+
+
+@given(st.data(), st.lists(KEYS, min_size=1, max_size=6, unique_by=str.lower))
+def test_pairs_are_found_in_all_layouts_of_folders(data, keys):
+    """The same pairs, with the folders of roles inside or outside of those of parts, or both words in one name."""
+    train = [word for word in PARTS if PARTS[word] == TRAIN]
+    part_words = data.draw(st.sampled_from([None, *train])), data.draw(st.sampled_from(["test", "Testing"]))
+    role_words = [
+        data.draw(SPELLINGS)(data.draw(st.sampled_from([word for word in ROLES if ROLES[word] == role])))
+        for role in (CLEAN, NOISY)
+    ]
+    below = data.draw(st.sampled_from(["", "class 1/", "a/b/"]))
+    layout = data.draw(st.sampled_from(["{part}/{role}/", "{role}/{part}/", "{part}_{role}/", "{role} {part}/"]))
+    parts = [TRAIN] if part_words[0] is None else [TRAIN, TEST]
+    expected = {}
+    for part, word in zip(parts, part_words, strict=False):
+        folders = [layout.format(part=word, role=role) if word else f"{role}/" for role in role_words]
+        suffixes = [data.draw(SUFFIXES) for _ in folders]
+        expected[part] = sorted(
+            tuple(f"{folder}{below}{key}{suffix}" for folder, suffix in zip(folders, suffixes, strict=True))
+            for key in keys
+        )
+    names = [name for pairs in expected.values() for pair in pairs for name in pair]
+    found = divided(*data.draw(st.permutations(names)))
+    assert {part: sorted(pairs) for part, pairs in found.items()} == expected
+
+
+@given(st.data(), st.lists(KEYS, min_size=1, max_size=6, unique_by=str.lower), SEPARATORS)
+def test_pairs_are_found_by_names_of_files(data, keys, separator):
+    clean_word = data.draw(st.sampled_from(["clean", "GT", "Target", ""]))  # "": 1.png beside 1_noisy.png
+    noisy_word = data.draw(st.sampled_from(["noisy", "Input"]))
+    in_front = data.draw(st.booleans())
+    folder = data.draw(st.sampled_from(["", "scene 1/", "train/"]))
+
+    def name(key: str, word: str) -> str:
+        words = [word, key] if in_front else [key, word]
+        return f"{folder}{separator.join(filter(None, words))}.png"
+
+    expected = sorted((name(key, clean_word), name(key, noisy_word)) for key in keys)
+    found = divided(*data.draw(st.permutations([one for pair in expected for one in pair])))
+    assert {part: sorted(pairs) for part, pairs in found.items()} == {TRAIN: expected}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        pytest.param(["b.png", "a/c.png"], {TRAIN: [("a/c.png", None), ("b.png", None)]}, id="only pictures"),
+        pytest.param(
+            ["clean/1.png", "clean/2.png"], {TRAIN: [("clean/1.png", None), ("clean/2.png", None)]}, id="clean"
+        ),
+        pytest.param(
+            ["Training/a/1.png", "Testing/a/1.png"],
+            {TRAIN: [("Training/a/1.png", None)], TEST: [("Testing/a/1.png", None)]},
+            id="parts",
+        ),
+        pytest.param(
+            ["train/1.png", "val/1.png", "test/1.png"],
+            {TRAIN: [("train/1.png", None)], VALIDATION: [("val/1.png", None)], TEST: [("test/1.png", None)]},
+            id="three parts",
+        ),
+        pytest.param(
+            ["train/1.png", "train_cleaned/1.png"],
+            {TRAIN: [("train_cleaned/1.png", "train/1.png")]},
+            id="train_cleaned",
+        ),
+        pytest.param(["noisy/1.jpg", "clean/1.PNG"], {TRAIN: [("clean/1.PNG", "noisy/1.jpg")]}, id="other suffix"),
+        pytest.param(
+            ["a/1_noisy.png", "a/1_clean.png", "b/1_noisy.png", "b/1_clean.png"],
+            {TRAIN: [("a/1_clean.png", "a/1_noisy.png"), ("b/1_clean.png", "b/1_noisy.png")]},
+            id="equal names in two folders",
+        ),
+        pytest.param(
+            ["target practice.jpg", "tree.jpg"],
+            {TRAIN: [("target practice.jpg", None), ("tree.jpg", None)]},
+            id="a word in one of many photos",
+        ),
+        pytest.param(
+            ["noise barrier.jpg", "tree.jpg"],
+            {TRAIN: [("noise barrier.jpg", None), ("tree.jpg", None)]},
+            id="the word noise in one of many photos",
+        ),
+        pytest.param(
+            ["crash test.jpg", "station.jpg"],
+            {TRAIN: [("crash test.jpg", None), ("station.jpg", None)]},
+            id="the word test in one of many photos",
+        ),
+        pytest.param(
+            ["clean/noisy street.jpg"], {TRAIN: [("clean/noisy street.jpg", None)]}, id="a folder says it, the file not"
+        ),
+    ],
+)
+def test_layouts_are_divided_into_parts_and_pairs(names, expected):
+    assert divided(*names) == expected
+    assert divided(*reversed(names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        pytest.param(
+            ["noisy/1.png", "noisy/2.png"], r"noisy/1\.png is noisy by its name; expected a clean", id="only noisy"
+        ),
+        pytest.param(["1_noisy.png", "2_noisy.png"], r"1_noisy\.png is noisy by its name", id="only noisy files"),
+        pytest.param(
+            ["noisy/1.png", "noisy/2.png", "clean/1.png"],
+            r"^1 images have no clean partner, such as noisy/2\.png",
+            id="no clean",
+        ),
+        pytest.param(
+            ["noisy/1.png", "clean/1.png", "clean/2.png"],
+            r"^1 images have no noisy partner, such as clean/2\.png",
+            id="no noisy",
+        ),
+        pytest.param(
+            ["1_noisy.png", "1.png", "2_noisy.png"], r"no clean partner, such as 2_noisy\.png", id="no clean file"
+        ),
+        pytest.param(
+            ["noisy/1.png", "images/1.png"], r"no clean partner, such as noisy/1\.png", id="noisy and another folder"
+        ),
+        pytest.param(
+            ["noisy/1.png", "clean/1.png", "3.png"], r"noisy/1\.png is noisy .* and no others", id="a third kind"
+        ),
+        pytest.param(
+            ["1_noisy.png", "1_clean.png", "a.png"], r"1_noisy\.png is noisy .* and no others", id="a third file"
+        ),
+        pytest.param(
+            ["train/noisy/1.png", "train/clean/1.png", "test/clean/1.png"],
+            r"no noisy partner, such as test/clean/1",
+            id="part without noisy",
+        ),
+        pytest.param(
+            ["noisy/1.png", "clean/1.png", "clean/1.jpg"],
+            r"clean/1\.png and clean/1\.jpg have the same partner",
+            id="two clean",
+        ),
+        pytest.param(
+            ["noisy/1.png", "clean/1.png", "noisy/1.jpg"],
+            r"noisy/1\.png and noisy/1\.jpg have the same partner",
+            id="two noisy",
+        ),
+        pytest.param(
+            ["train/1.png", "test/1.png", "extra/1.png"],
+            r"extra/1\.png is in none of the parts test, train",
+            id="no part",
+        ),
+        pytest.param(
+            ["train/1.png", "test/1.png", "1.png"],
+            r"^1\.png is in none of the parts test, train",
+            id="outside of parts",
+        ),
+        pytest.param(
+            ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the parts train", id="class train"
+        ),
+        pytest.param(
+            ["BSDS/train/1.png", "BSDS/test/1.png"], r"BSDS/train says .* not as an outermost folder", id="part below"
+        ),
+        pytest.param(
+            ["train/images/noisy/1.png"], r"train/images/noisy says .* not as an outermost folder", id="role below"
+        ),
+        pytest.param(["train/test/1.png"], r"train/test says .* not as an outermost folder", id="two parts"),
+        pytest.param(["noisy/clean/1.png"], r"noisy/clean says .* not as an outermost folder", id="two roles"),
+        pytest.param(
+            ["train_1.png", "test_1.png"],
+            r"names of the pictures say test and train; put them into folders",
+            id="files say parts",
+        ),
+    ],
+)
+def test_ambiguous_layouts_are_refused_in_one_line(names, message):
+    for order in (names, names[::-1]):
+        with pytest.raises(UsageError, match=message if order is names else None) as caught:
+            divided(*order)
+        assert "\n" not in str(caught.value)
+        assert "; " in str(caught.value)  # what is wrong; what is expected
+
+
+def test_names_of_arrays_are_divided_too():
+    places = {name: of_word(name)._replace(key="") for name in ("noisy_test", "clean_test", "train", "trainClean")}
+    with pytest.raises(UsageError, match=r"noisy_test is noisy by its name; expected a clean image"):
+        divide(places)
+    places = {name: of_word(name)._replace(key="") for name in ("noisy_test", "clean_test", "train_gt", "trainNoisy")}
+    assert divide(places) == {TEST: [("clean_test", "noisy_test")], TRAIN: [("train_gt", "trainNoisy")]}
