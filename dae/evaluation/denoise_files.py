@@ -256,7 +256,10 @@ def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
-    """Return notes on how colour and grey are converted. Raises UsageError for an image that the network cannot take."""
+    """Return notes on how colour and grey are converted.
+
+    Raises UsageError for an image that the network cannot take.
+    """
     counts: collections.Counter[tuple[bool, int]] = collections.Counter()
     for file in files:
         for member in file.members:
@@ -278,8 +281,8 @@ class Result(NamedTuple):
     """The quality of one image."""
 
     file: str
-    index: int
-    """Of the image in its array; 0 for a picture."""
+    image: int
+    """The index of the image in its array; 0 for a picture."""
     psnr_input: float
     ssim_input: float
     psnr_output: float
@@ -351,19 +354,18 @@ def _process_pictures(run: _Run, files: list[File], pool: ThreadPoolExecutor) ->
     if not read:
         return
     noisy = read[0][1].pixels[None] if len(read) == 1 else np.stack([picture.pixels for _, picture in read])
+    rests = [(file, picture.alpha, picture.icc_profile) for file, picture in read]
+    del picture, read
     with _naming(files[0].source if len(files) == 1 else files[0].source.parent):
         denoised = run.denoiser(noisy, run.value_range, run.progress)
-    keep = any(file.clean or file.comparison for file, _ in read)
-    for index, (file, picture) in enumerate(read):
-        clean = None if file.clean is None else pictures.read(file.clean)[None]
-        if keep:
+    for index, (file, _, _) in enumerate(rests):
+        if file.clean is not None or file.comparison is not None:
+            clean = None if file.clean is None else pictures.read(file.clean)[None]
             _evaluate(run, file, "", noisy[index : index + 1], denoised[index : index + 1], clean)
-        rest = picture.alpha, picture.icc_profile
-        if len(read) == 1:
-            del noisy, picture  # a large picture is encoded in several times its own memory
-            read.clear()
+    del noisy  # a large picture is encoded in several times its own memory
+    for pixels, (file, alpha, icc_profile) in zip(denoised, rests, strict=True):
         _make_folder(file.target)
-        pictures.write(file.target, denoised[index], *rest)
+        pictures.write(file.target, pixels, alpha, icc_profile)
 
 
 def _read_picture(file: File) -> "pictures.Picture | BrokenPicture":
@@ -378,33 +380,35 @@ def _read_picture(file: File) -> "pictures.Picture | BrokenPicture":
 
 def _process_arrays(run: _Run, file: File) -> None:
     _make_folder(file.target)
-    if file.source.suffix.lower() == ".npy":
+    if file.source.suffix.lower() == ".npz":
         with atomic_path(file.target) as temporary:
-            noisy = np.load(file.source, mmap_mode="r", allow_pickle=False)
-            denoised = np.lib.format.open_memmap(temporary, "w+", noisy.dtype, noisy.shape)
-            clean = None if file.clean is None else np.load(file.clean, mmap_mode="r", allow_pickle=False)
-            _denoise_array(run, file, file.members[0], noisy, denoised, clean)
-            denoised.flush()
+            _process_npz(run, file, temporary)
         return
+    with atomic_path(file.target) as temporary:
+        noisy = np.load(file.source, mmap_mode="r", allow_pickle=False)
+        denoised = np.lib.format.open_memmap(temporary, "w+", noisy.dtype, noisy.shape)
+        clean = None if file.clean is None else np.load(file.clean, mmap_mode="r", allow_pickle=False)
+        _denoise_array(run, file, file.members[0], noisy, denoised, clean)
+        denoised.flush()
+
+
+def _process_npz(run: _Run, file: File, path: Path) -> None:
+    """Write the arrays to `path`, one after the other, compressed as in the source."""
     members = {member.name: member for member in file.members}
-    with atomic_path(file.target) as temporary, zipfile.ZipFile(file.source) as archive:
-        with zipfile.ZipFile(temporary, "w") as written:
-            for info in archive.infolist():
-                member = members.get(info.filename.removesuffix(".npy"))
-                name = zipfile.ZipInfo(info.filename)
-                name.compress_type = info.compress_type
-                with archive.open(info) as source, written.open(name, "w", force_zip64=True) as target:
-                    if member is None:
-                        shutil.copyfileobj(source, target)
-                        continue
-                    noisy = np.lib.format.read_array(source, allow_pickle=False)
-                    denoised = np.empty(noisy.shape, noisy.dtype)
-                    clean = None
-                    if file.clean is not None:
-                        with np.load(file.clean, allow_pickle=False) as others:
-                            clean = others[member.name]
-                    _denoise_array(run, file, member, noisy, denoised, clean)
-                    np.lib.format.write_array(target, denoised, allow_pickle=False)
+    with zipfile.ZipFile(file.source) as archive, zipfile.ZipFile(path, "w") as written:
+        for info in archive.infolist():
+            member = members.get(info.filename.removesuffix(".npy"))
+            entry = zipfile.ZipInfo(info.filename)
+            entry.compress_type = info.compress_type
+            with archive.open(info) as source, written.open(entry, "w", force_zip64=True) as target:
+                if member is None:
+                    shutil.copyfileobj(source, target)
+                    continue
+                noisy = np.lib.format.read_array(source, allow_pickle=False)
+                denoised = np.empty(noisy.shape, noisy.dtype)
+                clean = None if file.clean is None else np.load(file.clean, allow_pickle=False)[member.name]
+                _denoise_array(run, file, member, noisy, denoised, clean)
+                np.lib.format.write_array(target, denoised, allow_pickle=False)
 
 
 def _denoise_array(
