@@ -21,7 +21,7 @@ from dae.workdir.model_files import load_model
 # Values of black and white.
 DEFAULT_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 # About the most that the values of one layer and of the next take while a batch of tiles is computed, in bytes.
-TILE_BYTES = 2**28
+TILE_BYTES = 2**27
 # The same for images that cannot be computed in tiles.
 WHOLE_BYTES = 2**32
 # Small images are computed in batches of about this many pixels, which stay in the processor's cache.
