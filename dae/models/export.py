@@ -4,6 +4,7 @@ Importing this module does not load TensorFlow, so that mistakes in a command ar
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -120,27 +121,29 @@ def _shapes(model: "keras.Model") -> list[tuple[int, ...]]:
     first = next((size for size in candidates if fits(*size)), None)
     if first is None:
         raise RunError(f"found no size of images that the model takes; its input is {model.input_shape}")
-    sizes = [first]
-    if any(steps):
-        # A network that halves the sides n times takes steps of 2^n.
-        others = ((first[0] + step * steps[0], first[1] + 2 * step * steps[1]) for step in range(1, 65))
-        other = next((size for size in others if fits(*size)), None)
-        if other is None:
-            raise RunError(f"found no other size of images than {first} that the model takes")
-        sizes.append(other)
+    # A network that halves the sides n times takes steps of 2^n. If it contains a model of one size, it takes no other.
+    others = ((first[0] + step * steps[0], first[1] + 2 * step * steps[1]) for step in range(1, 65) if any(steps))
+    sizes = [first, *itertools.islice((size for size in others if fits(*size)), 1)]
     return [(count, *size, channels) for size in sizes for count in ((1, 3) if batch is None else (batch,))]
+
+
+@functools.cache
+def _digits() -> np.ndarray:
+    """Return a thousand test digits, uint8 [1000, 28, 28, 1]."""
+    from dae.data import datasets
+
+    return datasets.load(RunConfig()).test[:1000].copy()
 
 
 def _noisy_digits(shape: tuple[int, ...]) -> np.ndarray:
     """Return noisy images, float32 of this shape in [0, 1]: each channel shows other test digits, side by side."""
     import tensorflow as tf
 
-    from dae.data import datasets
     from dae.data.pipeline import batch_maker
 
     batch, height, width, channels = shape
     rows, columns = -(-height // 28), -(-width // 28)
-    digits = np.resize(datasets.load(RunConfig()).test, (batch, channels, rows, columns, 28, 28))
+    digits = np.resize(_digits(), (batch, channels, rows, columns, 28, 28))
     clean = digits.transpose(0, 2, 4, 3, 5, 1).reshape(batch, rows * 28, columns * 28, channels)
     return batch_maker(RunConfig(), "export ")(clean[:, :height, :width], tf.constant(0)).noisy.numpy()
 
