@@ -63,18 +63,18 @@ def main() -> None:
 
     from dae import runtime
     from dae.evaluation.denoise import Denoiser
-    from dae.models import networks
+    from dae.models import networks, sizes
     from dae.models.fused_layers import fused
 
     for name in arguments.models:
         lookup(networks.MODELS, name, "--models")
     runtime.resolve(RunConfig(), whole_batches=True)
-    digits = datasets.load(RunConfig()).test
+    digits = datasets.load(RunConfig()).test.pixels
     large = picture(digits)
     print("| network | images | denoise, megapixels/s | network alone, megapixels/s | ratio |")
     print("| --- | --- | --- | --- | --- |")
     for name in arguments.models:
-        model = networks.any_size(networks.build(RunConfig(model=name), (28, 28, 1)))
+        model = sizes.any_size(networks.build(RunConfig(model=name), (28, 28, 1)))
         forward = tf.function(
             lambda values, model=model: fused(model, training=False)(values).denoised,
             input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)],
