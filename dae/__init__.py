@@ -18,11 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.2.0"
-__all__ = ["RunConfig", "UsageError", "load_model", "train"]
+__all__ = ["RunConfig", "UsageError", "denoise", "load_model", "train"]
 
 _LAZY_IMPORTS = {
     "RunConfig": "dae.config",
     "UsageError": "dae.errors",
+    "denoise": "dae.evaluation.denoise",
     "load_model": "dae.workdir.model_files",
     "train": "dae.training.trainer",
 }
@@ -30,6 +31,7 @@ _LAZY_IMPORTS = {
 if TYPE_CHECKING:
     from dae.config import RunConfig
     from dae.errors import UsageError
+    from dae.evaluation.denoise import denoise
     from dae.training.trainer import train
     from dae.workdir.model_files import load_model
 

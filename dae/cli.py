@@ -5,8 +5,9 @@ import dataclasses
 import io
 import os
 import re
+import secrets
+import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -144,31 +145,49 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
     """Import TensorFlow with or without oneDNN, and without the messages that it prints meanwhile.
 
     It writes them straight to the file descriptor of stderr, whatever TF_CPP_MIN_LOG_LEVEL says. They are shown with
-    `verbose`, if that variable is 0, and if the import fails.
+    `verbose`, if that variable is 0, and if the import fails or ends the process.
     """
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
-    with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _stderr_hidden():
+    is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
+    with contextlib.nullcontext() if is_shown else _stderr_hidden():
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
 
 
+# Reads stdin until a marker, or shows all of it on stderr if there is none.
+_SHOW_UNLESS_MARKED = """
+import os, sys
+hidden = b""
+while part := os.read(0, 65536):
+    hidden += part
+    if hidden.endswith(sys.argv[1].encode()):
+        break
+else:
+    os.write(2, hidden)
+"""
+
+
 @contextlib.contextmanager
 def _stderr_hidden() -> Iterator[None]:
-    """Withhold what is written to the file descriptor of stderr, and show it if the block fails."""
+    """Withhold what is written to the file descriptor of stderr, and show it if the block fails.
+
+    Another process keeps it, and so shows it also if the block ends this process without an exception.
+    """
     sys.stderr.flush()
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as hidden:
-        os.dup2(hidden.fileno(), 2)
+    shown, marker = os.dup(2), secrets.token_hex()
+    # In a session of its own, so that Ctrl-C does not end it too.
+    command = [sys.executable, "-I", "-S", "-c", _SHOW_UNLESS_MARKED, marker]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as keeper:
+        assert keeper.stdin is not None
+        os.dup2(keeper.stdin.fileno(), 2)
         try:
             yield
-        except BaseException:
-            hidden.seek(0)
-            os.write(shown, hidden.read())
-            raise
+            with contextlib.suppress(OSError):  # if something has ended the other process
+                os.write(2, marker.encode())
         finally:
             os.dup2(shown, 2)
             os.close(shown)

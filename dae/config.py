@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 
 from dae import plugins
-from dae.errors import UsageError, as_usage_error, suggestion
+from dae.errors import UsageError, as_usage_error, shown, suggestion
 from dae.losses import expression
 
 # The value of `data` for arrays that were passed to `dae.train`.
@@ -139,8 +139,15 @@ class RuntimeConfig:
 class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, NoiseConfig, DataConfig):
     """The settings that decide the result of a run; saved with it as `config.json`.
 
-    Raises UsageError for a value of the wrong type or out of range, naming its flag.
+    Raises UsageError for an unknown field, and for a value of the wrong type or out of range, naming its flag.
     """
+
+    def __new__(cls, /, *values: Any, **fields: Any) -> "RunConfig":
+        """Refuse unknown fields; `__init__` would raise a TypeError."""
+        for name in fields:
+            if name not in _field_types():
+                raise UsageError(f"RunConfig: unknown field {name!r}{suggestion(name, _field_types())}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, expected in _field_types().items():
@@ -148,13 +155,17 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             try:
                 object.__setattr__(self, name, _coerce(value, expected))
             except TypeError:
-                raise UsageError(f"{flag(name)}: expected {_type_name(expected)}, got {value!r}") from None
+                problem = f"expected {_type_name(expected)}, got {shown(value)}"
+                functions = [each for each in (value if isinstance(value, list | tuple) else [value]) if callable(each)]
+                if name in PLUGIN_FIELDS and functions:
+                    function = getattr(functions[0], "__name__", "my_function")
+                    problem += f"; pass a function as {plugins.call_with(name, function, 'RunConfig(...)')}"
+                raise UsageError(f"{flag(name)}: {problem}") from None
         for name, (is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if value is not None and not is_allowed(value):
-                raise UsageError(f"{flag(name)}: expected {allowed}, got {value!r}")
-        if not plugins.is_recorded_callable(self.loss):
-            expression.parse(self.loss)
+                raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
+        expression.parse(self.loss)
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
 
@@ -220,23 +231,23 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_sides, "one or two whole numbers from 11 (the window of SSIM) to 32768"),
     "value_range": (lambda ends: -math.inf < ends[0] < ends[1] < math.inf, "two finite numbers in ascending order"),
     "patch_size": (lambda side: 11 <= side <= 2**15, "a whole number from 11 (the window of SSIM) to 32768"),
-    "train_examples": (lambda count: count >= 1, "a whole number >= 1"),
-    "validation_examples": (lambda count: count >= 0, "a whole number >= 0"),
+    "train_examples": (lambda count: 1 <= count < 2**63, "a whole number from 1 to 2**63 - 1"),
+    "validation_examples": (lambda count: 0 <= count < 2**63, "a whole number from 0 to 2**63 - 1"),
     "noise": (_short, "at most 5,000 characters"),
     "noise_level": (_ascending, "a finite number >= 0, or two in ascending order"),
     "width": (lambda factor: 1 <= factor <= 1024, "a whole number from 1 to 1024"),
     "loss": (_short, "at most 5,000 characters"),
     "initial_brightness": (lambda value: 0 < value < 1, "a number between 0 and 1"),
-    "bce_steps": (lambda steps: steps >= 0, "a whole number >= 0"),
+    "bce_steps": (lambda steps: 0 <= steps < 2**63, "a whole number from 0 to 2**63 - 1"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "a finite number > 0"),
     "adam_beta_2": (lambda beta: 0 <= beta < 1, "a number in [0, 1)"),
     "max_gradient_norm": (lambda norm: 0 < norm < math.inf, "a finite number > 0"),
     "ema_decay": (lambda decay: 0 < decay < 1, "a number between 0 and 1"),
-    "patience": (lambda epochs: epochs >= 1, "a whole number >= 1"),
+    "patience": (lambda epochs: 1 <= epochs < 2**63, "a whole number from 1 to 2**63 - 1"),
     "batch_size": (lambda size: 1 <= size <= 10**6, "a whole number from 1 to 1,000,000"),
     "epochs": (lambda count: 1 <= count <= 10**6, "a whole number from 1 to 1,000,000"),
     "warmup_ratio": (lambda ratio: 0 <= ratio < 1, "a number in [0, 1)"),
-    "checkpoint_every": (lambda steps: steps >= 1, "a whole number >= 1"),
+    "checkpoint_every": (lambda steps: 1 <= steps < 2**63, "a whole number from 1 to 2**63 - 1"),
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
     "shards": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
     "intra_op_threads": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
@@ -300,9 +311,6 @@ def from_json(text: str, source: str) -> RunConfig:
     version = values.pop("format", FORMAT)
     if version != FORMAT:
         raise UsageError(f"{source}: expected format {FORMAT}, got {version!r}, of another version of dae")
-    for name in values:
-        if name not in _field_types():
-            raise UsageError(f"{source}: unknown field {name!r}{suggestion(name, _field_types())}")
     with as_usage_error(source):
         return RunConfig(**values)
 
@@ -337,8 +345,7 @@ def canonicalize(config: RunConfig) -> RunConfig:
 
     Raises UsageError if one of these files cannot be read or has another digest than `config` says.
     """
-    if not plugins.is_recorded_callable(config.loss):
-        config = dataclasses.replace(config, loss=expression.canonical(config.loss))
+    config = dataclasses.replace(config, loss=expression.canonical(config.loss))
     paths = {
         name: os.path.abspath(path)
         for name in ("data", "start_from")
@@ -361,6 +368,8 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
         before, now = (map_texts(getattr(config, name), plugins.without_paths) for config in (saved, requested))
         if before == now:
             changes[name] = getattr(saved, name)
+    if saved.data == PYTHON_DATA and requested.data is None:  # the error will be that they were not passed again
+        changes["data"] = PYTHON_DATA
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}
     for place, digest in (("data", "data_digest"), ("start_from", "weights_digest")):

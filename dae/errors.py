@@ -39,6 +39,15 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
 
 
+def shown(value: object) -> str:
+    """Return the representation of a user's value for an error message: one line of at most about 200 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of thousands of digits, or an object of the user's
+        text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 @contextlib.contextmanager
 def as_usage_error(source: str, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
     """Raise exceptions of these kinds as `UsageError("source: problem (first line)")`.

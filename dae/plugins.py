@@ -24,7 +24,7 @@ import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from dae.errors import UsageError, lookup, suggestion
 
@@ -41,6 +41,8 @@ _REFERENCE = re.compile(REFERENCE)
 _TEMPORARY = "dae-plugin-"
 # The configuration records a Python function that was passed to `dae.train` in this form.
 _CALLABLE = re.compile(r"python:(?P<function>\w+)@(?P<digest>[0-9a-f]{64})")
+# The functions of this process by that text.
+_REGISTERED: dict[str, Callable] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,18 +168,14 @@ def numbered(name: str, separator: str = "-", suffix: str = "") -> Iterator[str]
     yield from (f"{name}{separator}{number}{suffix}" for number in itertools.count(2))
 
 
-def record_callable(function: Callable) -> tuple[str, str]:
-    """Return the text by which the configuration records a Python function, and the function's source code.
+def register(text: str, function: Callable) -> None:
+    """Let `load` return a Python function for the text that records it."""
+    _REGISTERED[text] = function
 
-    Warns, and returns an empty source, if Python cannot find the source.
-    """
-    name = re.sub(r"\W", "", getattr(function, "__name__", type(function).__name__))
-    try:
-        source = inspect.getsource(inspect.unwrap(function))
-    except (OSError, TypeError):
-        source = ""
-        print(f"warning: {name}: no source code found; a resume cannot check that it is unchanged", file=sys.stderr)
-    return f"python:{name}@{_digest(source.encode())}", source
+
+def call_with(argument: str, function: str, config: str) -> str:
+    """Return how `dae.train` is called with a function in place of the name in the field `argument`."""
+    return f"dae.train({config}, {argument}={f'[{function}]' if argument == 'metrics' else function})"
 
 
 def is_recorded_callable(text: str) -> bool:
@@ -186,11 +184,16 @@ def is_recorded_callable(text: str) -> bool:
 
 
 def load(table: Mapping[str, T], name: str, flag: str) -> T:
-    """Return the entry of `table` called `name`, or the function of a user's file that `name` refers to.
+    """Return the entry of `table` called `name`, or the function that `name` refers to or records.
 
-    Runs the file. Raises UsageError, which names `flag`, if there is no such entry, file or function, or if running the
-    file fails.
+    Runs the user's file that it refers to. Raises UsageError, which names `flag`, if there is no such entry, file or
+    function, if running the file fails, or if the recorded function has not been passed to `dae.train` in this process.
     """
+    if is_recorded_callable(name):
+        if name not in _REGISTERED:
+            call = call_with(flag.removeprefix("--"), label(name), "config")
+            raise UsageError(f"{flag}: {label(name)} was a Python function; pass it again: {call}")
+        return cast(T, _REGISTERED[name])
     match = _REFERENCE.fullmatch(name)
     if match is None:
         return lookup(table, name, flag, "or your own FILE.py:FUNCTION")
@@ -211,8 +214,20 @@ def load(table: Mapping[str, T], name: str, flag: str) -> T:
 
 def file_of(function: Callable) -> str:
     """Return the file that defines the function, or an empty string."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    with contextlib.suppress(ValueError):  # a function can wrap itself
+        function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return code.co_filename if code else ""
+
+
+def parameters_of(function: Callable, prefix: str) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by name. Raises UsageError with `prefix` if Python does not know them."""
+    try:
+        return inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:  # as for some functions that are not written in Python
+        raise UsageError(f"{prefix}: its parameters are unknown ({error})") from None
 
 
 @contextlib.contextmanager

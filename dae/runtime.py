@@ -1,8 +1,12 @@
-"""Runtime settings that decide the last bits of a result: shards, threads and oneDNN."""
+"""Runtime settings that decide the last bits of a result: shards, threads and oneDNN; and what computes it."""
 
 import dataclasses
 import os
+import platform
+import shutil
+import subprocess
 import warnings
+from pathlib import Path
 
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
@@ -79,3 +83,44 @@ def _warn(how: str) -> None:
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(config: RunConfig) -> str:
+    """Return, in one line, what a run with the resolved `config` computes on: processor, its settings, and GPUs."""
+    count, shards, threads = cores(), config.shards or 1, config.intra_op_threads or 1
+    parts = [
+        f"{cpu_name() or 'a processor'}, {_number(count, 'core')}: {_number(shards, 'shard')}, "
+        f"{_number(threads, 'thread')} each, oneDNN {'on' if config.onednn else 'off'}"
+    ]
+    for gpu in tf.config.list_physical_devices("GPU"):
+        parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
+    if len(parts) == 1:
+        parts.append(_unused_gpu() or "no GPU")
+    return f"computing on {'; '.join(parts)}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _unused_gpu() -> str:
+    """Return a remark on an NVIDIA GPU that TensorFlow does not list, or an empty string if there is none."""
+    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1"):
+        return f"GPUs are hidden by CUDA_VISIBLE_DEVICES={hidden}"
+    present = any(Path("/dev").glob("nvidia[0-9]*"))
+    if not present and (command := shutil.which("nvidia-smi")) is not None:  # there are no such devices in WSL
+        try:
+            listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=10)
+            present = listed.returncode == 0 and "GPU 0" in listed.stdout
+        except (OSError, subprocess.TimeoutExpired):
+            present = False
+    return "a GPU is present, but TensorFlow cannot use it (pip install 'tensorflow[and-cuda]')" if present else ""
+
+
+def cpu_name() -> str:
+    """Return the processor's name: on Linux from /proc/cpuinfo, elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -200,6 +202,61 @@ def test_a_mistake_found_by_tensorflow_code_is_reported_in_one_line(tmp_path):
     done = run_subprocess("run.py", "--loss", "bcee", cwd=tmp_path)
     check_mistake(done, tmp_path)
     assert "did you mean 'bce'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("pass", 0),
+        ("os._exit(1)", 1),
+        ("os.abort()", -signal.SIGABRT),
+        ("ctypes.string_at(0)", -signal.SIGSEGV),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("raise ImportError", 1),
+        ("sys.exit(3)", 3),
+    ],
+)
+def test_hidden_output_is_shown_if_the_process_does_not_survive(ending, status):
+    code = f"""
+import ctypes, os, signal, sys
+from dae import cli
+with cli._stderr_hidden():
+    os.write(2, b"x" * 100_000 + b"the reason\\n")
+    {ending}
+os.write(2, b"afterwards\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("x" * 100_000 + "the reason\n" in done.stderr) == (status != 0)
+    assert ("afterwards\n" in done.stderr) == (status == 0)
+    if status == 0:
+        assert done.stderr == "afterwards\n"
+
+
+def test_ctrl_c_while_output_is_hidden_shows_it_without_a_second_traceback():
+    code = "import os, signal, time\nfrom dae import cli\n"
+    code += "with cli._stderr_hidden():\n    time.sleep(0.2)\n    os.killpg(0, signal.SIGINT)\n    time.sleep(9)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_a_fatal_message_of_tensorflow_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--nonsense=1")
+    done = run_subprocess("run.py", cwd=tmp_path)
+    assert done.returncode not in (0, 2)
+    assert "TF_XLA_FLAGS: --nonsense=1" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--quiet"], pytest.param([], marks=pytest.mark.slow)])
+def test_a_resume_that_trains_on_prints_nothing_on_stderr(flags, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    epochs = 1 + json.loads((tiny_run / "config.json").read_text())["epochs"]
+    done = run_subprocess("run.py", "--resume", "--run-dir", "run", "--epochs", epochs, *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (not flags)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == epochs
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -49,6 +50,66 @@ def test_resolve_refuses_settings_that_tensorflow_was_not_started_with(threads):
         runtime.resolve(replace(TINY, intra_op_threads=threads, onednn=not onednn))
     with pytest.raises(UsageError, match=rf"--intra-op-threads: .*\b{threads + 1}\b.*\b{threads}\b"):
         runtime.resolve(replace(TINY, intra_op_threads=threads + 1))
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """A function that puts a program nvidia-smi, with this output and exit status, in the place of all programs."""
+
+    def install(output: str, status: int) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho '{output}'\nexit {status}\n")
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+RESOLVED = replace(TINY, shards=2, intra_op_threads=1, onednn=True)
+without_gpu = pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")) or any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU"
+)
+
+
+def test_describe_names_the_processor_and_its_settings():
+    line = runtime.describe(RESOLVED)
+    assert line.startswith(f"computing on {runtime.cpu_name()}, ")
+    assert f"{runtime.cores()} core" in line
+    assert ": 2 shards, 1 thread each, oneDNN on; " in line
+    other = replace(RESOLVED, shards=1, intra_op_threads=3, onednn=False)
+    assert ": 1 shard, 3 threads each, oneDNN off; " in runtime.describe(other)
+    assert "\n" not in line
+
+
+@without_gpu
+def test_describe_tells_a_gpu_that_tensorflow_cannot_use_from_none(nvidia_smi, monkeypatch):
+    assert runtime.describe(RESOLVED).endswith("; no GPU")
+    nvidia_smi("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.", 9)
+    assert runtime.describe(RESOLVED).endswith("; no GPU")
+    nvidia_smi("GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", 0)
+    assert "a GPU is present, but TensorFlow cannot use it" in runtime.describe(RESOLVED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert "hidden by CUDA_VISIBLE_DEVICES=-1" in runtime.describe(RESOLVED)
+
+
+def test_other_threads_than_before_in_one_process_are_refused_in_one_line_and_defaults_kept():
+    script = """
+import dae
+from dae import runtime
+runtime.resolve(dae.RunConfig(shards=1, intra_op_threads=1))
+import tensorflow; tensorflow.constant(1) + 1
+print(runtime.resolve(dae.RunConfig(shards=2)).intra_op_threads)
+for threads in (1, 2):
+    try:
+        print(runtime.resolve(dae.RunConfig(shards=1, intra_op_threads=threads)).intra_op_threads)
+    except dae.UsageError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    expected = "--intra-op-threads: 2 cannot be set, because TensorFlow was started with 1; train in a new process"
+    assert done.stdout.splitlines() == ["1", "1", expected], done.stderr
+    assert "Warning" not in done.stderr
 
 
 def test_resolve_makes_a_shard_for_each_core_but_none_below_16_images(threads):

@@ -128,6 +128,7 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
         for name, axis in axes.items():
             role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis))
             places[name] = places[name]._replace(role=places[name].role or role)
+    notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
     images = {}
     for part, names in layout.divide(places).items():
         if len(names) > 1:
@@ -139,7 +140,7 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
         images[part] = _read(chosen[clean], clean, config)
         if noisy is not None:
             images[part] = pair(images[part], _read(chosen[noisy], noisy, config, is_noisy=True))
-    notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
+            notes.append(f"{part} pairs: {noisy} is noisy, {clean} is clean")
     return Parts(images, notes)
 
 

@@ -165,7 +165,9 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
 
 def source(config: RunConfig) -> str:
     """Return the name of the data set for messages."""
-    return f"--dataset {config.dataset}" if config.data is None else f"--data: {config.data}"
+    if config.data is None:
+        return f"--dataset {config.dataset}"
+    return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"
 
 
 def examples_per_epoch(images: Images, config: RunConfig) -> int:
@@ -239,7 +241,7 @@ def _arrays(config: RunConfig, data: Arrays | None) -> Arrays:
     if config.data is None:
         return lookup(DATASETS, config.dataset, "--dataset")()
     if data is None:
-        raise UsageError("--data: the images were Python arrays; pass them again: dae.train(config, data=images)")
+        raise UsageError("data: the images were Python arrays; pass them again: dae.train(config, data=images)")
     return data
 
 

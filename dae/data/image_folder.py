@@ -64,6 +64,9 @@ def read(folder: Path, config: RunConfig) -> Parts:
         part: _shuffled([tuple(folder / path for path in names if path is not None) for names in divided[part]])
         for part in divided
     }
+    for part, ((clean_path, noisy_path), *_) in divided.items():
+        if noisy_path is not None:
+            notes.append(f"{part} pairs such as noisy {noisy_path} and clean {clean_path}")
     reader = _Reader(config.skip_broken)
     headers: dict[_Paths, list[Header]] = {}
     for paths, found in reader(_read_headers, [paths for each in parts.values() for paths in each]):

@@ -149,8 +149,8 @@ def build(name: str, highest_level: float) -> Noise:
 def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
     """Check the noise of `config` on grey images: finite float32 images of the same shape.
 
-    A user's function must also give the same images in a graph as in eager mode. Raises UsageError if the noise breaks
-    one of these rules.
+    A function of the user's own must also give the same images in a graph as in eager mode. Raises UsageError if the
+    noise breaks one of these rules.
     """
     low, high = config.noise_range
     if config.noise in _LIKELY_LEVELS and high > MAX_PLAUSIBLE_LEVEL:
@@ -158,17 +158,17 @@ def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
         if config.clip_noise:
             raise UsageError(f"{problem}; expected at most {MAX_PLAUSIBLE_LEVEL:g}, or --no-clip-noise")
         print(f"warning: {problem}", file=sys.stderr)
-    noise, prefix = build(config.noise, high), f"--noise {config.noise}"
+    noise, prefix = build(config.noise, high), f"--noise {plugins.source(config.noise)}"
     clean, seed = tf.fill((2, *image_shape), 0.5), tf.constant([0, 1], tf.int64)
     level = low if low == high else tf.reshape(tf.constant([low, high]), (2, 1, 1, 1))
-    file = next((one.path for one in plugins.references(config.noise)), "")
+    file = plugins.file_of(noise)
     with plugins.errors_with_line(prefix, file):
         noisy = tf.convert_to_tensor(noise(clean, level, seed))
     if noisy.shape != clean.shape or noisy.dtype != tf.float32:
         raise UsageError(f"{prefix}: expected float32 {list(clean.shape)}, got {noisy.dtype.name} {list(noisy.shape)}")
     if not bool(tf.reduce_all(tf.math.is_finite(noisy))):
         raise UsageError(f"{prefix}: is not finite for grey images and --noise-level {config.noise_level}")
-    if file:
+    if config.noise not in NOISES:
 
         @tf.function(input_signature=[tf.TensorSpec([None, *image_shape]), tf.TensorSpec([2], tf.int64)])
         def in_graph(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -323,7 +323,8 @@ def _read_pillow(path: Path, source: _Source, at_least: tuple[int, int] | None) 
             return _read_uint16(image, source.white_is_zero)
         grey = source.header.channels == 1
         if not image.has_transparency_data:
-            values = np.asarray(image.convert("L" if grey else "RGB"))
+            mode = "L" if grey else "RGB"
+            values = np.asarray(image if image.mode == mode else image.convert(mode))  # `convert` always copies
             return values[..., None] if grey else values
         values = np.asarray(image.convert("RGBA"))
         return values[..., [0, 3]] if grey else values

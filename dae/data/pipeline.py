@@ -130,7 +130,7 @@ def evaluation_batches(images: Images, config: RunConfig, purpose: str) -> tf.da
     Images of several sizes come one by one.
     """
     make_batch = batch_maker(images, config, f"{purpose} ")
-    examples, batch_size = len(images), _evaluation_batch_size(images, config)
+    examples, batch_size = len(images), evaluation_batch_size(images, config)
     if images.sizes is None:
         gather = storage.gather_fn(images.pixels)
     else:
@@ -156,15 +156,16 @@ def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
     side = config.patch_size
     large = np.flatnonzero(images.shapes.min(axis=1) >= (side or 0))
     if side is None or not len(large):
-        return next(iter(evaluation_batches(images[: _evaluation_batch_size(images, config)], config, purpose)))
+        return next(iter(evaluation_batches(images[: evaluation_batch_size(images, config)], config, purpose)))
     values = side * side * images.pixels.shape[-1]
     large = large[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // values)]
     corners = tf.constant((images.shapes[large] - side) // 2)
-    pixels = _patch_cutter(images)(tf.constant(large), corners, (side, side))
+    pixels = _patch_cutter(images[: large[-1] + 1])(tf.constant(large), corners, (side, side))
     return batch_maker(images, config, f"{purpose} sample ")(pixels, tf.constant(0, tf.int64))
 
 
-def _evaluation_batch_size(images: Images, config: RunConfig) -> int:
+def evaluation_batch_size(images: Images, config: RunConfig) -> int:
+    """Return the number of images in a batch of `evaluation_batches`; the last one can be smaller."""
     if images.sizes is not None:
         return 1
     # Whole images can be much larger than patches of which a batch fits into memory.

@@ -62,7 +62,7 @@ class Term:
 
     def parameters(self, function: Callable) -> tuple[int, list[str]]:
         """Return how many images `function` takes (2: clean and denoised), and the names of INPUTS that it declares."""
-        parameters = inspect.signature(getattr(function, "call", function)).parameters
+        parameters = plugins.parameters_of(getattr(function, "call", function), f"--loss: {self.source}")
         required = [one for one in parameters.values() if one.default is one.empty]
         positional = [
             one for one in parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
@@ -181,17 +181,12 @@ def with_regularization(loss: CompositeLoss, model: keras.Model) -> CompositeLos
     return CompositeLoss(tuple(terms))
 
 
-def build(text: str, seed: int = 0, function: Callable | None = None) -> CompositeLoss:
+def build(text: str, seed: int = 0) -> CompositeLoss:
     """Return the loss that `config.loss` describes, such as "bce + 0.1*my_losses.py:my_loss".
 
-    Runs the users' files that it names. If `text` records a Python function or class, it must be passed too. The
-    initial weights of a loss are drawn from `seed`. Raises UsageError if there is no such loss.
+    Runs the users' files that it names. The initial weights of a loss are drawn from `seed`. Raises UsageError if there
+    is no such loss.
     """
-    if plugins.is_recorded_callable(text):
-        name = plugins.label(text)
-        if function is None:
-            raise UsageError(f"--loss: {name} was a Python function; pass it again: dae.train(config, loss={name})")
-        return CompositeLoss((_term(1.0, name, function, name, seed),))
     terms = expression.parse(text)
     # The names of terms must differ, also from "total", which is TensorBoard's name for the sum.
     _, *names = plugins.unique_names(["total", *(plugins.label(term.name) for term in terms)], separator="_")

@@ -24,7 +24,12 @@ class WeightedName(NamedTuple):
 
 
 def parse(text: str) -> tuple[WeightedName, ...]:
-    """Return the terms of `text`, at least one. Raises UsageError, with the position, for anything else."""
+    """Return the terms of `text`, at least one. Raises UsageError, with the position, for anything else.
+
+    A recorded Python function is one term.
+    """
+    if plugins.is_recorded_callable(text):
+        return (WeightedName(1.0, text),)
     terms: list[WeightedName] = []
     position, at_end = 0, False
     while not at_end:

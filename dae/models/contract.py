@@ -18,17 +18,17 @@ from dae.plugins import errors_with_line, file_of
 from dae.workdir.model_files import MODEL_FILES, save_model
 
 
-def check(function: networks.NetworkFunction, config: RunConfig, model: keras.Model, batch: Batch) -> None:
-    """Check `model`, which `function` built for `config`, on a batch of training images.
+def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
+    """Check `model`, which was built for `config`, on a batch of training images.
 
     The network must return finite values in [0, 1], have a gradient for every weight, and have the same initial weights
     whenever it is built; and plain Keras must save and load it. Otherwise UsageError is raised, which names the file
     and the function.
     """
     source = f"--model: {plugins.source(config.model)}"
-    with errors_with_line(source, file_of(function)):
+    with errors_with_line(source, file_of(networks.load(config))):
         _check_values(source, model, batch)
-        again = networks.build(config, batch.clean.shape[1:], function, earlier=model)
+        again = networks.build(config, batch.clean.shape[1:], earlier=model)
         for weight, other in zip(model.weights, again.weights, strict=True):
             if not np.array_equal(weight, other):
                 raise UsageError(

@@ -5,7 +5,6 @@ The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of
 the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
 """
 
-import inspect
 import math
 from collections.abc import Callable
 
@@ -29,22 +28,12 @@ NetworkFunction = Callable[..., keras.Model]
 MODELS: dict[str, NetworkFunction] = {function.__name__: function for function in (conv, blog, patches, unet, dncnn)}
 
 
-def load(config: RunConfig, function: NetworkFunction | None = None) -> NetworkFunction:
-    """Return the function that `config.model` names, or `function` if that is the one that it records."""
-    if plugins.is_recorded_callable(config.model):
-        if function is None:
-            name = plugins.label(config.model)
-            raise UsageError(f"--model: {name} was a Python function; pass it again: dae.train(config, model={name})")
-        return function
+def load(config: RunConfig) -> NetworkFunction:
+    """Return the function that `config.model` names. Raises UsageError if there is none."""
     return plugins.load(MODELS, config.model, "--model")
 
 
-def build(
-    config: RunConfig,
-    image_shape: Shape,
-    function: NetworkFunction | None = None,
-    earlier: keras.Model | None = None,
-) -> keras.Model:
+def build(config: RunConfig, image_shape: Shape, earlier: keras.Model | None = None) -> keras.Model:
     """Return the network that `config` names, with its initial weights, for images of `image_shape`.
 
     If the network ends in a sigmoid, its last bias gives the first outputs the brightness `config.initial_brightness`,
@@ -54,7 +43,7 @@ def build(
     """
     # Names of layers, and so of weights in TensorBoard, are then the same in any process.
     keras.backend.clear_session(free_memory=False)
-    model = _model(config, image_shape, function)
+    model = _model(config, image_shape)
     if earlier is not None and {id(weight) for weight in earlier.weights} & {id(weight) for weight in model.weights}:
         source = f"--model: {plugins.source(config.model)}"
         raise UsageError(f"{source}: returns the same weights whenever it is called; build a new network")
@@ -63,22 +52,22 @@ def build(
     return model
 
 
-def sketch(config: RunConfig, image_shape: Shape, function: NetworkFunction | None = None) -> keras.Model | None:
+def sketch(config: RunConfig, image_shape: Shape) -> keras.Model | None:
     """Return the network, whose weights have shapes but no values, or None if its function needs values.
 
     Computes nothing, so that the number of TensorFlow's threads can still be set afterwards.
     """
     try:
         with keras.StatelessScope(initialize_variables=False):
-            return _model(config, image_shape, function)
+            return _model(config, image_shape)
     except UsageError:  # a mistake is reported when the network is built
         return None
 
 
-def _model(config: RunConfig, image_shape: Shape, function: NetworkFunction | None) -> keras.Model:
+def _model(config: RunConfig, image_shape: Shape) -> keras.Model:
     """Return what the network's function returns, once it is known to be a model for such images."""
-    function, source = load(config, function), f"--model: {plugins.source(config.model)}"
-    if config.width != 1 and "width" not in inspect.signature(function).parameters:
+    function, source = load(config), f"--model: {plugins.source(config.model)}"
+    if config.width != 1 and "width" not in plugins.parameters_of(function, source):
         raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
     errors = plugins.errors_with_line(source, plugins.file_of(function))
     with keras_seed(derive_seed(config.seed, "initial weights")), errors:

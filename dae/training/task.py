@@ -24,8 +24,8 @@ from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models import contract as network_contract
 from dae.models import networks
-from dae.models.networks import NetworkFunction
 from dae.optimizers import optimizers
+from dae.training import memory
 from dae.workdir.model_files import load_model
 
 
@@ -74,23 +74,16 @@ class Task:
         return sample_batch(validation if is_large else self.data.train, self.config, "validation")
 
 
-def prepare(
-    config: RunConfig,
-    loss_function: Loss | None = None,
-    network_function: NetworkFunction | None = None,
-    data: Arrays | None = None,
-) -> Task:
+def prepare(config: RunConfig, data: Arrays | None = None) -> Task:
     """Load the images and build the network, the loss and the metrics.
 
-    `loss_function`, `network_function` and the arrays `data` are what `config` records. Raises UsageError for whatever
-    would make the run fail.
+    `data` are the arrays that `config` records as PYTHON_DATA. Raises UsageError for whatever would make the run fail.
     """
     splits = datasets.load(config, data)
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
-    network_function = networks.load(config, network_function)
     image_shape = example_shape(splits.train, config)
-    sketch = networks.sketch(config, image_shape, network_function)
+    sketch = networks.sketch(config, image_shape)
     config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
     config = with_noise_level(config, splits.train)
     brightness = config.initial_brightness
@@ -99,29 +92,29 @@ def prepare(
     config = dataclasses.replace(
         config, data_digest=splits.digest, validation_examples=len(splits.validation), initial_brightness=brightness
     )
-    model = networks.build(config, image_shape, network_function, earlier=sketch)
+    noise.check(config, image_shape)
+    model = networks.build(config, image_shape, earlier=sketch)
+    memory.check(config, model, splits)
     (batch,) = training_batches(splits.train, config).take(1)
-    if network_function not in networks.MODELS.values():
-        network_contract.check(network_function, config, model, batch)
+    if config.model not in networks.MODELS:
+        network_contract.check(config, model, batch)
     if config.start_from is not None:
         config = load_initial_weights(config, model)
     evaluated_model = model
     if config.ema_decay is not None:
-        evaluated_model = networks.build(config, image_shape, network_function)
+        evaluated_model = networks.build(config, image_shape)
         evaluated_model.set_weights(model.get_weights())
-    noise.check(config, image_shape)
 
     def loss() -> CompositeLoss:
-        built = composite.build(config.loss, config.seed, loss_function)
-        return composite.with_regularization(built, model)
+        return composite.with_regularization(composite.build(config.loss, config.seed), model)
 
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
     task = Task(config, splits, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
     if splits.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
         raise UsageError(
-            f"--loss: {plugins.source(config.loss)} needs `{min(needed)}`, as of noise added to clean images, but the "
-            "images are noisy already"
+            f"--loss: {plugins.source(config.loss)} takes `{min(needed)}`, of noise that is added to clean images; it "
+            "cannot be used with pairs of noisy and clean images"
         )
     for part in (splits.validation, splits.test):
         check_fits(evaluated_model, part)

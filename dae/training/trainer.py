@@ -4,18 +4,19 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dae import plugins
+from dae import callables, plugins, runtime
 from dae.config import PYTHON_DATA, RunConfig, canonicalize
 from dae.data.datasets import Arrays
+from dae.data.noise import Noise
 from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
-from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line
+from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line, shown
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
 from dae.losses.losses import Loss
@@ -46,7 +47,9 @@ def train(
     *,
     data: Arrays | None = None,
     loss: Loss | None = None,
+    noise: Noise | None = None,
     model: NetworkFunction | None = None,
+    metrics: Sequence[Loss] = (),
     resume: bool = False,
     quiet: bool = False,
     profile: bool = False,
@@ -61,9 +64,11 @@ def train(
             or floats in [0, 1]; or several by name, such as x_train and x_test, or noisy and clean (docs/data.md). To
             resume such a run, pass them again.
         loss: A function `(clean, denoised) -> loss [batch]`, or a subclass of keras.Layer, to minimize instead of
-            `config.loss` (docs/losses.md). To resume such a run, pass it again.
+            `config.loss` (docs/losses.md). To resume a run with functions, pass them again.
+        noise: A function `(clean, level, seed) -> noisy [batch, H, W, C]`, instead of `config.noise` (docs/data.md).
         model: A function `image_shape -> keras.Model` that builds the network, instead of that of `config.model`
-            (docs/networks.md). To resume such a run, pass it again.
+            (docs/networks.md).
+        metrics: Functions `(clean, denoised) -> value [batch]`, in addition to `config.metrics` (docs/networks.md).
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
@@ -75,21 +80,15 @@ def train(
         RunError: If the run fails.
         Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
-    sources = {}
+    config, sources = with_functions(config, {"loss": loss, "noise": noise, "model": model}, metrics)
     if data is not None:
         config = dataclasses.replace(config, data=PYTHON_DATA)
-    for name, function in (("loss", loss), ("model", model)):
-        if function is not None:
-            text, source = plugins.record_callable(function)
-            changes: dict[str, Any] = {name: text}
-            config = dataclasses.replace(config, **changes)
-            sources[f"{plugins.label(text)}.py"] = source
     console = Console(quiet)
     with workdir.opened(run_dir, canonicalize(config), resume) as run:
         if run.is_finished:
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
             return workdir.read_report(run.path)
-        task = prepare(run.config, loss, model, data)
+        task = prepare(run.config, data)
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
         average = task.evaluated_model if task.evaluated_model is not task.model else None
@@ -103,6 +102,7 @@ def train(
         else:
             config = workdir.start(run.path, task.config, sources)
             console.print(*task.data.notes, f"writing to {run.path}")
+        console.print(runtime.describe(config))
         task = dataclasses.replace(task, config=config)
         console.print_layers(task.model)
         if objective.starts_as_bce:
@@ -126,6 +126,35 @@ def train(
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
     console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")
     return report
+
+
+def with_functions(
+    config: RunConfig, functions: Mapping[str, Callable | None], metrics: Sequence[Callable]
+) -> tuple[RunConfig, dict[str, str]]:
+    """Return `config` with functions in place of the names in its fields, and their sources by file name.
+
+    Raises UsageError for anything that cannot be called.
+    """
+    if not isinstance(metrics, list | tuple):
+        raise UsageError(f"--metrics: expected a list of functions, got {shown(metrics)}")
+    changes: dict[str, Any] = {}
+    sources = {}
+    given = [(field, function) for field, function in functions.items() if function is not None]
+    for field, function in [*given, *(("metrics", metric) for metric in metrics)]:
+        if not callable(function):
+            raise UsageError(
+                f"--{field}: expected a function, got {shown(function)}; names belong in RunConfig({field}=...)"
+            )
+        text, sources[text] = callables.record(function, field)
+        if field != "metrics":
+            changes[field] = text
+        elif text not in (recorded := changes.get("metrics", config.metrics)):  # of a run that is resumed
+            changes["metrics"] = (*recorded, text)
+    kept = {text: source for text, source in sources.items() if source}
+    names = plugins.unique_names(map(plugins.label, kept))
+    return dataclasses.replace(config, **changes), {
+        f"{name}.py": source for name, source in zip(names, kept.values(), strict=True)
+    }
 
 
 def train_epochs(

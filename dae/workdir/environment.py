@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from dae.runtime import cores
+from dae.runtime import cores, cpu_name
 
 
 def environment() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
         "git_changed_files": _git("status", "--porcelain", "--untracked-files=no", parse=str.splitlines),
         "command": [sys.executable, *sys.argv],
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": cores(),
         "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
     }
@@ -36,12 +36,3 @@ def _git(*arguments: str, parse: Callable[[str], Any] = str.strip) -> Any:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return parse(completed.stdout) if completed.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    """Return the processor's name: on Linux from /proc/cpuinfo, elsewhere what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

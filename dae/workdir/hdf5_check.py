@@ -37,7 +37,7 @@ def _read_all(path: str) -> None:
         if isinstance(item, h5py.Dataset) and item.nbytes <= Path(path).stat().st_size:
             item[()]
 
-    with h5py.File(path) as file:
+    with h5py.File(path, locking=False) as file:
         read("/", file)
         file.visititems(read)
 

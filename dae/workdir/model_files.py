@@ -1,8 +1,10 @@
 """Model files: a run's model.keras and model.h5, or any other file of those formats."""
 
+import contextlib
 import logging
 from pathlib import Path
 
+import h5py
 import keras
 
 from dae.errors import UsageError, as_usage_error
@@ -32,10 +34,10 @@ def load_model(path: str | Path) -> keras.Model:
             hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
-            weights = keras.models.load_model(path, compile=False).count_params()
+            weights = _load(path).count_params()
         if weights > path.stat().st_size:
             raise UsageError(f"claims {weights:,} weights, more than it has bytes")
-        model = keras.models.load_model(path, compile=False)
+        model = _load(path)
     if len(model.input_shape) != 4 or model.input_shape != model.output_shape:
         raise UsageError(
             f"{path}: expected a model from images to images of the same shape, got one from {model.input_shape} to "
@@ -44,13 +46,39 @@ def load_model(path: str | Path) -> keras.Model:
     return model
 
 
+class _Unlocked(h5py.File):
+    """An HDF5 file that Keras takes for a path, without the lock of the HDF5 library.
+
+    Some file systems have no locks. A model is written to a temporary file that nobody else knows, and only read later.
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode, locking=False)
+
+    def __str__(self) -> str:
+        return self.filename
+
+    def __fspath__(self) -> str:
+        return self.filename
+
+
+def _opened(path: Path, mode: str) -> contextlib.AbstractContextManager[Path | _Unlocked]:
+    """Return what Keras saves to or loads from, as a context that closes it."""
+    return _Unlocked(path, mode) if path.suffix == ".h5" else contextlib.nullcontext(path)
+
+
+def _load(path: Path) -> keras.Model:
+    with _opened(path, "r") as file:
+        return keras.models.load_model(file, compile=False)
+
+
 def save_model(model: keras.Model, path: Path) -> None:
     """Write `model` to a .keras or .h5 file, which plain Keras opens without this package."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)  # Keras warns that .h5 is a legacy format
     try:
-        with atomic_path(path) as temporary:
-            model.save(temporary)
+        with atomic_path(path) as temporary, _opened(temporary, "w") as file:
+            model.save(file)
     finally:
         logger.setLevel(level)

@@ -5,6 +5,7 @@ All files are written atomically, except that each epoch appends a line to metri
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,8 @@ from dae.workdir.files import TEMPORARY, atomic_write
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.json", "environment.json", "metrics.jsonl", "report.json"
 CODE = "code"
+# A file that is locked where folders cannot be.
+LOCK = ".lock"
 
 
 def slug(setting: str) -> str:
@@ -80,7 +83,7 @@ def has_run(path: Path) -> bool:
 
     A folder counts as empty if it contains only files that a starting run writes before config.json.
     """
-    names = {entry.name for entry in path.iterdir()}
+    names = {entry.name for entry in path.iterdir()} - {LOCK}
     before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
     if CONFIG not in names and not all(name in before_config or name.startswith(TEMPORARY) for name in names):
         raise UsageError(f"--run-dir: {path} holds files that are not a run's; choose another folder")
@@ -104,16 +107,48 @@ def _locked(path: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         _remove_empty(missing)
         raise UsageError(f"--run-dir: {path} cannot be written ({first_line(error)})") from None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        stack.callback(_remove_empty, missing)  # while no other process can lock the folder
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(path, descriptor, stack)
         except BlockingIOError:
             missing.clear()  # they are the other process's now
             raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
+        except OSError as error:
+            raise UsageError(
+                f"--run-dir: {path} cannot be locked ({error.strerror}); choose a folder on a file system with locks"
+            ) from None
         yield
-    finally:
-        _remove_empty(missing)  # while no other process can lock the folder
-        os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int, stack: contextlib.ExitStack) -> None:
+    """Lock the folder `path`, which is open as `descriptor`, until `stack` is closed.
+
+    Raises BlockingIOError if another process has locked it, and another OSError if the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        raise
+    except OSError:  # as on NFS and some other file systems, which may lock files, but not folders
+        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT)
+        stack.callback(os.close, file)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError from None
+        (path / LOCK).unlink()
+        raise
+    stack.callback(_remove_lock, path)
+
+
+def _remove_lock(path: Path) -> None:
+    """Remove the file LOCK from a folder without a run."""
+    if not (path / CONFIG).exists():
+        (path / LOCK).unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from helpers import TINY, check_curves, events, run_in_process
 
 import dae
+from dae import plugins
 from dae.analysis import reproducibility
 from dae.errors import UsageError
 from dae.losses import composite
@@ -108,13 +109,14 @@ def test_python_function_is_minimized_and_recorded(function_run):
     assert (function_run / "code" / "my_loss.py").read_text().startswith("def my_loss(clean, denoised):\n")
 
 
-def test_resume_without_the_python_function_or_with_an_edited_one_is_refused(function_run):
+def test_resume_without_the_python_function_or_with_an_edited_one_is_refused(function_run, monkeypatch):
     def edited(clean, denoised):
         return 2 * my_loss(clean, denoised)
 
     edited.__name__ = "my_loss"
     with pytest.raises(UsageError, match=r"another run .*--loss"):
         dae.train(replace(TINY, epochs=2), function_run, loss=edited, resume=True)
+    monkeypatch.setattr(plugins, "_REGISTERED", {})  # as in another process
     done = run_in_process("run.py", "--run-dir", function_run, "--resume", "--epochs", 2)
     assert done.returncode == 2
     assert "--loss: my_loss " in done.stderr

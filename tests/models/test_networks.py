@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dae
-from dae import plugins
+from dae import callables
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.models import networks, sizes
@@ -226,9 +226,9 @@ def test_initial_brightness_leaves_a_network_alone_whose_last_layer_has_no_bias_
         noisy = keras.Input(image_shape)
         return keras.Model(noisy, function(noisy, keras.initializers.Constant(0.25)))
 
-    config = RunConfig(model=plugins.record_callable(network)[0])
-    plain = networks.build(config, SHAPE, network).get_weights()
-    model = networks.build(replace(config, initial_brightness=0.1), SHAPE, network)
+    config = RunConfig(model=callables.record(network, "model")[0])
+    plain = networks.build(config, SHAPE).get_weights()
+    model = networks.build(replace(config, initial_brightness=0.1), SHAPE)
     assert any((weight == 0.25).all() for weight in plain)
     for weight, expected in zip(model.get_weights(), plain, strict=True):
         np.testing.assert_array_equal(weight, expected)

@@ -16,8 +16,8 @@ import tensorflow as tf
 from helpers import EXPERIMENTS, TINY, batch_of, objective
 from keras import layers
 
+from dae import callables
 from dae import config as config_module
-from dae import plugins
 from dae.analysis.reproducibility import first_difference
 from dae.config import RunConfig
 from dae.data import datasets
@@ -211,7 +211,7 @@ def test_losses_of_activities_and_of_averaged_weights_are_those_of_the_evaluated
         return keras.Model(noisy, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
 
     small = replace(TINY, train_examples=64, validation_examples=32, ema_decay=0.9)
-    task = prepare(replace(small, model=plugins.record_callable(network)[0]), network_function=network)
+    task = prepare(replace(small, model=callables.record(network, "model")[0]))
     for weight in task.evaluated_model.trainable_weights:
         weight.assign(2 * weight)
     evaluate = make_evaluator(task.evaluated_model, task.evaluated_objective(tf.Variable(0, dtype=tf.int64)))

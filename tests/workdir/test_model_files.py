@@ -1,9 +1,11 @@
+import contextlib
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -15,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dae.errors import UsageError
-from dae.workdir import hdf5_check
+from dae.workdir import hdf5_check, model_files
+from dae.workdir.files import atomic_path
 from dae.workdir.model_files import MODEL_FILES, load_model, save_model
 
 # The end of Keras's tutorial: load, predict on noisy test images, stack noisy and denoised ones, show them in grey.
@@ -56,6 +59,30 @@ def test_saved_model_has_the_same_weights_and_no_other_file_is_left(name, tiny_r
     assert [path.name for path in tmp_path.iterdir()] == [name]
     for weight, expected in zip(load_model(tmp_path / name).get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
+
+
+def test_a_model_file_that_another_program_has_locked_is_read(tiny_run, tmp_path):
+    expected = load_model(tiny_run).get_weights()
+    for name in MODEL_FILES:
+        shutil.copy(tiny_run / name, tmp_path)
+        with open(tmp_path / name, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for weight, other in zip(load_model(tmp_path / name).get_weights(), expected, strict=True):
+                np.testing.assert_array_equal(weight, other)
+
+
+def test_a_model_file_is_written_where_the_hdf5_library_cannot_lock_it(tiny_run, tmp_path, monkeypatch):
+    """The temporary file that is written to, whose name cannot be foreseen, is locked by another open file."""
+
+    @contextlib.contextmanager
+    def locked(path: Path) -> Iterator[Path]:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield temporary
+
+    monkeypatch.setattr(model_files, "atomic_path", locked)
+    save_model(load_model(tiny_run), tmp_path / "model.h5")
+    assert len(load_model(tmp_path / "model.h5").layers) == len(load_model(tiny_run).layers)
 
 
 EVALUATIONS = [

@@ -1,11 +1,13 @@
 """A run's folder: what it may be, its lock, and its small files."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +207,66 @@ def test_second_process_is_refused_until_the_first_has_ended(other_process, tmp_
     with workdir.opened(tmp_path / "run", CONFIG, resume=True) as run:
         workdir.start(run.path, run.config, {})
     assert workdir.has_run(tmp_path / "run")
+
+
+HOLD_FILE = """
+import fcntl, sys
+with open(sys.argv[1], "ab") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def fails(number: int) -> Callable[..., None]:
+    """Return a system call that fails with this error."""
+
+    def call(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def no_flock(request, monkeypatch) -> None:
+    """A file system without `flock`, as none is at hand here: the system call is replaced by one that fails."""
+    monkeypatch.setattr(fcntl, "flock", fails(request.param))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_is_locked_where_folders_cannot_be(resume, no_flock, tmp_path):
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", HOLD_FILE, str(tmp_path / "run" / workdir.LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(UsageError, match="another process is using"),
+            workdir.opened(tmp_path / "run", CONFIG, resume),
+        ):
+            pass
+        process.kill()
+    with workdir.opened(tmp_path / "run", CONFIG, resume) as run:
+        workdir.start(run.path, run.config, {})
+    with workdir.opened(tmp_path / "run", CONFIG, resume=True) as run:
+        assert run.has_run
+
+
+def test_a_locked_file_is_removed_with_the_folders_after_a_mistake(no_flock, tmp_path):
+    for path in (tmp_path, tmp_path / "new" / "run"):
+        with pytest.raises(UsageError, match="mistake"), workdir.opened(path, CONFIG, resume=False):
+            raise UsageError("a mistake")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_any_locks_is_refused_in_one_line(no_flock, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "lockf", fails(errno.ENOLCK))
+    path = tmp_path / "new" / "run"
+    with pytest.raises(UsageError) as caught, workdir.opened(path, CONFIG, resume=False):
+        pass
+    expected = f"--run-dir: {path} cannot be locked (No locks available); choose a folder on a file system with locks"
+    assert str(caught.value) == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lock_is_released_after_a_mistake(tmp_path):

@@ -1,0 +1,83 @@
+"""Denoise your own images: `python experiments/denoise.py runs/NAME photos --output denoised`; `--help` lists flags."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from dae import cli, config
+from dae.config import RunConfig
+from dae.errors import UsageError
+from dae.evaluation import denoise_files
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiseArguments:
+    """Denoise pictures and arrays with a trained model; the outputs keep names, sizes, formats and bit depths."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of a finished run, or a .keras or .h5 file."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Pictures, .npy and .npz files, and folders of them."""
+    output: str
+    """Folder to write to, with the subfolders of the inputs."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white (default: as the run; else 0 and 255 or 65535 for integers, 0 and 1 for floats)."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace outputs that exist."""
+    skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out files that cannot be read."""
+    show: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also write each input and output side by side, as NAME-comparison.png."""
+    clean: str | None = None
+    """Folder of clean images, by the names of the inputs: writes metrics.csv with PSNR and SSIM before and after."""
+
+
+def main() -> None:
+    arguments = cli.parse(DenoiseArguments)
+    if not arguments.inputs:
+        raise UsageError("expected one or more pictures, arrays or folders to denoise")
+    path, output = Path(arguments.model), Path(arguments.output)
+    if not path.exists():
+        raise UsageError(f"{path}: no such run's folder or model file")
+    trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
+    if arguments.value_range is not None:
+        trained = dataclasses.replace(trained, value_range=arguments.value_range)
+    files, notes = denoise_files.plan(
+        [Path(name) for name in arguments.inputs],
+        output,
+        clean=None if arguments.clean is None else Path(arguments.clean),
+        show=arguments.show,
+        overwrite=arguments.overwrite,
+        skip_broken=arguments.skip_broken,
+    )
+    for note in notes:
+        print(note)
+
+    cli.import_tensorflow(trained.onednn)
+    from dae import runtime
+    from dae.evaluation.denoise import Denoiser
+    from dae.workdir.model_files import load_model
+
+    runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
+    denoiser = Denoiser(load_model(path))
+    for note in denoise_files.check(denoiser, files):
+        print(note)
+    started = time.perf_counter()
+    with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
+        results, broken = denoise_files.process(
+            denoiser, files, trained.value_range, arguments.skip_broken, progress=bar.update
+        )
+    seconds = time.perf_counter() - started
+    if broken:
+        print(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
+    if arguments.clean is not None:
+        denoise_files.write_metrics(output / "metrics.csv", results)
+        print(f"PSNR and SSIM: {output / 'metrics.csv'}")
+    print(denoise_files.summary(files, broken, seconds, output))
+
+
+if __name__ == "__main__":
+    cli.run(main)

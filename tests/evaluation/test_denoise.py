@@ -1,0 +1,164 @@
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dae
+from dae.config import RunConfig
+from dae.errors import UsageError
+from dae.evaluation.denoise import Denoiser, _intervals
+from dae.models import networks
+
+
+@pytest.fixture(scope="module")
+def conv() -> keras.Model:
+    return networks.any_size(networks.build(RunConfig(initial_brightness=0.5), (28, 28, 1)))
+
+
+@pytest.fixture(scope="module")
+def patches() -> keras.Model:
+    return networks.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 1)))
+
+
+# The smallest sizes of at least 331 x 297 that the networks take.
+PADDED = {"conv": (332, 300), "blog": (332, 300), "patches": (332, 298), "unet": (332, 300), "dncnn": (331, 297)}
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
+    model = networks.any_size(networks.build(RunConfig(model=name, initial_brightness=0.5), (28, 28, 1)))
+    digits = mnist.test[:240, ..., 0].reshape(12, 20, 28, 28).swapaxes(1, 2).reshape(336, 560) / np.float32(255)
+    denoiser = Denoiser(model, tile_bytes=1)  # the smallest tiles that the receptive field allows
+    for height, width in ((332, 300), (331, 297)):
+        rows, columns = PADDED[name] if height == 331 else (height, width)
+        noisy = digits[:height, :width]
+        assert len(denoiser._tiles((332, 300), 1)[1]) >= 4
+        whole = np.pad(noisy, ((0, rows - height), (0, columns - width)), "symmetric")[None, ..., None]
+        expected = model(whole).numpy()[0, :height, :width, 0]
+        np.testing.assert_allclose(denoiser(noisy), expected, atol=1e-6, rtol=0)
+
+
+@settings(max_examples=200)
+@given(
+    length=st.integers(1, 3000),
+    side=st.integers(1, 500),
+    before=st.integers(0, 40),
+    after=st.integers(0, 40),
+    period=st.integers(1, 16),
+)
+def test_intervals_cover_the_length_and_keep_only_what_is_inside(length, side, before, after, period):
+    intervals = _intervals(length, side, before, after, period)
+    assert [kept.start for _, kept in intervals[1:]] == [kept.stop for _, kept in intervals[:-1]]
+    assert (intervals[0][1].start, intervals[-1][1].stop) == (0, length)
+    sizes = {part.stop - part.start for part, _ in intervals}
+    assert len(sizes) == 1
+    assert (sizes.pop() - length) % period == 0
+    for part, kept in intervals:
+        assert part.start % period == 0
+        assert 0 <= part.start <= kept.start < kept.stop <= part.stop <= length
+        assert part.start == 0 or kept.start >= part.start + before
+        assert part.stop == length or kept.stop <= part.stop - after
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (31, 45, 3), (5, 28, 28, 1), (2, 30, 29, 3)])
+def test_shape_and_type_are_kept_and_values_are_those_of_the_network(shape, dtype, patches):
+    white = np.iinfo(dtype).max if dtype.startswith("u") else 1
+    noisy = (np.random.default_rng(0).random(shape) * white).astype(dtype)
+    denoised = dae.denoise(patches, noisy)
+    assert (denoised.shape, denoised.dtype) == (noisy.shape, noisy.dtype)
+    channels = shape[-1] if len(shape) > 2 else 1
+    batch = noisy.reshape(-1, *shape[-3:]) if len(shape) > 2 else noisy[None, ..., None]
+    each = np.moveaxis(batch, -1, 1).reshape(-1, *batch.shape[1:3], 1)
+    odd = ((0, 0), (0, each.shape[1] % 2), (0, each.shape[2] % 2), (0, 0))
+    output = patches((np.pad(each, odd, "symmetric") / white).astype(np.float32)).numpy()
+    output = np.moveaxis(output[:, : each.shape[1], : each.shape[2], 0].reshape(-1, channels, *each.shape[1:3]), 1, -1)
+    expected = output.reshape(shape) * white
+    expected = np.rint(expected) if dtype.startswith("u") else expected.astype(dtype)
+    np.testing.assert_allclose(denoised.astype(float), expected, atol=1 if dtype.startswith("u") else 1e-3)
+
+
+def test_value_range_scales_black_and_white(conv, mnist):
+    noisy = mnist.test[:3] / np.float32(255)
+    expected = dae.denoise(conv, noisy)
+    scaled = dae.denoise(conv, noisy * 300 - 100, value_range=(-100, 200))
+    np.testing.assert_allclose((scaled + 100) / 300, expected, atol=1e-5)
+    twelve_bits = dae.denoise(conv, np.rint(noisy * 4095).astype(np.uint16), value_range=(0, 4095))
+    np.testing.assert_allclose(twelve_bits / 4095, expected, atol=1e-3)
+
+
+def test_a_run_removes_noise_from_digits_of_any_size(tiny_run, mnist):
+    clean = mnist.test[:12, ..., 0].reshape(3, 4, 28, 28).swapaxes(1, 2).reshape(84, 112)[:77, :101]
+    noise = np.random.default_rng(0).normal(0, 0.5 * 255, clean.shape)
+    noisy = np.rint(np.clip(clean + noise, 0, 255)).astype(np.uint8)
+    denoised = dae.denoise(tiny_run, noisy)
+    errors = [np.mean((image.astype(float) - clean) ** 2) for image in (noisy, denoised)]
+    assert errors[1] < 0.95 * errors[0]  # after three short epochs
+
+
+def test_the_current_weights_of_the_model_are_used(mnist):
+    model = networks.build(RunConfig(initial_brightness=0.5), (28, 28, 1))
+    before = dae.denoise(model, mnist.test[:2])
+    model.layers[-1].bias.assign([3.0])
+    after = dae.denoise(model, mnist.test[:2])
+    assert after.mean() > before.mean() + 50
+
+
+def test_the_outputs_of_a_colour_network_for_a_grey_image_are_averaged(mnist):
+    model = networks.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 3)))
+    noisy = mnist.test[:4] / np.float32(255)
+    expected = model(noisy.repeat(3, axis=3)).numpy().mean(axis=3, keepdims=True)
+    np.testing.assert_allclose(dae.denoise(model, noisy), expected, atol=1e-6)
+
+
+def dense() -> keras.Model:
+    noisy = keras.Input((14, 14, 1))
+    flat = keras.layers.Dense(196, activation="sigmoid")(keras.layers.Flatten()(noisy))
+    return keras.Model(noisy, keras.layers.Reshape((14, 14, 1))(flat))
+
+
+def test_a_network_of_one_size_takes_only_that_size():
+    image = np.random.default_rng(0).random((14, 14), np.float32)
+    model = dense()
+    np.testing.assert_allclose(dae.denoise(model, image), model(image[None, ..., None]).numpy()[0, ..., 0], atol=1e-6)
+    with pytest.raises(UsageError, match=r"only images of 14 x 14, .* got 15 x 14"):
+        dae.denoise(model, np.zeros((15, 14)))
+
+
+def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(monkeypatch):
+    noisy = keras.Input((None, None, 1))
+    mean = keras.layers.GlobalAveragePooling2D(keepdims=True)(noisy)
+    model = keras.Model(noisy, keras.layers.Average()([noisy, keras.layers.Subtract()([noisy, mean])]))
+    image = np.random.default_rng(0).random((50, 60), np.float32)
+    np.testing.assert_allclose(Denoiser(model, tile_bytes=1)(image), image - image.mean() / 2, atol=1e-6)
+    with pytest.raises(UsageError, match=r"40000 x 40000 would take about \d+ GiB"):
+        Denoiser(model).check(40_000, 40_000, 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros(9), "shape"),
+        (np.zeros((2, 2, 28, 28, 1)), "shape"),
+        (np.zeros((28, 28, 2)), "1 or 3 channels"),
+        (np.zeros((28, 28), np.int64), "int64"),
+        (np.full((28, 28), np.nan), "NaN"),
+        (np.full((28, 28), 255.0), "value range"),
+    ],
+)
+def test_images_of_other_kinds_are_refused(image, words, conv):
+    with pytest.raises(UsageError, match=words):
+        dae.denoise(conv, image)
+
+
+def test_an_empty_or_reversed_value_range_is_refused(conv):
+    with pytest.raises(UsageError, match="ascending"):
+        dae.denoise(conv, np.zeros((28, 28)), value_range=(1, 0))
+
+
+def test_progress_counts_every_pixel_once(patches):
+    counted: list[int] = []
+    Denoiser(patches, tile_bytes=1)(np.zeros((2, 151, 233, 3), np.uint8), progress=counted.append)
+    assert len(counted) > 4
+    assert sum(counted) == 2 * 151 * 233
