@@ -286,9 +286,10 @@ def _check_brightness(parts: Collection[Images], config: RunConfig, name: str) -
     brightest = max(float(images.clean.max()) for images in parts if len(images))
     if config.value_range is None and brightest <= NEARLY_BLACK * white:
         likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
+        guess = f"{low:g} {likely:g} if {likely:g} is white, or --value-range " if likely > low else ""
         raise UsageError(
             f"{name}: nearly black: the largest value is {brightest:g}, but white is {white:g}; add --value-range "
-            f"{low:g} {likely:g} if {likely:g} is white, or --value-range {low:g} {white:g} if the images are so dark"
+            f"{guess}{low:g} {white:g} if the images are so dark"
         )
 
 

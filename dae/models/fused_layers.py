@@ -63,8 +63,10 @@ def fused(model: keras.Model, training: bool = True) -> Network:
         padded_height, padded_width = fitting_size(model, height, width)
         if (padded_height, padded_width) == (height, width):
             return network(noisy)
-        paddings = [[0, 0], [0, padded_height - height], [0, padded_width - width], [0, 0]]
-        outputs = network(tf.pad(noisy, paddings, "SYMMETRIC"))
+        # Not tf.pad, which mirrors an image only once.
+        rows = np.pad(np.arange(height), (0, padded_height - height), "symmetric")
+        columns = np.pad(np.arange(width), (0, padded_width - width), "symmetric")
+        outputs = network(tf.gather(tf.gather(noisy, rows, axis=1), columns, axis=2))
         return outputs._replace(denoised=outputs.denoised[:, :height, :width])
 
     return padded

@@ -1,5 +1,6 @@
 """Tests of .npz, .npy and IDX files, loaded as a user's --data."""
 
+import dataclasses
 import gzip
 import io
 import pickle
@@ -13,9 +14,11 @@ import pytest
 from helpers import fuzz, idx_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dae.config import RunConfig
 from dae.data import datasets, storage
+from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
 
 
@@ -74,6 +77,90 @@ def test_floats_from_0_to_1_keep_their_values(dtype, tmp_path, mnist):
         np.testing.assert_array_equal(images.pixels, digits.astype(np.float32))
     lowest = digits.astype(np.float32).min()
     assert splits.notes[0] == f"train: 20 images, 28 x 28, grey, float32 from {lowest:g} to 1"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "value_range"),
+    [
+        (np.float32, lambda digits: digits / 127.5 - 1, (-1, 1)),
+        (np.float64, lambda digits: digits + 0.25, (0, 255.25)),
+        (np.int64, lambda digits: digits.astype(np.int64) * 16 + 7, (0, 4095)),
+        (np.int16, lambda digits: digits.astype(np.int16) - 128, (-128, 127)),
+        (np.uint16, lambda digits: digits.astype(np.uint16) * 16, (0, 4080)),
+        (np.uint32, lambda digits: digits.astype(np.uint32) * 2**16, (0, 255 * 2**16)),
+        (np.bool_, lambda digits: digits > 127, (0, 1)),
+    ],
+)
+def test_values_of_any_range_are_read_at_full_precision(dtype, values, value_range, tmp_path, mnist):
+    array = values(mnist.test.pixels[:20, ..., 0]).astype(dtype)
+    np.savez(tmp_path / "own.npz", x_train=array, x_test=array)
+    config = RunConfig(
+        data=str(tmp_path / "own.npz"), value_range=value_range, validation_examples=0, noise_level=0, batch_size=20
+    )
+    splits = datasets.load(config)
+    (batch,) = evaluation_batches(splits.test, config, "test")
+    low, high = value_range
+    expected = (array.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    np.testing.assert_array_equal(batch.clean[..., 0], expected)
+    if dtype != np.uint16:
+        with pytest.raises(UsageError, match=r"x_train: .*--value-range"):
+            datasets.load(dataclasses.replace(config, value_range=None))
+
+
+@pytest.mark.parametrize(
+    ("array", "value_range", "message"),
+    [
+        (np.full((9, 28, 28), 1e300), None, "got inf in image 1; --value-range"),
+        (np.full((9, 28, 28), -2), (-1, 1), r"expected values from -1 \(black\) to 1 \(white\), got -2 in image 1"),
+        (np.full((9, 28, 28), 256), (0, 255), r"from 0 \(black\) to 255 \(white\), got 256 in image 1"),
+        (np.full((9, 28, 28), 1j), (0, 1), "got complex128"),
+        (
+            np.full((9, 28, 28), 0.2),
+            None,
+            "nearly black: the largest value is 0.2, but white is 1; add --value-range 0 0.2",
+        ),
+        (np.full((9, 28, 28), 3, np.uint8), None, "largest value is 3, but white is 255; add --value-range 0 3 if 3"),
+        (
+            np.full((9, 28, 28), 900, np.uint16),
+            None,
+            "value is 900, but white is 65535; add --value-range 0 1023 if 1023",
+        ),
+        (np.zeros((9, 28, 28), np.uint8), None, "largest value is 0, .*; add --value-range 0 255 if the images are so"),
+    ],
+)
+def test_values_that_hardly_fit_their_range_are_refused_in_one_line(array, value_range, message, tmp_path):
+    np.save(tmp_path / "own.npy", array)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(tmp_path / "own.npy", value_range=value_range)
+    assert str(caught.value).startswith(f"--data: {tmp_path}/own.npy: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_converts_arrays_as_pillow_does(tmp_path):
+    coloured = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 3), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=coloured, x_test=coloured)
+    splits = load(tmp_path / "own.npz", grey=True, validation_examples=0)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in coloured])
+    np.testing.assert_array_equal(splits.train.pixels[..., 0], expected)
+    np.savez(tmp_path / "own.npz", x_train=coloured / 255, x_test=coloured / 255)
+    floats = load(tmp_path / "own.npz", grey=True, validation_examples=0).train.pixels
+    np.testing.assert_allclose(floats[..., 0] * 255, expected, atol=0.5 + 1e-4)
+    np.save(tmp_path / "grey.npy", expected)
+    assert load(tmp_path / "grey.npy", grey=True).train.channels == 1
+
+
+def test_highly_compressible_floats_are_accepted(tmp_path):
+    """Black images with a white square, packed several hundredfold."""
+    squares = np.zeros((2000, 32, 32))
+    for number, square in enumerate(squares):
+        square[number % 20 : number % 20 + 8, number % 17 : number % 17 + 8] = 1
+    path = tmp_path / "squares.npz"
+    np.savez_compressed(path, squares)
+    assert squares.nbytes > 100 * path.stat().st_size
+    splits = load(path)
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 2000
+    assert splits.train.pixels.dtype == np.float32
+    assert set(np.unique(splits.train.pixels)) == {0, 1}
 
 
 def test_large_array_in_fortran_order_is_refused(tmp_path, mnist, monkeypatch):

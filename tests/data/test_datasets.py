@@ -85,6 +85,18 @@ def test_missing_file_unknown_format_and_empty_folder_are_refused(tmp_path):
         datasets.load(RunConfig(data=str(tmp_path)))
 
 
+@pytest.mark.parametrize("settings", [{"image_size": 32}, {"skip_broken": True}, {"grey": True, "patch_size": 64}])
+def test_a_missing_path_is_reported_before_anything_else(settings, tmp_path):
+    for name in ("nowhere", "nowhere.npz", "below/nowhere"):
+        path = tmp_path / name
+        with pytest.raises(UsageError, match=rf"^--data: {path}: no such file or folder$"):
+            datasets.load(RunConfig(data=str(path), **settings))
+        with pytest.raises(
+            UsageError, match=r": no such file or folder; if it was moved, add --data with its new place"
+        ):
+            datasets.load(RunConfig(data=str(path), data_digest="0" * 64, **settings))
+
+
 def test_image_size_is_refused_without_a_folder_of_pictures():
     with pytest.raises(UsageError, match=r"--image-size: .*folder of pictures"):
         datasets.load(RunConfig(image_size=32))

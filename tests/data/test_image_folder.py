@@ -74,8 +74,8 @@ def test_all_formats_are_read_in_grey_and_in_colour(suffix, mode, tmp_path):
     coarse = rng.integers(0, 4, (6, 4, 5, len(mode)), np.uint8) * np.uint8(85)
     images = coarse.repeat(8, axis=1).repeat(8, axis=2)
     for number, image in enumerate(images):
-        options = {"lossless": True} if suffix == "webp" else {}
-        Image.fromarray(image[..., 0] if mode == "L" else image).save(tmp_path / f"{number}.{suffix}", **options)
+        picture = Image.fromarray(image[..., 0] if mode == "L" else image)
+        picture.save(tmp_path / f"{number}.{suffix}", lossless=True)  # if it is WebP
     splits = load(tmp_path)
     if suffix == "webp":  # has no grey
         images = np.broadcast_to(images, (*images.shape[:3], 3))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def in_npz(*names: str) -> Callable[[Path, np.ndarray, np.ndarray], str]:
 
     def save(folder: Path, clean: np.ndarray, noisy: np.ndarray) -> str:
         arrays = [noisy, clean] if len(names) == 2 else [noisy[:30], clean[:30], noisy[30:], clean[30:]]
-        np.savez(folder / "own.npz", **dict(zip(names, arrays, strict=True)))
+        named: dict[str, Any] = dict(zip(names, arrays, strict=True))
+        np.savez(folder / "own.npz", **named)
         return str(folder / "own.npz")
 
     return save
@@ -202,11 +204,11 @@ def test_arrays_that_are_no_pairs_are_refused_in_one_line(change, message, pairs
 def test_pictures_of_a_pair_must_have_one_size(pairs, tmp_path):
     save_pictures(tmp_path / "clean", pairs[0][:3])
     save_pictures(tmp_path / "noisy", pairs[1][:3, 2:])
-    for settings in ({}, {"patch_size": 16}):
+    for patch_size in (None, 16):
         with pytest.raises(
             UsageError, match=r"clean/\d\.png and .*noisy/\d\.png: expected equal sizes, got 28 x 28 and 26"
         ):
-            datasets.load(RunConfig(data=str(tmp_path), **settings))
+            datasets.load(RunConfig(data=str(tmp_path), patch_size=patch_size))
 
 
 def test_noisy_pictures_of_16_bits_beside_clean_ones_of_8_bits_make_both_16_bits(pairs, tmp_path):
@@ -227,7 +229,9 @@ def of_shapes(
 ) -> tuple[Images, list[np.ndarray]]:
     """Return images of these heights and widths, and each of them as an array."""
     rng = np.random.default_rng(seed)
-    each = [(rng.random((*shape, channels)) * (1 if dtype == np.float32 else 200)).astype(dtype) for shape in shapes]
+    each: list[np.ndarray] = [
+        (rng.random((*shape, channels)) * (1 if dtype == np.float32 else 200)).astype(dtype) for shape in shapes
+    ]
     rows = np.concatenate([one.reshape(-1, channels) for one in each])
     return Images(rows, sizes=np.array(shapes, np.int64)), each
 

@@ -392,14 +392,14 @@ def test_sample_of_patches_is_cut_from_the_centres_of_images_that_are_large_enou
 @pytest.mark.parametrize(
     ("values", "value_range", "expected"),
     [
-        (np.uint8([0, 51, 255]), None, np.float32([0, 51, 255]) / np.float32(255)),
-        (np.uint8([0, 51, 102]), (0, 102), [0, 0.5, 1]),
-        (np.uint8([50, 100, 250]), (50, 250), [0, 0.25, 1]),
-        (np.uint16([0, 13107, 65535]), None, np.float32([0, 13107, 65535]) / np.float32(65535)),
-        (np.uint16([0, 1, 4095]), (0, 4095), np.float32([0, 1, 4095]) / np.float32(4095)),
-        (np.float32([0, np.pi / 10, 1]), None, np.float32([0, np.pi / 10, 1])),
-        (np.float32([-1, -0.5, 1]), (-1, 1), [0, 0.25, 1]),
-        (np.float32([0, 51, 255]), (0, 255), np.float32([0, 51, 255]) / np.float32(255)),
+        (np.array([0, 51, 255], np.uint8), None, np.array([0, 51, 255], np.float32) / np.float32(255)),
+        (np.array([0, 51, 102], np.uint8), (0, 102), [0, 0.5, 1]),
+        (np.array([50, 100, 250], np.uint8), (50, 250), [0, 0.25, 1]),
+        (np.array([0, 13107, 65535], np.uint16), None, np.array([0, 13107, 65535], np.float32) / np.float32(65535)),
+        (np.array([0, 1, 4095], np.uint16), (0, 4095), np.array([0, 1, 4095], np.float32) / np.float32(4095)),
+        (np.array([0, np.pi / 10, 1], np.float32), None, np.array([0, np.pi / 10, 1], np.float32)),
+        (np.array([-1, -0.5, 1], np.float32), (-1, 1), [0, 0.25, 1]),
+        (np.array([0, 51, 255], np.float32), (0, 255), np.array([0, 51, 255], np.float32) / np.float32(255)),
     ],
 )
 def test_batches_have_the_values_between_black_and_white_as_floats(values, value_range, expected):

@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_batches_of_mapped_images_of_several_sizes_are_those_of_images_in_memory
     assert isinstance(kept.pixels, np.memmap)
     in_memory = Images(np.array(held.pixels), is_paired, held.sizes)
     for part in (slice(0, 10), slice(3, 7)):
-        for make in (training_batches, lambda *of: evaluation_batches(*of, "test")):
+        for make in (training_batches, functools.partial(evaluation_batches, purpose="test")):
             for batch, expected in zip(make(kept[part], config), make(in_memory[part], config), strict=True):
                 for one, expected_one in zip(batch, expected, strict=True):
                     np.testing.assert_array_equal(one, expected_one)

@@ -62,11 +62,11 @@ def test_images_that_the_model_does_not_take_are_refused(identity, mnist):
     noisy = keras.Input((28, 28, 1))
     pixels = keras.layers.Dense(28 * 28, "sigmoid")(keras.layers.Flatten()(noisy))
     dense = keras.Model(noisy, keras.layers.Reshape((28, 28, 1))(pixels))
-    halves, colour = Images(mnist.test.pixels[:9, ::2]), Images(mnist.test.pixels[:9].repeat(3, axis=-1))
+    tall, colour = Images(mnist.test.pixels[:9].repeat(2, axis=1)), Images(mnist.test.pixels[:9].repeat(3, axis=3))
     for model in (identity, dense):
         check_fits(model, mnist.test)
         with pytest.raises(UsageError, match=r"^--data: the model takes images of 1 channels, not of 3; --grey"):
             check_fits(model, colour)
-    check_fits(identity, halves)
-    with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 14 x 28$"):
-        check_fits(dense, halves)
+    check_fits(identity, tall)
+    with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 56 x 28$"):
+        check_fits(dense, tall)

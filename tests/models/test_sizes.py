@@ -1,0 +1,109 @@
+"""Tests of networks on images of other sizes than those that they were built for."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+from dae.config import RunConfig
+from dae.errors import UsageError
+from dae.models import networks
+from dae.models.fused_layers import fused
+from dae.models.networks import MODELS
+from dae.models.sizes import any_size, fits, fitting_size
+
+# By network and the side of the squares that it was built for: the sides that fit are this remainder of that divisor.
+REMAINDERS = {
+    ("conv", 28): (4, 8),
+    ("conv", 32): (0, 8),
+    ("conv", 30): (6, 8),
+    ("blog", 28): (0, 4),
+    ("blog", 30): (2, 4),
+    ("patches", 28): (0, 2),
+    ("patches", 29): (1, 2),
+    ("unet", 28): (0, 4),
+    ("unet", 31): (3, 4),
+    ("dncnn", 28): (0, 1),
+}
+SIDES = st.integers(11, 70)
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[tuple[str, int], keras.Model]:
+    return {(name, side): networks.build(RunConfig(model=name), (side, side, 1)) for name, side in REMAINDERS}
+
+
+def dense(image_shape: tuple[int, int, int]) -> keras.Model:
+    """Return a network that takes images of one size only."""
+    noisy = keras.Input(image_shape)
+    x = layers.Dense(image_shape[0] * image_shape[1], "sigmoid")(layers.Flatten()(noisy))
+    return keras.Model(noisy, layers.Reshape(image_shape)(x))
+
+
+def deep(image_shape: tuple[int, int, int]) -> keras.Model:
+    """Return a network that halves the sides five times."""
+    noisy = x = keras.Input(image_shape)
+    for _ in range(5):
+        x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)
+    for _ in range(5):
+        x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(noisy, layers.Conv2D(image_shape[2], 3, padding="same", activation="sigmoid")(x))
+
+
+def test_all_networks_are_tested():
+    assert {name for name, _ in REMAINDERS} == set(MODELS)
+
+
+@settings(max_examples=60)
+@given(case=st.sampled_from(list(REMAINDERS)), height=SIDES, width=SIDES)
+def test_fitting_size_is_the_smallest_that_fits(built, case, height, width):
+    remainder, divisor = REMAINDERS[case]
+    size = fitting_size(built[case], height, width)
+    assert size == (height + (remainder - height) % divisor, width + (remainder - width) % divisor)
+    assert fits(built[case], *size)
+
+
+@pytest.mark.parametrize("case", REMAINDERS)
+@pytest.mark.parametrize("size", [(28, 28), (33, 27), (11, 45)])
+def test_images_of_any_size_are_mirrored_to_one_that_fits_and_cropped(built, case, size):
+    model = built[case]
+    noisy = np.random.default_rng(0).random((2, *size, 1)).astype(np.float32)
+    fitting = fitting_size(model, *size)
+    mirrored = np.pad(
+        noisy, [(0, 0), *((0, to - side) for to, side in zip(fitting, size, strict=True)), (0, 0)], "symmetric"
+    )
+    expected = any_size(model)(mirrored, training=False)[:, : size[0], : size[1]]
+    denoised = fused(model, training=False)(tf.constant(noisy)).denoised
+    assert denoised.shape == noisy.shape
+    np.testing.assert_allclose(denoised, expected, atol=1e-5)
+
+
+def test_images_smaller_than_the_padding_are_mirrored_repeatedly():
+    model = deep((64, 64, 1))
+    noisy = np.random.default_rng(0).random((1, 11, 13, 1)).astype(np.float32)
+    assert fitting_size(model, 11, 13) == (32, 32)
+    mirrored = np.pad(noisy, [(0, 0), (0, 21), (0, 19), (0, 0)], "symmetric")
+    denoised = fused(model, training=False)(tf.constant(noisy)).denoised
+    np.testing.assert_allclose(denoised, any_size(model)(mirrored)[:, :11, :13], atol=1e-5)
+
+
+def test_any_size_shares_the_weights_and_takes_the_original_size(built):
+    model = built["unet", 28]
+    free = any_size(model)
+    assert free.input_shape == (None, None, None, 1)
+    assert all(weight is other for weight, other in zip(free.weights, model.weights, strict=True))
+    noisy = np.random.default_rng(0).random((2, 28, 28, 1)).astype(np.float32)
+    np.testing.assert_allclose(free(noisy), model(noisy), atol=1e-6)
+
+
+def test_network_for_one_size_takes_no_larger_images():
+    model = dense((28, 28, 1))
+    assert any_size(model) is model
+    for size in ((28, 28), (11, 28), (27, 12)):
+        assert fitting_size(model, *size) == (28, 28)
+    for size in ((28, 29), (14, 56), (29, 11)):
+        with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
+            fitting_size(model, *size)
