@@ -70,7 +70,7 @@ def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]
     )
     if fits(model, rows, columns):
         return rows, columns
-    near = itertools.product(*(range(least, least + _SEARCHED_RECTANGLES) for least in (height, width)))
+    near = itertools.product(range(height, height + _SEARCHED_RECTANGLES), range(width, width + _SEARCHED_RECTANGLES))
     found = next((size for size in near if fits(model, *size)), None)
     if found is None:
         raise refused

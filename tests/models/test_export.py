@@ -70,11 +70,9 @@ OPEN = {"onnx": open_onnx, "litert": open_litert, "savedmodel": open_savedmodel}
 
 def noisy_digits(mnist, batch: int, height: int, width: int, channels: int) -> np.ndarray:
     """Return noisy test digits, on black where they are smaller than the image."""
-    digits = mnist.test.pixels[: batch * channels, :height, :width, 0].reshape(
-        batch, channels, *mnist.test.pixels.shape[1:3]
-    )
+    digits = mnist.test.pixels[: batch * channels, :height, :width, 0]
     clean = np.zeros((batch, channels, height, width))
-    clean[:, :, :28, :28] = digits / 255
+    clean[:, :, :28, :28] = digits.reshape(batch, channels, *digits.shape[1:]) / 255
     noisy = clean + np.random.default_rng(0).normal(0, 0.5, clean.shape)
     return np.clip(noisy, 0, 1).astype(np.float32).transpose(0, 2, 3, 1)
 
