@@ -129,6 +129,9 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
 
 def value_range(images: Images, configured: tuple[float, float] | None) -> tuple[float, float]:
     """Return the values of black and white: those configured, or those usual for the type of the pixels."""
-    if configured is not None:
-        return configured
-    return 0.0, 1.0 if images.pixels.dtype == np.float32 else float(np.iinfo(images.pixels.dtype).max)
+    return configured or default_range(images.pixels.dtype)
+
+
+def default_range(dtype: np.dtype) -> tuple[float, float]:
+    """Return the usual values of black and white: 0 and the largest for integers, 0 and 1 for floats."""
+    return 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)

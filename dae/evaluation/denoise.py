@@ -2,7 +2,6 @@
 
 import functools
 import math
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +10,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dae.data.images import default_range
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
-from dae.models.networks import any_size
 from dae.models.receptive_field import receptive_field
+from dae.models.sizes import fitting_size, view_of_any_size
 from dae.runtime import cores
 from dae.workdir.model_files import load_model
 
-# Values of black and white.
-DEFAULT_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 # About the most that the values of one layer and of the next take while a batch of tiles is computed, in bytes.
 TILE_BYTES = 2**27
 # The same for images that cannot be computed in tiles.
 WHOLE_BYTES = 2**32
 # Small images are computed in batches of about this many pixels, which stay in the processor's cache.
 BATCH_PIXELS = 2**18
-# Networks are searched for the next size that fits up to this many pixels.
-_MOST_PADDING = 128
 
 Progress = Callable[[int], object]
 
@@ -50,16 +46,10 @@ def denoise(
     return _denoiser(model)(image, value_range)
 
 
-_last: tuple[weakref.ref, "Denoiser"] | None = None
-
-
+@functools.lru_cache(maxsize=1)
 def _denoiser(model: keras.Model) -> "Denoiser":
-    """Return a denoiser with the model's current weights; that of the last model stays compiled."""
-    global _last
-    if _last is None or _last[0]() is not model:
-        _last = weakref.ref(model), Denoiser(model)
-    _last[1].copy_weights(model)
-    return _last[1]
+    """Return a denoiser for the model; that of the last model stays compiled."""
+    return Denoiser(model)
 
 
 class Denoiser:
@@ -70,21 +60,16 @@ class Denoiser:
     """
 
     def __init__(self, model: keras.Model, tile_bytes: int = TILE_BYTES) -> None:
-        self._model = any_size(model)
+        self._model = model
+        self._takes_any_size = None in view_of_any_size(model).input_shape[1:3]
         self._tile_bytes = tile_bytes
-        self._field = receptive_field(self._model)
+        self._field = receptive_field(model)
         self._compiled = functools.cache(self._compile)
-        self._fitting = functools.cache(self._next_fitting)
         threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
         # Parts that are computed in parallel, if an operation does not use all cores itself.
         self._parts = max(1, cores() // threads)
         self.channels: int = model.input_shape[-1]
         """1 if the network is one for grey images, 3 for colour."""
-
-    def copy_weights(self, model: keras.Model) -> None:
-        """Take over the weights of the model that this was made from."""
-        if self._model is not model:
-            self._model.set_weights(model.get_weights())
 
     def check(self, height: int, width: int, channels: int) -> None:
         """Raise UsageError if the network cannot denoise images of this size."""
@@ -92,7 +77,7 @@ class Denoiser:
             raise UsageError(f"expected images with 1 or 3 channels, got {channels}")
         if self.channels != channels and 1 not in (self.channels, channels):
             raise UsageError(f"the network takes images with {self.channels} channels, got {channels}")
-        padded = self._padded(height, width)
+        padded = fitting_size(self._model, height, width)
         bytes_ = self._bytes_per_pixel * math.prod(padded) * (channels if self.channels == 1 else 1)
         if self._field is None and bytes_ > WHOLE_BYTES:
             raise UsageError(
@@ -124,7 +109,7 @@ class Denoiser:
         if images.size == 0:
             return
         self.check(height, width, channels)
-        padded = self._padded(height, width)
+        padded = fitting_size(self._model, height, width)
         rows, columns = (_mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype), channels)
@@ -162,7 +147,8 @@ class Denoiser:
                 return joined
             return tf.cast(tf.clip_by_value(tf.round(joined), 0, float(np.iinfo(dtype).max)), dtype)
 
-        spec = tf.TensorSpec([None, *self._model.input_shape[1:3], channels], dtype)
+        sides = (None, None) if self._takes_any_size else self._model.input_shape[1:3]
+        spec = tf.TensorSpec([None, *sides, channels], dtype)
         number = tf.TensorSpec([], tf.float32)
         concrete = functools.cache(lambda parts: compute.get_concrete_function(spec, number, number, parts))
 
@@ -176,44 +162,14 @@ class Denoiser:
     @functools.cached_property
     def _bytes_per_pixel(self) -> float:
         """The most that the inputs and outputs of a layer take for each pixel of the image."""
-        size = self._model.input_shape[1:3]
-        if None in size:
-            size = self._fitting(64), self._fitting(64)
-        with keras.StatelessScope(initialize_variables=False):
-            copy = keras.models.clone_model(self._model, input_tensors=keras.Input((*size, self.channels)))
+        size = fitting_size(self._model, 64, 64) if self._takes_any_size else self._model.input_shape[1:3]
+        image = keras.Input((*size, self.channels))
+        copy = keras.models.clone_model(self._model, input_tensors=image, clone_function=lambda layer: layer)
         values = [
             sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten([layer.input, layer.output]))
             for layer in copy.layers
         ]
         return 4 * max(values) / math.prod(size)
-
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
-        """Return the next size that the network takes."""
-        fixed = self._model.input_shape[1:3]
-        if None not in fixed:
-            if fixed != (height, width):
-                raise UsageError(
-                    f"the network takes only images of {fixed[0]} x {fixed[1]}, because its layers depend on that "
-                    f"size; got {height} x {width}"
-                )
-            return height, width
-        padded = self._fitting(height), self._fitting(width)
-        if not self._fits(*padded):
-            raise UsageError(f"the network takes no images of {height} x {width}, or of a slightly larger size")
-        return padded
-
-    def _next_fitting(self, side: int) -> int:
-        for longer in range(side, side + _MOST_PADDING):
-            if self._fits(longer, longer):
-                return longer
-        raise UsageError(f"the network takes no images with a side of {side} to {side + _MOST_PADDING - 1}")
-
-    def _fits(self, height: int, width: int) -> bool:
-        shape = (1, height, width, self.channels)
-        try:
-            return self._model.compute_output_shape(shape) == shape
-        except ValueError:
-            return False
 
     def _tiles(self, padded: tuple[int, int], channels: int) -> tuple[int, list["_Tile"]]:
         """Return how many images of this size are computed at once, and the tiles of each."""
@@ -282,7 +238,7 @@ def _as_batch(image: np.ndarray) -> np.ndarray:
 def _check_range(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:
     if dtype not in (np.uint8, np.uint16) and dtype.kind != "f":
         raise UsageError(f"expected an image of uint8, uint16 or floats, got {dtype}")
-    low, high = DEFAULT_RANGES.get(dtype.name, (0.0, 1.0)) if value_range is None else value_range
+    low, high = default_range(dtype) if value_range is None else value_range
     if not -math.inf < low < high < math.inf:
         raise UsageError(f"value_range: expected two finite numbers in ascending order, got {low} and {high}")
     return low, high

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dae.data import pictures
+from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, first_line
 from dae.workdir.files import atomic_path
@@ -441,13 +442,12 @@ def _evaluate(
     run: _Run, file: File, name: str, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
 ) -> None:
     """Append the quality of each image [N, H, W, C], if there is a clean one, and write the comparison."""
-    from dae.evaluation.denoise import DEFAULT_RANGES
     from dae.evaluation.metrics import psnr, ssim
 
     columns = [noisy, denoised] if clean is None else [noisy, denoised, clean]
 
     def scaled(images: np.ndarray) -> np.ndarray:
-        low, high = run.value_range or DEFAULT_RANGES.get(images.dtype.name, (0.0, 1.0))
+        low, high = run.value_range or default_range(images.dtype)
         return (images.astype(np.float32) - np.float32(low)) / np.float32(high - low)
 
     for index in range(len(noisy) if clean is not None else 0):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.models.sizes import any_size, fitting_size
+from dae.models.sizes import fitting_size, view_of_any_size
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
@@ -50,13 +50,16 @@ def fused(model: keras.Model, training: bool = True) -> Network:
     layers than plain ones, or that runs on a GPU, is called unchanged.
 
     Images can have another size than those that `model` was built for, if its layers allow it: they are mirrored at the
-    bottom and right up to a size that fits, and the denoised images are cropped.
+    bottom and right up to a size that fits, and the denoised images are cropped. If the graph does not know their size,
+    it must fit.
     """
     is_plain = not tf.config.list_physical_devices("GPU") and _is_plain(model)
     network = _layer_by_layer(model, training) if is_plain else _unchanged(model, training)
 
     def padded(noisy: tf.Tensor) -> Outputs:
         height, width = noisy.shape[1:3]
+        if None in (height, width):
+            return network(noisy)
         padded_height, padded_width = fitting_size(model, height, width)
         if (padded_height, padded_width) == (height, width):
             return network(noisy)
@@ -71,7 +74,9 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 
 def _unchanged(model: keras.Model, training: bool) -> Network:
     encoder = next((layer for layer in model.layers if layer.name == ENCODER), None)
-    both = any_size(keras.Model(model.inputs, [model.outputs[0], encoder.output if encoder else model.outputs[0]]))
+    both = view_of_any_size(
+        keras.Model(model.inputs, [model.outputs[0], encoder.output if encoder else model.outputs[0]])
+    )
 
     def network(noisy: tf.Tensor) -> Outputs:
         denoised, latents = both(noisy, training=training)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import keras
 
@@ -11,18 +12,30 @@ from dae.errors import UsageError
 _SEARCHED = 256
 
 
-@functools.lru_cache(maxsize=16)
 def any_size(model: keras.Model) -> keras.Model:
-    """Return `model`, with the same layers and weights, for images of any size that its layers allow.
+    """Return a copy of `model` for images of any size that its layers allow, or `model` itself if they allow only one.
 
-    Returns `model` itself if they allow only one size. A network that halves the sides n times takes sides that differ
-    from the original ones by multiples of 2^n.
+    A network that halves the sides n times takes sides that differ from the original ones by multiples of 2^n.
     """
+    copy = _cloned(model)
+    if copy is model:
+        return model
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@functools.lru_cache(maxsize=16)
+def view_of_any_size(model: keras.Model) -> keras.Model:
+    """Return the same as `any_size`, but with the very layers of `model`, which keep their weights in common."""
+    return _cloned(model, clone_function=lambda layer: layer)
+
+
+def _cloned(model: keras.Model, **options: Any) -> keras.Model:
     free = keras.Input((None, None, model.input_shape[-1]), name="noisy")
     with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
-        copy = keras.models.clone_model(model, input_tensors=free, clone_function=lambda layer: layer)
-        if copy.outputs[0].shape == copy.inputs[0].shape:
-            return copy
+        clone = keras.models.clone_model(model, input_tensors=free, **options)
+        if clone.outputs[0].shape == clone.inputs[0].shape:
+            return clone
     return model
 
 
@@ -30,7 +43,7 @@ def fits(model: keras.Model, height: int, width: int) -> bool:
     """Return whether `model` returns images of the same size for images of this size."""
     shape = (1, height, width, model.input_shape[-1])
     try:
-        return tuple(any_size(model).compute_output_shape(shape)) == shape
+        return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
     except (ValueError, TypeError):  # as raised by a dense layer, or where branches of different sizes meet
         return False
 

@@ -24,7 +24,7 @@ from dae.losses.objective import Objective
 from dae.models.networks import NetworkFunction
 from dae.reporting.console import Console, warn
 from dae.reporting.logger import Logger
-from dae.training import export
+from dae.training import outputs
 from dae.training.checkpoints import Checkpoints
 from dae.training.profiler import profiled
 from dae.training.signals import deferred_signals
@@ -116,7 +116,7 @@ def train(
                 run.path, config, task.evaluated_model, task.samples, console, int(state.step), task.examples
             ) as logger:
                 train_epochs(task, state, objective, evaluate, checkpoints, logger, profile, on_epoch_end)
-            report = export.write(run.path, task, state, evaluate, checkpoints)
+            report = outputs.write(run.path, task, state, evaluate, checkpoints)
         except (OSError, tf.errors.OpError) as error:
             raise RunError(
                 f"{first_line(error)}; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"

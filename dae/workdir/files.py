@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +13,23 @@ TEMPORARY = ".partial-"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, with the same suffix; it becomes `path` if the block succeeds."""
+    """Yield a temporary path to write a file or a folder to, with the same suffix; if the block succeeds, it becomes
+    `path`, which can be a file or an empty folder.
+    """
     # The process's own, and without the file's name, by which TensorBoard would take it for an event file.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        for written in (temporary, *temporary.rglob("*")):
+            if written.is_file():
+                with open(written, "rb") as file:
+                    os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -34,5 +42,16 @@ def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
     """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written."""
     if path.suffix not in suffixes or path.is_dir():
         raise UsageError(f"{flag}: {path}: expected the name of a {' or '.join(suffixes)} file")
+    _check_parent(path, flag)
+
+
+def check_output_folder(path: Path, flag: str) -> None:
+    """Raise UsageError, before any work is done, if `path` exists and is no empty folder, or cannot be written."""
+    if path.exists() and not (path.is_dir() and path.name and not any(path.iterdir())):
+        raise UsageError(f"{flag}: {path} exists; expected the name of a new folder, or of an empty one")
+    _check_parent(path, flag)
+
+
+def _check_parent(path: Path, flag: str) -> None:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{flag}: {path.parent.resolve()} is not a writable folder")

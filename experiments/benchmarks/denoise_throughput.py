@@ -1,9 +1,11 @@
 """Compare the throughput of denoising with that of the network alone: `python .../denoise_throughput.py`."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +36,12 @@ def picture(digits: np.ndarray) -> np.ndarray:
     return many.swapaxes(1, 2).reshape(1, rows * 28, columns * 28, 1)
 
 
+def alone(forward: Callable[[Any], Any], parts: list[Any]) -> None:
+    """Compute the outputs of the parts, float tensors, one after the other."""
+    for part in parts:
+        forward(part).numpy()
+
+
 def seconds_in_turn(functions: dict[str, Callable[[], object]], rounds: int, label: str) -> dict[str, float]:
     """Return the median of the seconds that each function takes."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -55,34 +63,34 @@ def main() -> None:
 
     from dae import runtime
     from dae.evaluation.denoise import Denoiser
-    from dae.models import networks
+    from dae.models import networks, sizes
     from dae.models.fused_layers import fused
 
     for name in arguments.models:
         lookup(networks.MODELS, name, "--models")
     runtime.resolve(RunConfig(), whole_batches=True)
-    digits = datasets.load(RunConfig()).test
+    digits = datasets.load(RunConfig()).test.pixels
     large = picture(digits)
     print("| network | images | denoise, megapixels/s | network alone, megapixels/s | ratio |")
     print("| --- | --- | --- | --- | --- |")
     for name in arguments.models:
-        model = networks.any_size(networks.build(RunConfig(model=name), (28, 28, 1)))
+        model = sizes.any_size(networks.build(RunConfig(model=name), (28, 28, 1)))
         forward = tf.function(
             lambda values, model=model: fused(model, training=False)(values).denoised,
             input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)],
         )
         denoiser = Denoiser(model)
-        # The network alone gets batches of the number of pixels that are quick here: 334 digits, or parts of a picture.
+        # The network alone gets 334 digits at a time, or a quarter of the picture, in sizes that all networks take.
         parts = {
             "10,000 digits": [digits[start : start + 334] for start in range(0, len(digits), 334)],
-            "24-megapixel picture": [large[:, row : row + 1028, :] for row in range(0, 4004 - 1028, 1024)],
+            "24-megapixel picture": [large[:, row : row + 1028, :] for row in range(0, 4004 - 1028 + 1, 992)],
         }
         for label, images in (("10,000 digits", digits), ("24-megapixel picture", large)):
             floats = [tf.constant(part / np.float32(255)) for part in parts[label]]
             pixels = {"denoise": images.size, "forward": sum(part.size for part in parts[label])}
             functions: dict[str, Callable[[], object]] = {
-                "denoise": lambda images=images, denoiser=denoiser: denoiser(images),
-                "forward": lambda floats=floats, forward=forward: [forward(part).numpy() for part in floats],
+                "denoise": functools.partial(denoiser, images),
+                "forward": functools.partial(alone, forward, floats),
             }
             timed = seconds_in_turn(functions, arguments.rounds, f"{name}, {label}")
             speeds = {way: pixels[way] / timed[way] / 1e6 for way in timed}

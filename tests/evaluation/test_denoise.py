@@ -8,17 +8,17 @@ import dae
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.evaluation.denoise import Denoiser, _intervals
-from dae.models import networks
+from dae.models import networks, sizes
 
 
 @pytest.fixture(scope="module")
 def conv() -> keras.Model:
-    return networks.any_size(networks.build(RunConfig(initial_brightness=0.5), (28, 28, 1)))
+    return sizes.any_size(networks.build(RunConfig(initial_brightness=0.5), (28, 28, 1)))
 
 
 @pytest.fixture(scope="module")
 def patches() -> keras.Model:
-    return networks.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 1)))
+    return sizes.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 1)))
 
 
 # The smallest sizes of at least 331 x 297 that the networks take.
@@ -27,7 +27,7 @@ PADDED = {"conv": (332, 300), "blog": (332, 300), "patches": (332, 298), "unet":
 
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
-    model = networks.any_size(networks.build(RunConfig(model=name, initial_brightness=0.5), (28, 28, 1)))
+    model = sizes.any_size(networks.build(RunConfig(model=name, initial_brightness=0.5), (28, 28, 1)))
     digits = mnist.test[:240, ..., 0].reshape(12, 20, 28, 28).swapaxes(1, 2).reshape(336, 560) / np.float32(255)
     denoiser = Denoiser(model, tile_bytes=1)  # the smallest tiles that the receptive field allows
     for height, width in ((332, 300), (331, 297)):
@@ -106,7 +106,7 @@ def test_the_current_weights_of_the_model_are_used(mnist):
 
 
 def test_the_outputs_of_a_colour_network_for_a_grey_image_are_averaged(mnist):
-    model = networks.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 3)))
+    model = sizes.any_size(networks.build(RunConfig(model="patches", initial_brightness=0.5), (28, 28, 3)))
     noisy = mnist.test[:4] / np.float32(255)
     expected = model(noisy.repeat(3, axis=3)).numpy().mean(axis=3, keepdims=True)
     np.testing.assert_allclose(dae.denoise(model, noisy), expected, atol=1e-6)

@@ -183,6 +183,14 @@ def test_startup_times_each_command():
     assert len([line for line in done.stdout.splitlines() if line.startswith("| run.py")]) == 3
 
 
+def test_denoise_throughput_compares_both_ways():
+    done = run_subprocess("benchmarks/denoise_throughput.py", "--models", "conv", "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    ratios = [float(line.split("|")[5]) for line in done.stdout.splitlines() if line.startswith("| conv")]
+    assert len(ratios) == 2
+    assert all(0.3 < ratio < 3 for ratio in ratios)
+
+
 def test_kill_and_resume_ends_in_identical_runs():
     done = run_subprocess("benchmarks/kill_and_resume.py", "--kills", 2)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from PIL import Image
 import dae
 from dae.config import RunConfig
 from dae.data import pictures
-from dae.models import networks
+from dae.models import networks, sizes
 from dae.workdir.model_files import save_model
 
 
@@ -19,7 +19,7 @@ from dae.workdir.model_files import save_model
 def model(tmp_path_factory) -> Path:
     """A grey network, saved."""
     path = tmp_path_factory.mktemp("model") / "patches.keras"
-    save_model(networks.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path)
+    save_model(sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path)
     return path
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from dae.errors import UsageError
-from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output
+from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output, check_output_folder
 
 
 @pytest.mark.parametrize("content", ["text: é\n", b"\x00\xff"])
@@ -25,6 +25,29 @@ def test_atomic_path_has_the_suffix_and_becomes_the_file_at_the_end(tmp_path):
         assert not (tmp_path / "model.keras").exists()
     assert (tmp_path / "model.keras").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_atomic_path_can_become_a_folder_in_place_of_an_empty_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    with atomic_path(tmp_path / "model") as temporary:
+        (temporary / "variables").mkdir(parents=True)
+        (temporary / "variables" / "index").write_text("new")
+        assert not any((tmp_path / "model").iterdir())
+    assert (tmp_path / "model" / "variables" / "index").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_folder_that_failed_or_whose_place_is_taken_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file.txt").write_text("before")
+    with pytest.raises(OSError, match="not empty"), atomic_path(tmp_path / "taken") as temporary:
+        temporary.mkdir()
+    with pytest.raises(RuntimeError, match="failed"), atomic_path(tmp_path / "new") as temporary:  # noqa: PT012
+        temporary.mkdir()
+        (temporary / "file.txt").write_text("half")
+        raise RuntimeError("failed")
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "file.txt"]
+    assert (tmp_path / "taken" / "file.txt").read_text() == "before"
 
 
 @pytest.mark.parametrize("written", [True, False])
@@ -70,3 +93,18 @@ def test_check_output_refuses_other_files(name, tmp_path):
     (tmp_path / "old.png").write_text("old")
     with pytest.raises(UsageError, match="--figure"):
         check_output(tmp_path / name, (".png",), "--figure")
+
+
+def test_check_output_folder_accepts_new_and_empty_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    check_output_folder(tmp_path / "empty", "--output")
+    check_output_folder(tmp_path / "new", "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("name", ["full", "full/file.txt", "none/new", "full/file.txt/new"])
+def test_check_output_folder_refuses_others(name, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file.txt").write_text("before")
+    with pytest.raises(UsageError, match="--output"):
+        check_output_folder(tmp_path / name, "--output")

@@ -1,0 +1,42 @@
+"""Export a model for other runtimes: `python experiments/export.py runs/NAME --format onnx --output denoise.onnx`."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from dae import cli
+from dae.models import export
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """Write a model as ONNX, LiteRT or SavedModel. The file is first run and compared with the model."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of a finished run, or a .keras or .h5 file."""
+    format: str
+    """onnx, litert or savedmodel."""
+    output: str
+    """Where to write: a .onnx, or a .tflite or .litert file, which is overwritten, or for savedmodel a new folder."""
+
+
+def main() -> None:
+    arguments = cli.parse(ExportArguments)
+    output = Path(arguments.output)
+    export.check_request(arguments.format, output)
+    cli.import_tensorflow()
+    from dae.workdir.model_files import load_model
+
+    exported = export.export(load_model(arguments.model), arguments.format, output)
+    size = sum(path.stat().st_size for path in (output, *output.rglob("*")) if path.is_file())
+    shapes = ", ".join("x".join(map(str, shape)) for shape in exported.shapes)
+    print(f"{output}: {size:,} bytes")
+    print(
+        f"checked with {exported.runtime}: differs by at most {exported.largest_difference:.1e} from the Keras model, "
+        f"on images {shapes}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
