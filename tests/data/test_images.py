@@ -158,7 +158,7 @@ def test_another_noise_for_pairs_needs_a_level(pairs, tmp_path):
 @pytest.mark.parametrize("loss", ["noise2noise", "bce + 0.1*sure", "recorrupted"])
 def test_losses_that_add_noise_themselves_are_refused_for_pairs(loss, pairs, tmp_path):
     config = RunConfig(data=in_two_folders(tmp_path, *pairs), loss=loss, clip_noise=False, batch_size=8)
-    with pytest.raises(UsageError, match=r"^--loss: .* needs `\w+`, .* but the images are noisy already") as caught:
+    with pytest.raises(UsageError, match=r"^--loss: .* takes `\w+`, .*; it cannot be used with pairs") as caught:
         prepare(config)
     assert "\n" not in str(caught.value)
 

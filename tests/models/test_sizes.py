@@ -75,7 +75,7 @@ def test_images_of_any_size_are_mirrored_to_one_that_fits_and_cropped(built, cas
     mirrored = np.pad(
         noisy, [(0, 0), *((0, to - side) for to, side in zip(fitting, size, strict=True)), (0, 0)], "symmetric"
     )
-    expected = any_size(model)(mirrored, training=False)[:, : size[0], : size[1]]
+    expected = view_of_any_size(model)(mirrored, training=False)[:, : size[0], : size[1]]
     denoised = fused(model, training=False)(tf.constant(noisy)).denoised
     assert denoised.shape == noisy.shape
     np.testing.assert_allclose(denoised, expected, atol=1e-5)
@@ -87,21 +87,23 @@ def test_images_smaller_than_the_padding_are_mirrored_repeatedly():
     assert fitting_size(model, 11, 13) == (32, 32)
     mirrored = np.pad(noisy, [(0, 0), (0, 21), (0, 19), (0, 0)], "symmetric")
     denoised = fused(model, training=False)(tf.constant(noisy)).denoised
-    np.testing.assert_allclose(denoised, any_size(model)(mirrored)[:, :11, :13], atol=1e-5)
+    np.testing.assert_allclose(denoised, view_of_any_size(model)(mirrored)[:, :11, :13], atol=1e-5)
 
 
-def test_view_of_any_size_shares_the_weights_and_takes_the_original_size(built):
+def test_any_size_is_a_copy_and_its_view_has_the_same_weights(built):
     model = built["unet", 28]
-    free = view_of_any_size(model)
-    assert free.input_shape == (None, None, None, 1)
-    assert all(weight is other for weight, other in zip(free.weights, model.weights, strict=True))
     noisy = np.random.default_rng(0).random((2, 28, 28, 1)).astype(np.float32)
-    np.testing.assert_allclose(free(noisy), model(noisy), atol=1e-6)
+    copy, view = any_size(model), view_of_any_size(model)
+    for free in (copy, view):
+        assert free.input_shape == (None, None, None, 1)
+        np.testing.assert_allclose(free(noisy), model(noisy), atol=1e-6)
+    assert all(weight is other for weight, other in zip(view.weights, model.weights, strict=True))
+    assert not {id(weight) for weight in copy.weights} & {id(weight) for weight in model.weights}
 
 
 def test_network_for_one_size_takes_no_larger_images():
     model = dense((28, 28, 1))
-    assert any_size(model) is model
+    assert any_size(model) is view_of_any_size(model) is model
     assert fitting_size(model, 28, 28) == (28, 28)
     for size in ((28, 29), (14, 56), (29, 11), (27, 12)):
         with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
