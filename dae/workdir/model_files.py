@@ -12,7 +12,7 @@ import keras
 from dae.errors import UsageError, shown
 from dae.workdir import hdf5_check
 from dae.workdir.files import atomic_path
-from dae.workdir.workdir import read_report
+from dae.workdir.workdir import REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
 
@@ -27,6 +27,8 @@ def load_model(path: str | Path) -> keras.Model:
     if path.is_dir():
         read_report(path)
         path = path / MODEL_FILES[0]
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
     if path.suffix not in (".keras", ".h5"):
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
     if not path.is_file():

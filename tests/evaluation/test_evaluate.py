@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of, objective
+from helpers import batch_of, objective, run_in_process
 
 from dae.config import RunConfig
 from dae.data.pipeline import evaluation_batches
@@ -61,3 +61,13 @@ def test_images_of_another_shape_than_the_model_takes_are_refused(identity, mnis
     check_fits(identity, mnist.test)
     with pytest.raises(UsageError, match=r"--data: .*\(14, 28, 1\).*\(28, 28, 1\)"):
         check_fits(identity, mnist.test[:, ::2])
+
+
+@pytest.mark.parametrize("arguments", [["--noise-level", "0"], ["--noise-levels", "0", "0.5"]])
+def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_path, mnist):
+    np.savez(tmp_path / "one.npz", x_train=mnist.train[:20], x_test=mnist.test[:1])
+    data = ("--data", tmp_path / "one.npz", "--figure", tmp_path / "plot.png")
+    done = run_in_process("evaluate.py", tiny_run, *data, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PSNR" in done.stdout
+    assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100

@@ -21,7 +21,7 @@ from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.evaluation.evaluate import check_fits, evaluate_test, make_evaluator
 from dae.training.task import prepare
-from dae.workdir import hdf5_check, model_files
+from dae.workdir import hdf5_check, model_files, workdir
 from dae.workdir.files import atomic_path
 from dae.workdir.model_files import MODEL_FILES, load_model, save_model
 
@@ -274,6 +274,12 @@ def test_hdf5_check_accepts_an_array_that_claims_terabytes_without_reading_it(tm
     with h5py.File(tmp_path / "sparse.h5", "w") as file:
         file.create_dataset("claim", shape=(10**12,), dtype="f8", chunks=(1000,))
     hdf5_check.check(tmp_path / "sparse.h5")
+
+
+def test_a_model_that_is_missing_from_a_finished_run_is_refused_with_what_to_do(tmp_path):
+    workdir.write_report(tmp_path, {"epoch": 1})
+    with pytest.raises(UsageError, match=r"model\.keras: no such file; delete report.json, and repeat .*--resume"):
+        load_model(tmp_path)
 
 
 def test_files_that_are_not_models_are_refused(tiny_run, tmp_path):
