@@ -163,8 +163,8 @@ class Denoiser:
     def _bytes_per_pixel(self) -> float:
         """The most that the inputs and outputs of a layer take for each pixel of the image."""
         size = fitting_size(self._model, 64, 64) if self._takes_any_size else self._model.input_shape[1:3]
-        image = keras.Input((*size, self.channels))
-        copy = keras.models.clone_model(self._model, input_tensors=image, clone_function=lambda layer: layer)
+        with keras.StatelessScope(initialize_variables=False):
+            copy = keras.models.clone_model(self._model, input_tensors=keras.Input((*size, self.channels)))
         values = [
             sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten([layer.input, layer.output]))
             for layer in copy.layers

@@ -144,8 +144,8 @@ def _noisy_digits(shape: tuple[int, ...]) -> np.ndarray:
     return batch_maker(images, RunConfig(), "export ")(images.pixels, tf.constant(0)).noisy.numpy()
 
 
-def _function(model: "keras.Model") -> "tuple[keras.Model, tf.types.experimental.PolymorphicFunction, tf.TensorSpec]":
-    """Return a copy of `model`, its inference as a function from `noisy` to {"denoised": ...}, and what `noisy` is."""
+def _inference(model: "keras.Model") -> "tf.types.experimental.PolymorphicFunction":
+    """Return the inference of a copy of `model`, as a `tf.function` from `noisy` to {"denoised": ...}."""
     import keras
     import tensorflow as tf
 
@@ -160,22 +160,19 @@ def _function(model: "keras.Model") -> "tuple[keras.Model, tf.types.experimental
 
     copy = keras.models.clone_model(model, clone_function=copied, recursive=True)
     copy.set_weights(model.get_weights())
-    noisy_images = tf.TensorSpec(model.input_shape, tf.float32, name="noisy")
 
-    @tf.function(input_signature=[noisy_images])
+    @tf.function(input_signature=[tf.TensorSpec(model.input_shape, tf.float32, name="noisy")], autograph=False)
     def denoise(noisy: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"denoised": copy(noisy, training=False)}
 
-    return copy, denoise, noisy_images
+    return denoise
 
 
 def _write_savedmodel(model: "keras.Model", path: Path) -> None:
     import keras
 
-    copy, denoise, _ = _function(model)
     archive = keras.export.ExportArchive()
-    archive.track(copy)
-    archive.add_endpoint("serve", denoise)
+    archive.add_endpoint("serve", _inference(model))
     archive.write_out(path, verbose=False)
 
 
@@ -189,8 +186,8 @@ def _load_savedmodel(path: Path) -> Denoise:
 def _write_onnx(model: "keras.Model", path: Path) -> None:
     import tf2onnx
 
-    _, denoise, noisy = _function(model)
-    proto, _ = tf2onnx.convert.from_function(denoise, [noisy])
+    denoise = _inference(model)
+    proto, _ = tf2onnx.convert.from_function(denoise, denoise.input_signature)
     for tensor in (*proto.graph.input, *proto.graph.output):
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
             if not dimension.dim_value:  # free

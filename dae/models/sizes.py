@@ -2,14 +2,17 @@
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import keras
 
 from dae.errors import UsageError
 
-# Networks that halve their images up to eight times take one of this many consecutive sides.
+# Networks that halve their images up to eight times take one of this many consecutive sides, ...
 _SEARCHED = 256
+# ... and those that halve them up to five times one of as many heights with one of as many widths.
+_SEARCHED_RECTANGLES = 32
 
 
 def any_size(model: keras.Model) -> keras.Model:
@@ -52,15 +55,23 @@ def fits(model: keras.Model, height: int, width: int) -> bool:
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
-    Raises UsageError if it takes no such size, as with a dense layer on all pixels.
+    Raises UsageError if it takes no such size, or only one other, as with a dense layer on all pixels.
     """
     if (height, width) == model.input_shape[1:3] or fits(model, height, width):
         return height, width
-    # The sides that fit do not depend on each other, so a square finds each.
-    sides = [
-        next((side for side in range(least, least + _SEARCHED) if fits(model, side, side)), None)
+    refused = UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
+    if None not in view_of_any_size(model).input_shape[1:3]:
+        raise refused
+    # A height that fits does so with any width, so a square finds each; unless the network was built for rectangles of
+    # which no square fits.
+    rows, columns = (
+        next((side for side in range(least, least + _SEARCHED) if fits(model, side, side)), least)
         for least in (height, width)
-    ]
-    if sides[0] is None or sides[1] is None or not fits(model, sides[0], sides[1]):
-        raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
-    return sides[0], sides[1]
+    )
+    if fits(model, rows, columns):
+        return rows, columns
+    near = itertools.product(range(height, height + _SEARCHED_RECTANGLES), range(width, width + _SEARCHED_RECTANGLES))
+    found = next((size for size in near if fits(model, *size)), None)
+    if found is None:
+        raise refused
+    return found

@@ -55,7 +55,7 @@ def step_bytes(model: keras.Model) -> int:
     ahead. For the networks here, it is 0.75 to 1.4 of what was measured (docs/data.md).
     """
     outputs = [math.prod(layer.output.shape[1:]) for layer in model.layers if layer.weights]
-    return 4 * (sum(outputs) + 2 * max(outputs) + 4 * math.prod(model.input_shape[1:]))
+    return 4 * (sum(outputs) + 2 * max(outputs, default=0) + 4 * math.prod(model.input_shape[1:]))
 
 
 def _gigabytes(size: float) -> str:

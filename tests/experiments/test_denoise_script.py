@@ -29,12 +29,16 @@ def folder(tmp_path, mnist) -> Path:
     inputs = tmp_path / "in"
     (inputs / "sub").mkdir(parents=True)
     for number in range(5):
-        pictures.write(inputs / "sub" / f"{number}.png", mnist.test[number])
-    pictures.write(inputs / "deep.png", mnist.test[0].repeat(3, axis=2).astype(np.uint16) * 257)
-    pictures.write(inputs / "photo.JPG", mnist.test[1, :20].repeat(3, axis=2))
-    pictures.write(inputs / "clear.png", mnist.test[2], alpha=mnist.test[3, ..., 0], icc_profile=b"profile" * 30)
-    np.save(inputs / "digits.npy", mnist.test[:7, ..., 0])
-    np.savez_compressed(inputs / "set.npz", x=mnist.test[:3] / np.float32(255), y=np.arange(3), words=np.array(["a"]))
+        pictures.write(inputs / "sub" / f"{number}.png", mnist.test.pixels[number])
+    pictures.write(inputs / "deep.png", mnist.test.pixels[0].repeat(3, axis=2).astype(np.uint16) * 257)
+    pictures.write(inputs / "photo.JPG", mnist.test.pixels[1, :20].repeat(3, axis=2))
+    pictures.write(
+        inputs / "clear.png", mnist.test.pixels[2], alpha=mnist.test.pixels[3, ..., 0], icc_profile=b"profile" * 30
+    )
+    np.save(inputs / "digits.npy", mnist.test.pixels[:7, ..., 0])
+    np.savez_compressed(
+        inputs / "set.npz", x=mnist.test.pixels[:3] / np.float32(255), y=np.arange(3), words=np.array(["a"])
+    )
     (inputs / "notes.txt").write_text("no picture")
     (inputs / ".hidden.png").write_text("no picture")
     return inputs
@@ -82,7 +86,7 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
     shutil.copytree(tiny_run, tmp_path / "run")
     config = (tmp_path / "run" / "config.json").read_text().replace('"value_range": null', '"value_range": [0, 4095]')
     (tmp_path / "run" / "config.json").write_text(config)
-    twelve_bits = np.rint(mnist.test[0] / 255 * 4095).astype(np.uint16)
+    twelve_bits = np.rint(mnist.test.pixels[0] / 255 * 4095).astype(np.uint16)
     pictures.write(tmp_path / "a.tif", twelve_bits)
     for flags, expected in (((), (0, 4095)), (("--value-range", 0, 8000), (0, 8000))):
         done = run_in_process("denoise.py", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path)
@@ -93,13 +97,13 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
 
 def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp_path, mnist):
     rng = np.random.default_rng(0)
-    noisy = np.clip(mnist.test[:2] + rng.normal(0, 50, (2, 28, 28, 1)), 0, 255).astype(np.uint8)
+    noisy = np.clip(mnist.test.pixels[:2] + rng.normal(0, 50, (2, 28, 28, 1)), 0, 255).astype(np.uint8)
     (tmp_path / "noisy").mkdir()
     pictures.write(tmp_path / "noisy" / "0.png", noisy[0])
     np.save(tmp_path / "noisy" / "digits.npy", noisy)
     (tmp_path / "clean").mkdir()
-    pictures.write(tmp_path / "clean" / "0.png", mnist.test[0])
-    np.save(tmp_path / "clean" / "digits.npy", mnist.test[:2])
+    pictures.write(tmp_path / "clean" / "0.png", mnist.test.pixels[0])
+    np.save(tmp_path / "clean" / "digits.npy", mnist.test.pixels[:2])
     flags = ("--output", "out", "--clean", "clean", "--show")
     done = run_in_process("denoise.py", model, "noisy", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -111,13 +115,13 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
         ("noisy/digits.npy", "1"),
     ]
     denoised = np.load(tmp_path / "out" / "digits.npy")
-    for row, noisy_image, denoised_image, clean in zip(rows[1:], noisy, denoised, mnist.test, strict=False):
+    for row, noisy_image, denoised_image, clean in zip(rows[1:], noisy, denoised, mnist.test.pixels, strict=False):
         for name, image in (("psnr_input", noisy_image), ("psnr_output", denoised_image)):
             mse = np.mean((image / 255 - clean / 255) ** 2)
             assert float(row[name]) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
         assert 0 < float(row["ssim_input"]) < 1
     shown = pictures.read(tmp_path / "out" / "0-comparison.png")
-    expected = np.concatenate([noisy[0], pictures.read(tmp_path / "out" / "0.png"), mnist.test[0]], axis=1)
+    expected = np.concatenate([noisy[0], pictures.read(tmp_path / "out" / "0.png"), mnist.test.pixels[0]], axis=1)
     np.testing.assert_array_equal(shown, expected)
     assert pictures.read(tmp_path / "out" / "digits-comparison.png").shape == (56, 84, 1)
 

@@ -70,9 +70,9 @@ OPEN = {"onnx": open_onnx, "litert": open_litert, "savedmodel": open_savedmodel}
 
 def noisy_digits(mnist, batch: int, height: int, width: int, channels: int) -> np.ndarray:
     """Return noisy test digits, on black where they are smaller than the image."""
-    digits = mnist.test[: batch * channels, :height, :width, 0].reshape(batch, channels, *mnist.test.shape[1:3])
+    digits = mnist.test.pixels[: batch * channels, :height, :width, 0]
     clean = np.zeros((batch, channels, height, width))
-    clean[:, :, :28, :28] = digits / 255
+    clean[:, :, :28, :28] = digits.reshape(batch, channels, *digits.shape[1:]) / 255
     noisy = clean + np.random.default_rng(0).normal(0, 0.5, clean.shape)
     return np.clip(noisy, 0, 1).astype(np.float32).transpose(0, 2, 3, 1)
 
@@ -151,7 +151,7 @@ def test_images_of_the_check_are_noisy_digits_in_all_channels(mnist):
     noisy = export._noisy_digits((2, 30, 57, 3))
     assert (noisy.shape, noisy.dtype, noisy.min(), noisy.max()) == ((2, 30, 57, 3), np.float32, 0, 1)
     for channel in range(3):
-        clean = mnist.test[6 * channel, :, :, 0] / 255  # each channel has 2 rows of 3 digits
+        clean = mnist.test.pixels[6 * channel, :, :, 0] / 255  # each channel has 2 rows of 3 digits
         assert np.corrcoef(noisy[0, :28, :28, channel].ravel(), clean.ravel())[0, 1] > 0.3
 
 
