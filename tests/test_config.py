@@ -244,12 +244,18 @@ def test_a_config_file_of_format_1_is_refused(tmp_path):
         config_module.read(file)
 
 
-def test_a_resume_may_change_only_epochs_and_checkpoint_every(tmp_path):
-    saved = RunConfig(epochs=3, intra_op_threads=2, onednn=True, data_digest="x", initial_brightness=0.13)
+def test_a_resume_may_change_only_epochs_checkpoint_every_and_the_place_of_the_data(tmp_path):
+    saved = RunConfig(
+        epochs=3, intra_op_threads=2, onednn=True, data="a", data_digest="x", noise_level=0.5, initial_brightness=0.13
+    )
 
     def resume(**changes: Any) -> RunConfig:
-        return config_module.config_for_resume(saved, RunConfig(**{"epochs": 3, **changes}), tmp_path)
+        return config_module.config_for_resume(saved, RunConfig(**{"epochs": 3, "data": "a", **changes}), tmp_path)
 
+    assert resume() == saved
+    assert resume(data="b") == dataclasses.replace(saved, data="b")  # whose digest is checked
+    with pytest.raises(UsageError, match=r"--resume: .*--data was 'a', now None"):
+        resume(data=None)
     assert resume(epochs=4, checkpoint_every=10) == dataclasses.replace(saved, epochs=4, checkpoint_every=10)
     with pytest.raises(UsageError, match=r"--resume: .*--epochs was 3, now 2"):
         resume(epochs=2)

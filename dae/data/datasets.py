@@ -151,8 +151,11 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
 
 
 def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
-    """Return the test images of the data that `config` names, or all if they are not divided into parts, and notes."""
-    images, notes = _read(config, None)
+    """Return the test images of the data that `config` names, or all if they are not divided into parts, and notes.
+
+    Pictures can have several sizes. Raises UsageError as `load` does.
+    """
+    images, notes = _read(config, None, keep_sizes=True)
     if TEST not in images and len(images) > 1:
         raise UsageError(
             f"{source(config)}: has no part to test on, only {' and '.join(images)}; expected test, such as a folder "
@@ -207,8 +210,8 @@ def mean_brightness(images: Images, config: RunConfig) -> float:
     return (float(images.clean.mean(dtype=np.float64)) - low) / (high - low)
 
 
-def _read(config: RunConfig, data: Arrays | None) -> Parts:
-    """Read the data set, file or folder that `config` names."""
+def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> Parts:
+    """Read the data set, file or folder that `config` names; `keep_sizes` allows pictures of several sizes."""
     path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
     try:
         if path is not None and not path.exists():
@@ -216,7 +219,7 @@ def _read(config: RunConfig, data: Arrays | None) -> Parts:
             raise UsageError(f"--data: {path}: no such file or folder{moved}")
         files = sorted(path.iterdir()) if path is not None and path.is_dir() else []
         if path is not None and path.is_dir() and not any(array_files.IDX_NAME.fullmatch(file.name) for file in files):
-            return image_folder.read(path, config)
+            return image_folder.read(path, config, keep_sizes or config.patch_size is not None)
         for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
             if value:
                 raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
@@ -267,16 +270,15 @@ def _split_off_validation(train: Images, config: RunConfig) -> tuple[Images, Ima
 
 def _check_same_kind(images: Images, train: Images, part: str, config: RunConfig, name: str) -> None:
     """Raise UsageError if the images of a part differ in kind from those to train on, or are too small for patches."""
-    if images.is_paired != train.is_paired:
-        paired, single = (TRAIN, part) if train.is_paired else (part, TRAIN)
-        raise UsageError(f"{name}: {paired} has pairs of noisy and clean images, but {single} has not")
-    kinds = [(one.pixels.dtype.name, one.channels if config.patch_size else one.image_shape) for one in (train, images)]
+    kinds = [f"{one.channels} channels" if config.patch_size else f"shape {one.image_shape}" for one in (train, images)]
+    kinds = [f"{kind} and type {one.pixels.dtype}" for kind, one in zip(kinds, (train, images), strict=True)]
     if kinds[0] != kinds[1]:
-        raise UsageError(f"{name}: training images of {kinds[0]}, but {part} images of {kinds[1]}")
+        raise UsageError(f"{name}: expected images of one kind, got {TRAIN} of {kinds[0]}, and {part} of {kinds[1]}")
     if config.patch_size is not None and part == TRAIN and images.shapes.min() < config.patch_size:
         height, width = images.shapes[images.shapes.min(axis=1).argmin()]
         raise UsageError(
-            f"--patch-size: {config.patch_size} exceeds the size of an image of {name}, {height} x {width}"
+            f"--patch-size: {config.patch_size} exceeds the size of an image of {name}, {height} x {width}; expected "
+            f"at most {min(height, width)}"
         )
 
 

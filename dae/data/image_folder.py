@@ -43,13 +43,13 @@ def find(folder: Path) -> tuple[list[Path], collections.Counter[str]]:
     return found, collections.Counter(others)
 
 
-def read(folder: Path, config: RunConfig) -> Parts:
+def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     """Read the pictures in `folder`.
 
     Images are grey if every picture is stored in grey, or with `config.grey`, and otherwise in colour; they have 16
     bits if any picture has. With `config.image_size`, each is scaled to cover that size and cropped to the centre.
-    Raises UsageError if pictures have different sizes, and neither that nor `config.patch_size` is given; for names
-    that are ambiguous; and for a broken picture, unless `config.skip_broken`.
+    Raises UsageError if pictures have different sizes without that or `keep_sizes`; for names that are ambiguous; and
+    for a broken picture, unless `config.skip_broken`.
     """
     files, others = find(folder)
     if not files:
@@ -73,7 +73,7 @@ def read(folder: Path, config: RunConfig) -> Parts:
         headers[paths] = found
     if not headers:
         raise UsageError(f"--data: {folder}: all pictures are broken")
-    convert = _Conversion(folder, headers, config)
+    convert = _Conversion(folder, headers, config, keep_sizes)
     images = {}
     for part, all_paths in parts.items():
         images[part] = convert.images([paths for paths in all_paths if paths in headers], headers, reader)
@@ -137,9 +137,9 @@ def _read_headers(paths: _Paths) -> list[Header]:
 
 
 class _Conversion:
-    """How all pictures become images of one type and, unless patches are cut from them, of one size."""
+    """How all pictures become images of one type and, unless `keep_sizes`, of one size."""
 
-    def __init__(self, folder: Path, headers: dict[_Paths, list[Header]], config: RunConfig) -> None:
+    def __init__(self, folder: Path, headers: dict[_Paths, list[Header]], config: RunConfig, keep_sizes: bool) -> None:
         """Raise UsageError if pictures do not fit together, or are too small."""
         self.notes: list[str] = []
         self._size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
@@ -166,7 +166,7 @@ class _Conversion:
         else:
             sizes = {(one.height, one.width): path for path, one in reversed(every.items())}
         least, most = (of(sizes, key=lambda size: size[0] * size[1]) for of in (min, max))
-        if len(sizes) > 1 and config.patch_size is None:
+        if len(sizes) > 1 and not keep_sizes:
             raise UsageError(
                 f"--data: {folder}: pictures of {len(sizes)} sizes, from {least[0]} x {least[1]} "
                 f"({sizes[least].name}) to {most[0]} x {most[1]} ({sizes[most].name}); add --image-size to scale and "

@@ -400,7 +400,8 @@ def test_pictures_of_several_sizes_are_kept_whole_with_patch_size(dtype, digits,
 def test_training_pictures_smaller_than_a_patch_are_refused(digits, tmp_path):
     save_sizes(tmp_path / "sizes", digits[:20])
     with pytest.raises(
-        UsageError, match=r"^--patch-size: 29 exceeds the size of an image of --data: .*, (\d\d x 28|28 x \d\d)$"
+        UsageError,
+        match=r"^--patch-size: 29 exceeds the size of an image of --data: .*, (\d\d x 28|28 x \d\d); expected .* 28$",
     ):
         load(tmp_path / "sizes", patch_size=29)
 

@@ -97,7 +97,7 @@ def in_npz(*names: str) -> Callable[[Path, np.ndarray, np.ndarray], str]:
         pytest.param(in_npz("noisy", "clean"), id="noisy and clean"),
         pytest.param(in_npz("noisy_train", "clean_train", "noisy_test", "clean_test"), id="of two parts"),
         pytest.param(in_npz("x_train_noisy", "x_train", "x_test_noisy", "x_test"), id="noisy beside x"),
-        pytest.param(in_npz("x_noisy", "y_clean"), id="both words"),
+        pytest.param(in_npz("y_noisy", "x_clean"), id="words rather than x and y"),
     ],
 )
 def test_noisy_images_are_the_input_and_clean_ones_the_target_in_all_batches(save, pairs, tmp_path):
@@ -276,6 +276,15 @@ def test_grey_is_the_weighted_mean_and_leaves_grey_as_it_is(dtype, value, data):
     exact = (other.astype(np.float64) @ (0.299, 0.587, 0.114)).item()
     assert images.to_grey(other).dtype == dtype
     assert images.to_grey(other).item() == pytest.approx(exact, abs=0.5 + 2e-5 * value)
+
+
+def test_grey_of_floats_is_exact_and_the_same_in_batches_of_any_size():
+    values = np.arange(2**16, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(images.to_grey(values.repeat(3, axis=1)), values)
+    pixels = np.random.default_rng(0).random((2000, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        images.to_grey(pixels), np.concatenate([images.to_grey(one) for one in pixels[:, None]])
+    )
 
 
 def test_digest_depends_on_pixels_shapes_types_and_pairs(mnist):

@@ -101,7 +101,7 @@ def test_any_size_is_a_copy_and_its_view_has_the_same_weights(built):
     assert not {id(weight) for weight in copy.weights} & {id(weight) for weight in model.weights}
 
 
-def test_network_for_one_size_takes_no_larger_images():
+def test_network_for_one_size_takes_no_other():
     model = dense((28, 28, 1))
     assert any_size(model) is view_of_any_size(model) is model
     assert fitting_size(model, 28, 28) == (28, 28)

@@ -192,6 +192,16 @@ def test_evaluate_adds_no_noise_to_pairs_unless_it_is_given(tiny_run, data, tmp_
     assert "on gaussian noise 0.1, " in done.stdout
 
 
+def test_evaluate_takes_pictures_of_several_sizes_for_a_run_on_images_of_one_size(tiny_run, data, tmp_path):
+    arguments = ("--data", data, "--value-range", 0, 4095, "--figure", tmp_path / "a.png")
+    done = run_in_process("evaluate.py", tiny_run, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test: 4 pairs of noisy and clean images, 14 x 12 to 33 x 50, grey, uint16" in done.stdout
+    done = run_in_process("evaluate.py", tiny_run, *arguments, "--noise-levels", 0, 0.1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| gaussian | 0.1 |" in done.stdout
+
+
 def test_evaluate_on_the_runs_own_data_repeats_its_report(run, tmp_path):
     done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
     assert (done.returncode, done.stderr) == (0, "")
@@ -219,3 +229,31 @@ def test_evaluate_refuses_data_in_one_line(arguments, message, run, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere", "--image-size", 32], "--data: nowhere: no such file or folder"),
+        (
+            ["--data", "digits"],
+            "14 x 12 (11.png) to 50 x 50 (4.png); add --image-size to scale and crop them to one, or",
+        ),
+        (
+            ["--data", "digits", "--patch-size", 17],
+            "--patch-size: 17 exceeds the size of an image of --data: digits, 16",
+        ),
+        (["--data", "digits", "--patch-size", 16], "white is 65535; add --value-range 0 4095 if 4095 is white"),
+        (["--data", "digits", "--patch-size", 8], "--patch-size: expected a whole number from 11"),
+        (
+            ["--data", "digits", "--value-range", 4095, 0],
+            "--value-range: expected two finite numbers in ascending order",
+        ),
+    ],
+)
+def test_a_run_refuses_data_in_one_line_before_it_writes_anything(arguments, message, data, tmp_path):
+    (tmp_path / "digits").symlink_to(data)
+    done = run_in_process("run.py", *arguments, "--run-dir", "runs/run", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr.replace(f"{tmp_path}/", "")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "digits"]
