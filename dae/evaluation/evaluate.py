@@ -77,7 +77,7 @@ def denoise_samples(model: keras.Model, config: RunConfig, images: Images, count
 
 def check_fits(model: keras.Model, images: Images) -> None:
     """Raise UsageError unless `model` takes images like `images`, if need be after they are padded."""
-    if model.input_shape[-1] != images.channels:
+    if model.input_shape[-1] not in (None, images.channels):
         raise UsageError(
             f"--data: the model takes images of {model.input_shape[-1]} channels, not of {images.channels}"
             + ("; --grey converts them" if model.input_shape[-1] == 1 else "")

@@ -97,6 +97,7 @@ def train(
         checkpoints = Checkpoints(run.path / "checkpoints", state)
         if run.has_run:
             checkpoints.restore_latest()
+            workdir.check_metrics(run.path, int(state.step) // task.steps_per_epoch)
             config = workdir.reopen(run.path, task.config)
             console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
         else:

@@ -86,7 +86,7 @@ def has_run(path: Path) -> bool:
     names = {entry.name for entry in path.iterdir()} - {LOCK}
     before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
     if CONFIG not in names and not all(name in before_config or name.startswith(TEMPORARY) for name in names):
-        raise UsageError(f"--run-dir: {path} holds files that are not a run's; choose another folder")
+        raise UsageError(f"--run-dir: {path} holds files that are not a run's (no {CONFIG}); choose another folder")
     return CONFIG in names
 
 
@@ -215,8 +215,15 @@ def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> 
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Return the environment.json of the run in `path`, which describes the process that started it."""
-    return json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+    """Return the environment.json of the run in `path`, which describes the process that started it.
+
+    Raises UsageError if it is missing or damaged.
+    """
+    try:
+        read = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+        return {name: read[name] for name in ("versions", "cpu")} | read
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path / ENVIRONMENT}: missing or damaged; restore it, or start another run") from None
 
 
 def append_metrics(path: Path, line: Mapping[str, float]) -> None:
@@ -225,6 +232,20 @@ def append_metrics(path: Path, line: Mapping[str, float]) -> None:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_metrics(path: Path, epochs: int) -> None:
+    """Raise UsageError unless metrics.jsonl has a line for each of the first `epochs`, as a checkpoint after them."""
+    try:
+        lines = (path / METRICS).read_text(encoding="utf-8").splitlines() if epochs else []
+        found = [json.loads(line)["epoch"] for line in lines[:epochs]]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = []
+    if found != list(range(1, epochs + 1)):
+        raise UsageError(
+            f"{path / METRICS}: missing or damaged, without the lines of all {epochs} epochs of the checkpoint; "
+            "restore it, or start another run"
+        )
 
 
 def truncate_metrics(path: Path, epochs: int) -> None:

@@ -557,9 +557,10 @@ def test_a_mistake_is_found_before_the_first_run(arguments, words, tmp_path, mon
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments", [["--losses", "bce"], [*FIELD, "1"]])
-def test_a_data_set_too_small_for_validation_images_is_refused(arguments, tmp_path, mnist):
-    np.savez(tmp_path / "five.npz", x_train=mnist.train.pixels[:5], x_test=mnist.test.pixels[:5])
+@pytest.mark.parametrize("splits", [{"x_train": 5, "x_test": 5}, {"x_train": 8}], ids=["with test", "without"])
+@pytest.mark.parametrize("arguments", [["--losses", "bce"], [*FIELD, "1"], ["--losses", "bce", "mse", "--tune"]])
+def test_a_data_set_too_small_for_validation_images_is_refused(arguments, splits, tmp_path, mnist):
+    np.savez(tmp_path / "five.npz", **{name: mnist.train.pixels[:count] for name, count in splits.items()})
     done = run_in_process("compare_losses.py", *arguments, "--data", "five.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "--validation-examples: 0" in done.stderr

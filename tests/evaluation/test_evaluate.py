@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of, objective
+from helpers import batch_of, objective, run_in_process
 
 from dae.config import RunConfig
 from dae.data.images import Images
@@ -70,3 +70,13 @@ def test_images_that_the_model_does_not_take_are_refused(identity, mnist):
     check_fits(identity, tall)
     with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 56 x 28$"):
         check_fits(dense, tall)
+
+
+@pytest.mark.parametrize("arguments", [["--noise-level", "0"], ["--noise-levels", "0", "0.5"]])
+def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_path, mnist):
+    np.savez(tmp_path / "one.npz", x_train=mnist.train.pixels[:20], x_test=mnist.test.pixels[:1])
+    data = ("--data", tmp_path / "one.npz", "--figure", tmp_path / "plot.png")
+    done = run_in_process("evaluate.py", tiny_run, *data, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PSNR" in done.stdout
+    assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100

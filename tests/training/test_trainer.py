@@ -208,6 +208,21 @@ def test_refused_resume_leaves_the_run_as_it_is(tiny_run):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
+@pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl", "config.json"])
+def test_a_resume_without_one_of_the_files_is_refused_in_one_line(name, content, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError) as caught:
+        trainer.train(replace(TINY, epochs=4), run, resume=True, quiet=True)
+    assert name in str(caught.value) or "--resume: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_signal_within_an_epoch_saves_and_the_resumed_run_gives_the_same_bits(tiny_run, tmp_path, monkeypatch):
     def progress_and_signal(self: Logger, epoch: int, images: int, loss: tf.Tensor) -> None:
         progress(self, epoch, images, loss)

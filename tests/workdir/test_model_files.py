@@ -6,18 +6,22 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import fuzz, run_in_process, run_subprocess
+from helpers import TINY, fuzz, run_in_process, run_subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.workdir import hdf5_check, model_files
+from dae.evaluation.evaluate import check_fits, evaluate_test, make_evaluator
+from dae.training.task import prepare
+from dae.workdir import hdf5_check, model_files, workdir
 from dae.workdir.files import atomic_path
 from dae.workdir.model_files import MODEL_FILES, load_model, save_model
 
@@ -141,6 +145,83 @@ def change_architecture(source: Path, target: Path, change: Callable[[str], str]
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ('"filters": 16', '"filtres": 2, "filters": 16', "layer encoder_conv_1, Conv2D: .*'filtres'"),
+        ('"filters": 16', '"filters": -1', "layer encoder_conv_1, Conv2D: .*`filters`.*-1"),
+        ('"filters": 16', '"filters": 3', "[Ss]hape"),
+        ('"sigmoid"', '"sigmoidd"', "layer denoised, Conv2D: .*sigmoidd"),
+        ('"Conv2D"', '"Mine"', "'.*Mine'"),
+        ('"filters": 16', '"filters" 16', "':'"),
+    ],
+)
+def test_a_model_that_keras_cannot_make_is_refused_with_the_reason(name, before, after, reason, tiny_run, tmp_path):
+    change_architecture(tiny_run / name, tmp_path / name, lambda text: text.replace(before, after))
+    with pytest.raises(UsageError, match=rf": not a readable model \(.*{reason}") as caught:
+        load_model(tmp_path / name)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) <= 250
+    assert "\n" not in str(caught.value)
+
+
+def convolution(images: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.Conv2D(images.shape[-1] or 1, 3, padding="same")(images)
+
+
+def models_of_other_kinds() -> dict[str, keras.Model]:
+    """Return models that do not take one batch of images to images of the same shape, by what is said of them."""
+    one, two = keras.Input((28, 28, 1), name="one"), keras.Input((28, 28, 1), name="two")
+    flat = keras.Input((28, 28))
+    return {
+        "same shape, got one from [(": keras.Model([one, two], keras.layers.Add()([one, two])),
+        "to [(None, 28": keras.Model(one, [convolution(one), convolution(one)]),
+        "to (None, 26, 26, 1)": keras.Model(one, keras.layers.Conv2D(1, 3)(one)),
+        "to (None, 784)": keras.Model(one, keras.layers.Flatten()(one)),
+        "from (None, 28, 28) to": keras.Model(flat, keras.layers.Dense(28)(flat)),
+        "to a dictionary": keras.Model(one, {"image": convolution(one)}),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_models_of_other_kinds_are_refused_in_one_line(suffix, tmp_path):
+    for number, (reason, model) in enumerate(models_of_other_kinds().items()):
+        path = tmp_path / f"{number}{suffix}"
+        save_model(model, path)
+        with pytest.raises(UsageError) as caught:
+            load_model(path)
+        message = str(caught.value).removeprefix(str(tmp_path))
+        assert reason in message
+        assert len(message) <= 250
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("shape", [(None, None, 1), (None, 28, 1), (None, None, None)])
+def test_a_model_of_free_size_is_loaded_and_evaluated(shape, suffix, tmp_path, mnist):
+    images = keras.Input(shape)
+    layer = convolution if shape[-1] else keras.layers.Activation("sigmoid")
+    save_model(keras.Model(images, layer(images)), tmp_path / f"free{suffix}")
+    model = load_model(tmp_path / f"free{suffix}")
+    assert model.input_shape == (None, *shape)
+    check_fits(model, mnist.test)
+    report = evaluate_test(make_evaluator(model), RunConfig(), mnist.test[:10])
+    assert np.isfinite(list(report.values())).all()
+
+
+@pytest.mark.parametrize("suffix", [".keras", pytest.param(".h5", marks=pytest.mark.slow)])
+def test_a_model_of_free_size_works_in_scripts_and_as_a_start(suffix, tiny_run, tmp_path):
+    """The models of runs are of free size."""
+    path = shutil.copy(tiny_run / f"model{suffix}", tmp_path)
+    assert load_model(path).input_shape == (None, None, None, 1)
+    done = run_in_process("evaluate.py", path, "--noise-levels", "0.5", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "sweep.png").exists()) == (0, True), done.stderr
+    config = replace(TINY, start_from=path)
+    expected = load_model(path).get_weights()
+    for weight, other in zip(prepare(config).model.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
 def test_layer_of_terabytes_is_refused_before_it_is_made(name, tiny_run, tmp_path):
     def enlarge(architecture: str) -> str:
         enlarged = architecture.replace('"filters": 16', '"filters": 100000000000')
@@ -193,6 +274,12 @@ def test_hdf5_check_accepts_an_array_that_claims_terabytes_without_reading_it(tm
     with h5py.File(tmp_path / "sparse.h5", "w") as file:
         file.create_dataset("claim", shape=(10**12,), dtype="f8", chunks=(1000,))
     hdf5_check.check(tmp_path / "sparse.h5")
+
+
+def test_a_model_that_is_missing_from_a_finished_run_is_refused_with_what_to_do(tmp_path):
+    workdir.write_report(tmp_path, {"epoch": 1})
+    with pytest.raises(UsageError, match=r"model\.keras: no such file; delete report.json, and repeat .*--resume"):
+        load_model(tmp_path)
 
 
 def test_files_that_are_not_models_are_refused(tiny_run, tmp_path):
