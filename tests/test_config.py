@@ -259,7 +259,7 @@ def test_a_resume_may_change_only_epochs_checkpoint_every_and_the_place_of_the_d
     assert resume(epochs=4, checkpoint_every=10) == dataclasses.replace(saved, epochs=4, checkpoint_every=10)
     with pytest.raises(UsageError, match=r"--resume: .*--epochs was 3, now 2"):
         resume(epochs=2)
-    with pytest.raises(UsageError, match=r"--noise-level was None, now 0.3; --seed was 0, now 7"):
+    with pytest.raises(UsageError, match=r"--noise-level was 0.5, now 0.3; --seed was 0, now 7"):
         resume(noise_level=0.3, seed=7)
     with pytest.raises(UsageError, match=r"--intra-op-threads was 2, now 4"):
         resume(intra_op_threads=4)
