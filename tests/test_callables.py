@@ -186,6 +186,7 @@ def test_two_lambdas_in_one_line_are_told_apart():
     assert digest(FIRST) != digest(SECOND)
 
 
+@pytest.mark.slow
 def test_digest_is_the_same_in_every_process():
     names = [function.__name__ for function in CAPTURES]
     value = {"a": [1, 2.5, None], "b": ({"x", "y", "z"}, "text")}

@@ -19,6 +19,7 @@ def threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or runtime.cores()
 
 
+@pytest.mark.slow
 def test_resolve_warns_if_tensorflow_was_started_without_onednn():
     script = """
 import os
@@ -93,6 +94,7 @@ def test_describe_tells_a_gpu_that_tensorflow_cannot_use_from_none(nvidia_smi, m
     assert "hidden by CUDA_VISIBLE_DEVICES=-1" in runtime.describe(RESOLVED)
 
 
+@pytest.mark.slow
 def test_other_threads_than_before_in_one_process_are_refused_in_one_line_and_defaults_kept():
     script = """
 import dae

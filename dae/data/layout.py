@@ -72,8 +72,8 @@ def of_files(files: Iterable[PurePath]) -> dict[PurePath, Place]:
         parts = {place.part for place in by_name.values()}
         if len(parts) > 1 and None not in parts:
             raise UsageError(
-                f"the names of the pictures say {' and '.join(sorted(filter(None, parts)))}; put them into "
-                "folders with these names"
+                f"the names of the pictures say {' and '.join(sorted(filter(None, parts)))}; put them into folders "
+                "with these names"
             )
     return places
 
@@ -90,8 +90,8 @@ def _of_folders(path: PurePath) -> Place:
     for said in map(of_word, folders[understood:]):
         if said.part or said.role:
             raise UsageError(
-                f"the name of {PurePath(*folders)} says what its pictures are for, but not as an outermost "
-                "folder; name that folder itself, or rename it"
+                f"the folder {PurePath(*folders)} is named like a part of a data set, or like noisy or clean images, but "
+                "lies within another folder; choose the folder that contains it, or rename it"
             )
     return Place(part, role, str(PurePath(*path.parts[understood:]).with_suffix("")))
 
@@ -100,8 +100,8 @@ def divide(places: Mapping[Name, Place]) -> dict[str, list[tuple[Name, Name | No
     """Return the images of each part, sorted: clean ones and None, or pairs of a clean and a noisy one.
 
     Without any word for a part, all images are of TRAIN. In pairs, all images of one role can have names without a word
-    for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a
-    part and others have none, or if a partner is missing.
+    for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a part and others have none, or
+    if a partner is missing.
     """
     parts: dict[str, dict[Name, Place]] = {}
     for name, place in places.items():
@@ -117,8 +117,8 @@ def divide(places: Mapping[Name, Place]) -> dict[str, list[tuple[Name, Name | No
     if len(roles) != 2:
         example = next(name for name, place in places.items() if place.role == NOISY)
         raise UsageError(
-            f"{example} is noisy by its name; expected a clean image for each noisy one, and no others, such "
-            "as in two folders clean and noisy"
+            f"{example} is noisy by its name; expected a clean image for each noisy one, and no others, such as in two "
+            "folders clean and noisy"
         )
     clean_role = CLEAN if CLEAN in roles else None
     return {part: _pairs(names, clean_role) for part, names in parts.items()}

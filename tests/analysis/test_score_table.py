@@ -147,6 +147,7 @@ def test_filters_and_posterior_mean_have_rows(few):
     assert "2,000 training images" in posterior.details
 
 
+@pytest.mark.slow
 def test_the_table_at_several_levels(tiny_run, few, tmp_path):
     runs = [tiny_run, copy_of(tiny_run, tmp_path / "seed-1", seed=1)]
     with ThreadPoolExecutor(1) as executor:

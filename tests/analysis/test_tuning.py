@@ -200,6 +200,7 @@ def test_a_run_that_was_paused_continues_as_if_it_had_not_been(tmp_path, tiny_ru
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_end_of_the_epoch_that_pauses_a_run_still_interrupts(tmp_path):
     def interrupt(line: dict[str, float]) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -78,6 +78,7 @@ def test_metrics_report_and_tensorboard_have_each_term_beside_the_total(sum_run)
         assert {"loss/total", "loss/bce", "loss/ssim"} <= set(events(sum_run / "tensorboard" / name).Tags()["tensors"])
 
 
+@pytest.mark.slow
 def test_resume_within_an_epoch_continues_the_means_of_all_terms(sum_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(sum_run, folder)

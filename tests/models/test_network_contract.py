@@ -195,6 +195,7 @@ def dense(image_shape):
     return keras.Model(noisy, layers.Reshape(image_shape)(x))
 
 
+@pytest.mark.slow
 def test_python_function_as_network_is_recorded_and_must_be_passed_again(tmp_path):
     report = trainer.train(SMALL, tmp_path / "run", model=dense, quiet=True)
     assert report["parameters"] == 785 * 4 + 5 * 784

@@ -120,6 +120,7 @@ def test_quiet_run_prints_nothing_even_on_a_terminal_and_with_a_profile(tmp_path
     assert (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_verbose_shows_what_tensorflow_prints_at_its_start(tmp_path):
     """test_cli.py tests that without --verbose the mistake is the only line."""
     done = run_subprocess("run.py", "--model", "none", "--verbose", cwd=tmp_path)

@@ -134,6 +134,7 @@ def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
     assert abs(picture[1:29, 91:119] - error).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_resume_drops_events_after_the_checkpoint_and_writes_them_again(tmp_path, tiny_run):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)

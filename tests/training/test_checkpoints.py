@@ -88,6 +88,7 @@ def test_damaged_latest_checkpoint_is_named_and_the_one_before_restored(part, da
     assert not list((copy / "checkpoints").rglob("ckpt-20*"))
 
 
+@pytest.mark.slow
 def test_resume_from_before_a_damaged_checkpoint_gives_the_same_bits(copy, tiny_run):
     for folder in ("latest", "best"):
         (data,) = (copy / "checkpoints" / folder).glob("ckpt-20.data-*")

@@ -60,6 +60,7 @@ def test_run_interrupted_at_its_last_epochs_is_resumed_to_the_same_bits(before_t
     assert first_difference(tmp_path / "run", stopped) is None
 
 
+@pytest.mark.slow
 def test_more_epochs_do_not_continue_a_run_that_stopped(stopped):
     lines = read_metrics(stopped)
     report = trainer.train(replace(CONFIG, epochs=50), stopped, quiet=True, resume=True)

@@ -91,6 +91,7 @@ def test_fifty_fused_sharded_clipped_steps_with_adam_equal_keras_fit(mnist):
     compare_with_fit(*adams, mnist.train, shards=2, max_gradient_norm=0.1)
 
 
+@pytest.mark.slow
 def test_fifty_fused_sharded_steps_with_sgd_equal_keras_fit(mnist):
     sgds = keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05)
     for weight, keras_weight in compare_with_fit(*sgds, mnist.train, shards=2):

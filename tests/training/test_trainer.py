@@ -241,6 +241,7 @@ def test_signal_within_an_epoch_saves_and_the_resumed_run_gives_the_same_bits(ti
     assert_same_results(tmp_path / "run", tiny_run)
 
 
+@pytest.mark.slow
 def test_signal_before_the_first_step_is_deferred(tmp_path, monkeypatch):
     def signal_and_write_graph(self: Logger, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

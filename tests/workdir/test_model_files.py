@@ -43,6 +43,7 @@ assert "dae" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_plain_keras_opens_the_models_without_this_package(tiny_run, tmp_path, mnist):
     noise = np.random.default_rng(0).normal(0, 0.5, (200, 28, 28, 1))
     noisy = np.clip(mnist.test.pixels[:200] / 255 + noise, 0, 1).astype(np.float32)
@@ -259,6 +260,7 @@ def test_damaged_model_file_is_refused_in_one_line_or_loads(name, tiny_run, tmp_
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_file_on_which_the_hdf5_library_loops_forever_is_refused(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_check, "TIMEOUT_SECONDS", 3.0)
     hdf5_check.check(tiny_run / "model.h5")
