@@ -90,8 +90,8 @@ def _of_folders(path: PurePath) -> Place:
     for said in map(of_word, folders[understood:]):
         if said.part or said.role:
             raise UsageError(
-                f"the folder {PurePath(*folders)} is named like a part of a data set, or like noisy or clean images, but "
-                "lies within another folder; choose the folder that contains it, or rename it"
+                f"{PurePath(*folders)} is named like a part of a data set, or like noisy or clean images, but lies in "
+                "another folder; choose the folder that contains it, or rename it"
             )
     return Place(part, role, str(PurePath(*path.parts[understood:]).with_suffix("")))
 
@@ -100,8 +100,8 @@ def divide(places: Mapping[Name, Place]) -> dict[str, list[tuple[Name, Name | No
     """Return the images of each part, sorted: clean ones and None, or pairs of a clean and a noisy one.
 
     Without any word for a part, all images are of TRAIN. In pairs, all images of one role can have names without a word
-    for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a part and others have none, or
-    if a partner is missing.
+    for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a part and others have none,
+    or if a partner is missing.
     """
     parts: dict[str, dict[Name, Place]] = {}
     for name, place in places.items():
