@@ -160,6 +160,8 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
                 if name in PLUGIN_FIELDS and functions:
                     function = getattr(functions[0], "__name__", "my_function")
                     problem += f"; pass a function as {plugins.call_with(name, function, 'RunConfig(...)')}"
+                if name == "data" and (hasattr(value, "shape") or isinstance(value, dict)):
+                    problem = "expected a path; pass arrays as dae.train(RunConfig(...), data=arrays)"
                 raise UsageError(f"{flag(name)}: {problem}") from None
         for name, (is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)

@@ -128,6 +128,7 @@ def test_a_value_out_of_range_is_refused_by_flag_and_value(values: dict[str, Any
         ({"loss": len}, r"--loss: .*str.* got <built-in function len>; .* dae.train\(RunConfig\(...\), loss=len\)$"),
         ({"noise": len}, r"--noise: .* dae.train\(RunConfig\(...\), noise=len\)$"),
         ({"model": dict}, r"--model: .* dae.train\(RunConfig\(...\), model=dict\)$"),
+        ({"data": np.zeros((2, 28, 28))}, r"--data: expected a path; .* dae.train\(RunConfig\(...\), data=arrays\)$"),
         ({"metrics": len}, r"--metrics: .* dae.train\(RunConfig\(...\), metrics=\[len\]\)$"),
         ({"metrics": ["a.py:f", len]}, r"--metrics: .* dae.train\(RunConfig\(...\), metrics=\[len\]\)$"),
         ({"optimizer": len}, "--optimizer: .*str.* got <built-in function len>$"),
