@@ -5,6 +5,7 @@ import difflib
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def shown(value: object) -> str:
 
 
 @contextlib.contextmanager
-def as_usage_error(source: str, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
+def as_usage_error(source: str | Path, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
     """Raise exceptions of these kinds as `UsageError("source: problem (first line)")`.
 
     A UsageError is raised again with `source: ` before its message.

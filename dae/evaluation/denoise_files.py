@@ -4,7 +4,6 @@
 """
 
 import collections
-import contextlib
 import csv
 import itertools
 import math
@@ -21,7 +20,7 @@ import numpy as np
 from dae.data import pictures
 from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
-from dae.errors import UsageError, first_line
+from dae.errors import UsageError, as_usage_error, first_line
 from dae.workdir.files import atomic_path
 
 if TYPE_CHECKING:
@@ -265,10 +264,8 @@ def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
     for file in files:
         for member in file.members:
             count, height, width, channels = member.images
-            try:
+            with as_usage_error(file.source):
                 denoiser.check(height, width, channels)
-            except UsageError as error:
-                raise UsageError(f"{file.source}: {error}") from None
             if channels != denoiser.channels:
                 counts[file.is_picture, channels] += 1 if file.is_picture else count
     how = {3: "colour {} per channel with a grey network", 1: "grey {} with a colour network, averaging its channels"}
@@ -313,12 +310,13 @@ def process(
     """
     run = _Run(denoiser, value_range, skip_broken, progress, [], [])
     with ThreadPoolExecutor() as pool:
-        for is_picture, group in itertools.groupby(files, lambda file: file.is_picture):
-            for some in _groups(group) if is_picture else ([file] for file in group):
-                if is_picture:
-                    _process_pictures(run, some, pool)
-                else:
-                    _process_arrays(run, some[0])
+        for is_picture, some in itertools.groupby(files, lambda file: file.is_picture):
+            if is_picture:
+                for group in _groups(some):
+                    _process_pictures(run, group, pool)
+            else:
+                for file in some:
+                    _process_arrays(run, file)
     return run.results, run.broken
 
 
@@ -357,7 +355,7 @@ def _process_pictures(run: _Run, files: list[File], pool: ThreadPoolExecutor) ->
     noisy = read[0][1].pixels[None] if len(read) == 1 else np.stack([picture.pixels for _, picture in read])
     rests = [(file, picture.alpha, picture.icc_profile) for file, picture in read]
     del picture, read
-    with _naming(files[0].source if len(files) == 1 else files[0].source.parent):
+    with as_usage_error(files[0].source if len(files) == 1 else files[0].source.parent):
         denoised = run.denoiser(noisy, run.value_range, run.progress)
     for index, (file, _, _) in enumerate(rests):
         if file.clean is not None or file.comparison is not None:
@@ -416,26 +414,16 @@ def _denoise_array(
     run: _Run, file: File, member: Member, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
 ) -> None:
     shape = member.images
-    with _naming(file.source):
+    with as_usage_error(file.source):
         run.denoiser.denoise_into(denoised.reshape(shape), noisy.reshape(shape), run.value_range, run.progress)
     if clean is not None or file.comparison is not None:
         clean = None if clean is None else clean.reshape(shape)
         _evaluate(run, file, member.name, noisy.reshape(shape), denoised.reshape(shape), clean)
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
 def _make_folder(target: Path) -> None:
-    try:
+    with as_usage_error("--output", "cannot create the folder", OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: {target.parent} cannot be created ({error.strerror})") from None
 
 
 def _evaluate(
