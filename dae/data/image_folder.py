@@ -5,7 +5,8 @@ fixed seed, because folders are often sorted by class and the last training imag
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,21 @@ _AHEAD = 256
 _Paths = tuple[Path, ...]
 
 
-def find(folder: Path) -> tuple[list[Path], collections.Counter[str]]:
-    """Return the paths of all pictures in `folder` and its subfolders, sorted, and the number of other files by suffix.
+def find_files(
+    folder: Path, suffixes: Collection[str] = pictures.SUFFIXES, without: Path | None = None
+) -> tuple[list[Path], str]:
+    """Return the files in `folder` and its subfolders with one of `suffixes`, sorted, and a count of others by suffix.
 
-    Hidden files and folders are left out.
+    Hidden files and folders, and the subfolder `without`, a resolved path, are left out.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    found = [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
-    others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in pictures.SUFFIXES)
-    return found, collections.Counter(others)
+    files: list[Path] = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = (name for name in subfolders if name[0] != "." and Path(parent, name).resolve() != without)
+        files += (Path(parent, name) for name in names if name[0] != ".")
+    files = sorted(filter(Path.is_file, files))
+    others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in suffixes)
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in collections.Counter(others).most_common())
+    return [path for path in files if path.suffix.lower() in suffixes], counts
 
 
 def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
@@ -51,13 +54,13 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     Raises UsageError if pictures have different sizes without that or `keep_sizes`; for names that are ambiguous; and
     for a broken picture, unless `config.skip_broken`.
     """
-    files, others = find(folder)
+    files, others = find_files(folder)
     if not files:
-        held = f" (but {_counts(others)})" if others else ""
+        held = f" (but {others})" if others else ""
         raise UsageError(
             f"--data: {folder}: holds no pictures{held}; expected files that end in {', '.join(pictures.SUFFIXES)}"
         )
-    notes = [f"not read, because of their suffixes: {_counts(others)}"] if others else []
+    notes = [f"not read, because of their suffixes: {others}"] if others else []
     with as_usage_error(f"--data: {folder}"):
         divided = layout.divide(layout.of_files(path.relative_to(folder) for path in files))
     parts = {
@@ -84,10 +87,6 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
         listed = ", ".join(broken[:5]) + ("" if len(broken) <= 5 else ", ...")
         notes.append(f"skipped {len(broken)} broken pictures: {listed}")
     return Parts(images, notes + convert.notes)
-
-
-def _counts(suffixes: collections.Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
 
 
 def _shuffled(paths: Sequence[_Paths]) -> list[_Paths]:

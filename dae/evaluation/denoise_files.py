@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dae.data import pictures
+from dae.data.image_folder import find_files
 from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, first_line
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dae.evaluation.denoise import Denoiser
 
 ARRAYS = (".npy", ".npz")
+SUFFIXES = (*pictures.SUFFIXES, *ARRAYS)
 # Pictures are read and computed together up to this many pixels.
 _GROUP_PIXELS = 2**18
 # As many images of an array are shown.
@@ -94,7 +96,7 @@ def plan(
     Raises UsageError if an input is missing or, unless `skip_broken`, broken; if an output would be an input, that of
     two inputs, or, unless `overwrite`, a file that exists; and if an image of `clean` is missing or of another shape.
     """
-    sources, skipped = _sources(inputs, output)
+    sources, notes = _sources(inputs, output)
     files, broken = [], []
     for source, relative in sources:
         comparison = output / relative.with_name(f"{relative.stem}-comparison.png") if show else None
@@ -113,48 +115,33 @@ def plan(
             _check_clean(file, matching)
         files.append(file)
     if not files:
-        endings = ", ".join((*pictures.SUFFIXES, *ARRAYS))
-        raise UsageError(f"{', '.join(map(str, inputs))}: nothing to denoise; expected files that end in {endings}")
+        names = ", ".join(map(str, inputs))
+        raise UsageError(f"{names}: nothing to denoise; expected files that end in {', '.join(SUFFIXES)}")
     _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
-    notes = [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
-    if skipped:
-        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(skipped.items()))
-        notes.append(f"skipped other files: {counts}")
+    notes += [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
     if broken:
         notes.append(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
     return Plan(files, notes)
 
 
-def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
-    """Return the files with their paths below the output, and the number of other files of each suffix."""
+def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Return the files with their paths below the output, and notes about other files in folders."""
     found: list[tuple[Path, Path]] = []
-    skipped: collections.Counter[str] = collections.Counter()
+    notes = []
     for path in inputs:
         if path.is_dir():
             if path.resolve() == output.resolve():
                 raise UsageError(f"--output: {output} is an input; choose another folder")
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = sorted(
-                    name
-                    for name in subfolders
-                    if not name.startswith(".") and (Path(folder) / name).resolve() != output.resolve()
-                )
-                for name in sorted(names):
-                    file = Path(folder) / name
-                    if name.startswith("."):
-                        continue
-                    if file.suffix.lower() in (*pictures.SUFFIXES, *ARRAYS):
-                        found.append((file, file.relative_to(path)))
-                    else:
-                        skipped[file.suffix.lower()] += 1
+            files, others = find_files(path, SUFFIXES, without=output.resolve())
+            found += [(file, file.relative_to(path)) for file in files]
+            notes += [f"skipped other files: {others}"] if others else []
         elif not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in (*pictures.SUFFIXES, *ARRAYS):
-            endings = ", ".join((*pictures.SUFFIXES, *ARRAYS))
-            raise UsageError(f"{path}: expected a folder, or a file that ends in {endings}")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{path}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         else:
             found.append((path, Path(path.name)))
-    return found, skipped
+    return found, notes
 
 
 def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Path | None) -> None:
