@@ -20,7 +20,7 @@ from dae.data import layout, pictures, storage
 from dae.data.array_files import check_shape
 from dae.data.images import Images, Parts, rescaled, to_grey
 from dae.data.pictures import Header
-from dae.errors import UsageError, as_usage_error
+from dae.errors import UsageError, as_usage_error, listed
 
 # The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
 _AHEAD = 256
@@ -84,8 +84,7 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
             raise UsageError(f"--data: {folder}: all pictures of the part {part} are broken")
     broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
     if broken:
-        listed = ", ".join(broken[:5]) + ("" if len(broken) <= 5 else ", ...")
-        notes.append(f"skipped {len(broken)} broken pictures: {listed}")
+        notes.append(f"skipped {len(broken)} broken pictures: {listed(broken)}")
     return Parts(images, notes + convert.notes)
 
 

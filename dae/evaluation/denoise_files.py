@@ -21,7 +21,7 @@ from dae.data import pictures
 from dae.data.image_folder import find_files
 from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
-from dae.errors import UsageError, as_usage_error, first_line
+from dae.errors import UsageError, as_usage_error, first_line, listed
 from dae.workdir.files import atomic_path
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def plan(
     _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
     notes += [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
     if broken:
-        notes.append(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
+        notes.append(f"skipped broken files: {listed(broken)}")
     return Plan(files, notes)
 
 
