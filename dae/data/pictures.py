@@ -48,7 +48,11 @@ _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's own
 
 
 class BrokenPicture(UsageError):
-    """The file is damaged, no picture, or one that cannot be read exactly."""
+    """A file is damaged, no picture, or one that cannot be read exactly."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{path}: not readable ({first_line(error)})")
+        self.path = path
 
 
 class Header(NamedTuple):
@@ -154,7 +158,7 @@ def _broken(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise BrokenPicture(f"{path}: not readable ({first_line(error)})") from None
+        raise BrokenPicture(path, error) from None
 
 
 def _read(path: Path, at_least: tuple[int, int] | None) -> Picture:

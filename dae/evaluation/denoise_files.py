@@ -21,7 +21,7 @@ from dae.data import pictures
 from dae.data.image_folder import find_files
 from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
-from dae.errors import UsageError, as_usage_error, first_line, listed
+from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import atomic_path
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except Exception as error:  # zipfile and NumPy raise many types
-        raise BrokenPicture(f"{path}: not readable ({first_line(error)})") from None
+        raise BrokenPicture(path, error) from None
 
 
 def _npz_members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
