@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dae.data import pictures
+from dae.data.array_files import npy_header
 from dae.data.image_folder import find_files
 from dae.data.images import default_range
-from dae.data.pictures import BrokenPicture, Header
+from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import atomic_path
 
@@ -180,50 +181,45 @@ def _check_clean(file: File, clean: Path) -> None:
 
 
 def _members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    """Return the images of a file, and the names of the arrays in it that are none. Raises BrokenPicture."""
-    suffix = path.suffix.lower()
-    if suffix not in ARRAYS:
-        header: Header = pictures.read_header(path)
+    """Return the images of a file, and the names of the arrays in it that are none.
+
+    Raises BrokenPicture for a file that cannot be read, and UsageError for one without images.
+    """
+    if path.suffix.lower() not in ARRAYS:
+        header = pictures.read_header(path)
         return (Member("", header[:3], header.dtype),), ()
     try:
-        if suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            member = Member("", array.shape, array.dtype)
-            _check_array(member)
-            return (member,), ()
-        return _npz_members(path)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        arrays = list(_arrays(path))
     except Exception as error:  # zipfile and NumPy raise many types
         raise BrokenPicture(path, error) from None
-
-
-def _npz_members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    images, others = [], []
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            with archive.open(info) as file:
-                version = np.lib.format.read_magic(file)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read[version](file)
-                member = Member(name, shape, dtype)
-                if not dtype.hasobject and math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
-                    raise ValueError(f"{name}: shape {shape} does not match its size")
-            try:
-                _check_array(member)
-                images.append(member)
-            except UsageError:
-                others.append(name)
+    images, problems = [], {}
+    for array in arrays:
+        try:
+            _check_array(array)
+            images.append(array)
+        except UsageError as error:
+            problems[array.name] = error
     if not images:
-        raise UsageError(f"none of its arrays holds images: {', '.join(others) or 'it has none'}")
-    return tuple(images), tuple(others)
+        reasons = "; ".join(f"{name}: {error}" if name else str(error) for name, error in problems.items())
+        raise UsageError(f"{path}: {reasons or 'holds no arrays'}")
+    return tuple(images), tuple(problems)
 
 
-def _check_array(member: Member) -> None:
-    if member.dtype not in (np.uint8, np.uint16) and member.dtype.kind != "f":
-        raise UsageError(f"expected uint8, uint16 or floats, got {member.dtype}")
-    _as_images(member.shape)
+def _arrays(path: Path) -> Iterator[Member]:
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file:
+            yield Member("", *npy_header(file, path.stat().st_size)[:2])
+    else:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
+
+
+def _check_array(array: Member) -> None:
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
+    _as_images(array.shape)
 
 
 def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
