@@ -60,7 +60,7 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     comparison: Path | None
-    """Where to write input and output side by side."""
+    """Where to write input and output side by side; in an .npz file, the name of the array is added."""
     members: tuple[Member, ...]
     """The picture, or the arrays that are images."""
     others: tuple[str, ...] = ()
@@ -70,6 +70,12 @@ class File(NamedTuple):
     def is_picture(self) -> bool:
         """Whether the file is a picture and no array."""
         return self.source.suffix.lower() not in ARRAYS
+
+    def comparison_of(self, member: Member) -> Path | None:
+        """Return where to write the comparison of one of the members."""
+        if self.comparison is None or not member.name:
+            return self.comparison
+        return self.comparison.with_stem(f"{self.comparison.stem}-{member.name.replace('/', '-')}")
 
     @property
     def pixels(self) -> int:
@@ -151,7 +157,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
     targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
     for file in files:
-        for target in filter(None, (file.target, file.comparison)):
+        for target in filter(None, (file.target, *map(file.comparison_of, file.members))):
             if target.resolve() in inputs:
                 raise UsageError(f"--output: {target} is an input; choose another folder")
             if target in targets:
@@ -159,8 +165,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
             targets[target] = file.source
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
-        others = f" and {len(existing) - 1} others" if len(existing) > 1 else ""
-        raise UsageError(f"--output: {existing[0]}{others} exist; choose another folder, or add --overwrite")
+        raise UsageError(f"--output: would replace {listed(existing)}; choose another folder, or add --overwrite")
     folder = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output: {folder} is not writable")
@@ -343,7 +348,7 @@ def _process_pictures(run: _Run, files: list[File], pool: ThreadPoolExecutor) ->
     for index, (file, _, _) in enumerate(rests):
         if file.clean is not None or file.comparison is not None:
             clean = None if file.clean is None else pictures.read(file.clean)[None]
-            _evaluate(run, file, "", noisy[index : index + 1], denoised[index : index + 1], clean)
+            _evaluate(run, file, file.members[0], noisy[index : index + 1], denoised[index : index + 1], clean)
     del noisy  # a large picture is encoded in several times its own memory
     for pixels, (file, alpha, icc_profile) in zip(denoised, rests, strict=True):
         _make_folder(file.target)
@@ -401,7 +406,7 @@ def _denoise_array(
         run.denoiser.denoise_into(denoised.reshape(shape), noisy.reshape(shape), run.value_range, run.progress)
     if clean is not None or file.comparison is not None:
         clean = None if clean is None else clean.reshape(shape)
-        _evaluate(run, file, member.name, noisy.reshape(shape), denoised.reshape(shape), clean)
+        _evaluate(run, file, member, noisy.reshape(shape), denoised.reshape(shape), clean)
 
 
 def _make_folder(target: Path) -> None:
@@ -410,7 +415,7 @@ def _make_folder(target: Path) -> None:
 
 
 def _evaluate(
-    run: _Run, file: File, name: str, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
+    run: _Run, file: File, member: Member, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
 ) -> None:
     """Append the quality of each image [N, H, W, C], if there is a clean one, and write the comparison."""
     from dae.evaluation.metrics import psnr, ssim
@@ -424,12 +429,12 @@ def _evaluate(
     for index in range(len(noisy) if clean is not None else 0):
         one, other, truth = (scaled(images[index : index + 1]) for images in columns)
         values = (float(metric(truth, image)[0]) for image in (one, other) for metric in (psnr, ssim))
-        label = f"{file.source}:{name}" if name else str(file.source)
+        label = f"{file.source}:{member.name}" if member.name else str(file.source)
         run.results.append(Result(label, index, *values))
-    if file.comparison is not None:
+    path = file.comparison_of(member)
+    if path is not None:
         rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
         pixels = np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8).reshape(-1, *rows.shape[2:])
-        path = file.comparison.with_stem(f"{file.comparison.stem}-{name}") if name else file.comparison
         _make_folder(path)
         pictures.write(path, pixels)
 
