@@ -360,10 +360,9 @@ def canonicalize(config: RunConfig) -> RunConfig:
 def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> RunConfig:
     """Return the configuration that resumes the run in `run_dir`, which was started with `saved`, as `requested`.
 
-    Both are canonical. Five things may differ: more epochs at a constant learning rate, `checkpoint_every`, None for a
-    RECORDED setting, the place of the data, whose digest is checked, and the place of a user's file, for which the
-    run's copy is used. Raises UsageError, with both
-    values, for any other difference.
+    Both are canonical. These may differ: more epochs at a constant learning rate; `checkpoint_every`; None for a
+    RECORDED setting; the places of the data and of the initial weights, whose digests are checked; and that of a user's
+    file, for which the run's copy is used. Raises UsageError, with both values, for any other difference.
     """
     changes: dict[str, Any] = {name: getattr(saved, name) for name in RECORDED if getattr(requested, name) is None}
     for name in PLUGIN_FIELDS:

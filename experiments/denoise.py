@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
-from dae.errors import UsageError
+from dae.errors import UsageError, listed
 from dae.evaluation import denoise_files
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         )
     seconds = time.perf_counter() - started
     if broken:
-        print(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
+        print(f"skipped broken files: {listed(broken)}")
     if arguments.clean is not None:
         denoise_files.write_metrics(output / "metrics.csv", results)
         print(f"PSNR and SSIM: {output / 'metrics.csv'}")

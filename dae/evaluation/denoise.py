@@ -14,7 +14,7 @@ from dae.data.images import default_range
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
 from dae.models.receptive_field import receptive_field
-from dae.models.sizes import fitting_size, view_of_any_size
+from dae.models.sizes import fitting_size, mirrored, view_of_any_size
 from dae.runtime import cores
 from dae.workdir.model_files import load_model
 
@@ -92,8 +92,7 @@ class Denoiser:
         if image.ndim not in (2, 3, 4):
             raise UsageError(f"expected an image [H, W], [H, W, C] or [N, H, W, C], got the shape {image.shape}")
         denoised = np.empty(image.shape, image.dtype)
-        of_four = _as_batch(image)
-        self.denoise_into(_as_batch(denoised), of_four, value_range, progress)
+        self.denoise_into(_as_batch(denoised), _as_batch(image), value_range, progress)
         return denoised
 
     def denoise_into(
@@ -110,7 +109,7 @@ class Denoiser:
             return
         self.check(height, width, channels)
         padded = fitting_size(self._model, height, width)
-        rows, columns = (_mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
+        rows, columns = (mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype), channels)
         groups = [(first, tile) for first in range(0, count, batch) for tile in tiles]
@@ -258,15 +257,9 @@ def _check_values(values: np.ndarray, low: float, high: float) -> None:
         )
 
 
-def _mirrored(side: int, longer: int) -> np.ndarray:
-    """Return the index of each of `longer` pixels of an image that is mirrored at its end."""
-    return np.pad(np.arange(side), (0, longer - side), "symmetric")
-
-
 def _cut(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the pixels of these rows and columns of images [N, H, W, C], without a copy where they are contiguous."""
-    images = _take(images, rows, 1)
-    return _take(images, columns, 2)
+    return _take(_take(images, rows, 1), columns, 2)
 
 
 def _take(images: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import keras
+import numpy as np
 
 from dae.errors import UsageError
 
@@ -40,6 +41,11 @@ def _cloned(model: keras.Model, **options: Any) -> keras.Model:
         if clone.outputs[0].shape == clone.inputs[0].shape:
             return clone
     return model
+
+
+def mirrored(side: int, longer: int) -> np.ndarray:
+    """Return the index of each of `longer` pixels of an image that is mirrored at its end, as often as needed."""
+    return np.pad(np.arange(side), (0, longer - side), "symmetric")
 
 
 def fits(model: keras.Model, height: int, width: int) -> bool:

@@ -173,6 +173,15 @@ def test_folder_of_only_broken_or_too_small_pictures_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_part_of_only_broken_pictures_is_refused(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        Image.new("L", (28, 28), "white").save(tmp_path / part / "a.png")
+    (tmp_path / "test" / "a.png").write_text("no picture")
+    with pytest.raises(UsageError, match="all pictures of the part test are broken"):
+        load(tmp_path, skip_broken=True)
+
+
 @fuzz
 @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "bmp", "gif"]))
 def test_randomly_damaged_picture_loads_or_is_refused_in_one_line(tmp_path_factory, mnist, data, suffix):

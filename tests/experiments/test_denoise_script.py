@@ -126,6 +126,19 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
     assert pictures.read(tmp_path / "out" / "digits-comparison.png").shape == (56, 84, 1)
 
 
+def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
+    np.savez(tmp_path / "a.npz", **{"x/first": mnist.test.pixels[:2], "y": mnist.test.pixels[2:4]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a-comparison-y.png").touch()
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--output: would replace out/a-comparison-y.png" in done.stderr
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
+
+
 def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     cut = folder / "sub" / "2.png"  # whose header is readable
