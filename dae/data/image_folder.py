@@ -20,6 +20,7 @@ from dae.data.array_files import check_shape
 from dae.data.images import Images, Parts, rescaled, to_grey
 from dae.data.pictures import Header
 from dae.errors import UsageError, as_usage_error
+from dae.workdir.files import files_in
 
 # The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
 _AHEAD = 256
@@ -31,13 +32,10 @@ _Paths = tuple[Path, ...]
 def find(folder: Path) -> tuple[list[Path], collections.Counter[str]]:
     """Return the paths of all pictures in `folder` and its subfolders, sorted, and the number of other files by suffix.
 
-    Hidden files and folders are left out.
+    Links are followed; hidden files and folders are left out.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    with as_usage_error("--data"):
+        files = list(files_in(folder))
     found = [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
     others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in pictures.SUFFIXES)
     return found, collections.Counter(others)
@@ -76,8 +74,10 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     convert = _Conversion(folder, headers, config, keep_sizes)
     images = {}
     for part, all_paths in parts.items():
-        images[part] = convert.images([paths for paths in all_paths if paths in headers], headers, reader)
-        if not len(images[part]):
+        readable = [paths for paths in all_paths if paths in headers]
+        if readable:
+            images[part] = convert.images(readable, headers, reader)
+        if not readable or not len(images[part]):
             raise UsageError(f"--data: {folder}: all pictures of the part {part} are broken")
     broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
     if broken:
@@ -179,7 +179,7 @@ class _Conversion:
 
     def images(self, paths: Sequence[_Paths], headers: dict[_Paths, list[Header]], reader: _Reader) -> Images:
         """Decode the pictures or pairs of one part."""
-        is_paired = bool(paths) and len(paths[0]) == 2
+        is_paired = len(paths[0]) == 2
         channels = self._channels * (2 if is_paired else 1)
         sizes = np.array([headers[one][0][:2] for one in paths], np.int64).reshape(-1, 2)
         if not self._has_sizes:

@@ -22,7 +22,7 @@ from dae.data import pictures
 from dae.data.images import default_range
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, first_line
-from dae.workdir.files import atomic_path
+from dae.workdir.files import atomic_path, files_in
 
 if TYPE_CHECKING:
     from dae.evaluation.denoise import Denoiser
@@ -134,20 +134,11 @@ def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Pat
         if path.is_dir():
             if path.resolve() == output.resolve():
                 raise UsageError(f"--output: {output} is an input; choose another folder")
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = sorted(
-                    name
-                    for name in subfolders
-                    if not name.startswith(".") and (Path(folder) / name).resolve() != output.resolve()
-                )
-                for name in sorted(names):
-                    file = Path(folder) / name
-                    if name.startswith("."):
-                        continue
-                    if file.suffix.lower() in (*pictures.SUFFIXES, *ARRAYS):
-                        found.append((file, file.relative_to(path)))
-                    else:
-                        skipped[file.suffix.lower()] += 1
+            for file in files_in(path, without=output):
+                if file.suffix.lower() in (*pictures.SUFFIXES, *ARRAYS):
+                    found.append((file, file.relative_to(path)))
+                else:
+                    skipped[file.suffix.lower()] += 1
         elif not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         elif path.suffix.lower() not in (*pictures.SUFFIXES, *ARRAYS):
