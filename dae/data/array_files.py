@@ -19,7 +19,7 @@ import numpy as np
 from dae.config import RunConfig
 from dae.data import layout, storage
 from dae.data.images import Images, Parts, pair, to_grey
-from dae.errors import UsageError, as_usage_error
+from dae.errors import UsageError, as_usage_error, shown
 
 # The names of MNIST's files and of those of its many successors: train-images-idx3-ubyte, train-images.idx3-ubyte.
 IDX_NAME = re.compile(r"(?:.*[-_])?(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
@@ -101,6 +101,8 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
 
     with as_usage_error("data"):
         for name, array in arrays.items():
+            if not isinstance(name, str):
+                raise UsageError(f"expected names of arrays, such as 'x_train', got {shown(name)}")
             if not isinstance(array, np.ndarray):
                 raise UsageError(f"{name}: expected a NumPy array, got {type(array).__name__}")
         return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
@@ -173,7 +175,7 @@ def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -
 
 def _stored_type(dtype: np.dtype, has_value_range: bool) -> np.dtype:
     """Return the type in which pixels are kept: that of the file, or float32 for other floats and integers."""
-    if dtype in (np.uint8, np.uint16):
+    if dtype.type in (np.uint8, np.uint16):
         return np.dtype(dtype.type)  # in this machine's byte order
     if (dtype.kind == "f" and dtype.itemsize <= 8) or (dtype.kind in "iub" and has_value_range):
         return np.dtype(np.float32)

@@ -306,11 +306,20 @@ def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
         noun = "pair of a noisy and a clean image" if len(images) == 1 else "pairs of noisy and clean images"
     else:
         noun = "image" if len(images) == 1 else "images"
-    low, high = value_range(images, config.value_range)
-    darkest, brightest = float(images.clean.min()), float(images.clean.max())
-    if darkest < low or brightest > high:
+    # In the precision of the pixels, of which none exceeds --value-range 0 0.1 by its rounding.
+    low, high = map(np.float32, value_range(images, config.value_range))
+    darkest, brightest = images.clean.min(), images.clean.max()
+    if not low <= darkest <= brightest <= high:  # also for NaN
         raise UsageError(
             f"{name}: {part} has values from {darkest:g} to {brightest:g}, but black is {low:g} and white {high:g}; "
             "--value-range sets others"
         )
+    if images.is_paired:
+        noisy = images.pixels[..., images.channels :]
+        least, most = noisy.min(), noisy.max()
+        if not np.isfinite([least, most]).all() or (config.clip_noise and not low <= least <= most <= high):
+            raise UsageError(
+                f"{name}: {part} has noisy values from {least:g} to {most:g}, but black is {low:g} and white {high:g}; "
+                "--value-range sets others, and --no-clip-noise allows any finite ones"
+            )
     return f"{part}: {len(images):,} {noun}, {size}, {kind} from {darkest:g} to {brightest:g}"

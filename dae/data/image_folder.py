@@ -6,7 +6,6 @@ fixed seed, because folders are often sorted by class and the last training imag
 
 import collections
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from dae.data.array_files import check_shape
 from dae.data.images import Images, Parts, rescaled, to_grey
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
+from dae.workdir.files import files_in
 
 # The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
 _AHEAD = 256
@@ -35,13 +35,9 @@ def find_files(
 ) -> tuple[list[Path], str]:
     """Return the files in `folder` and its subfolders with one of `suffixes`, sorted, and a count of others by suffix.
 
-    Hidden files and folders, and the subfolder `without`, a resolved path, are left out.
+    Links are followed; hidden files and folders, and the subfolder `without`, are left out.
     """
-    files: list[Path] = []
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = (name for name in subfolders if name[0] != "." and Path(parent, name).resolve() != without)
-        files += (Path(parent, name) for name in names if name[0] != ".")
-    files = sorted(filter(Path.is_file, files))
+    files = list(files_in(folder, without))
     others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in suffixes)
     counts = ", ".join(f"{count} {suffix}" for suffix, count in collections.Counter(others).most_common())
     return [path for path in files if path.suffix.lower() in suffixes], counts
@@ -55,7 +51,8 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     Raises UsageError if pictures have different sizes without that or `keep_sizes`; for names that are ambiguous; and
     for a broken picture, unless `config.skip_broken`.
     """
-    files, others = find_files(folder)
+    with as_usage_error("--data"):
+        files, others = find_files(folder)
     if not files:
         held = f" (but {others})" if others else ""
         raise UsageError(
@@ -80,8 +77,10 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     convert = _Conversion(folder, headers, config, keep_sizes)
     images = {}
     for part, all_paths in parts.items():
-        images[part] = convert.images([paths for paths in all_paths if paths in headers], headers, reader)
-        if not len(images[part]):
+        readable = [paths for paths in all_paths if paths in headers]
+        if readable:
+            images[part] = convert.images(readable, headers, reader)
+        if not readable or not len(images[part]):
             raise UsageError(f"--data: {folder}: all pictures of the part {part} are broken")
     broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
     if broken:
@@ -178,7 +177,7 @@ class _Conversion:
 
     def images(self, paths: Sequence[_Paths], headers: dict[_Paths, list[Header]], reader: _Reader) -> Images:
         """Decode the pictures or pairs of one part."""
-        is_paired = bool(paths) and len(paths[0]) == 2
+        is_paired = len(paths[0]) == 2
         channels = self._channels * (2 if is_paired else 1)
         sizes = []
 

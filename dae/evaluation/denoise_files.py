@@ -139,7 +139,7 @@ def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Pat
         if path.is_dir():
             if path.resolve() == output.resolve():
                 raise UsageError(f"--output: {output} is an input; choose another folder")
-            files, others = find_files(path, SUFFIXES, without=output.resolve())
+            files, others = find_files(path, SUFFIXES, without=output)
             found += [(file, file.relative_to(path)) for file in files]
             notes += [f"skipped other files: {others}"] if others else []
         elif not path.exists():

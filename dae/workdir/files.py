@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written completely or not at all, whatever moment a process is killed at."""
+"""Files of a folder, and atomic writes: a file is written completely or not at all, even if a process is killed."""
 
 import contextlib
 import os
@@ -9,6 +9,28 @@ from pathlib import Path
 from dae.errors import UsageError
 
 TEMPORARY = ".partial-"
+
+
+def files_in(folder: Path, without: Path | None = None, _within: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files in `folder` and its subfolders, sorted; hidden ones and the folder `without` are left out.
+
+    Links are followed, but not to a folder that contains them; one that leads nowhere counts as a file. Raises
+    UsageError for a folder that cannot be read.
+    """
+    real = folder.resolve()
+    if real in _within or (without is not None and real == without.resolve()):
+        return
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from files_in(path, without, (*_within, real))
+        elif path.is_file() or not path.exists():  # not a device or a pipe
+            yield path
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dae.config import RunConfig
+from dae.config import PYTHON_DATA, RunConfig
 from dae.data import datasets, storage
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
@@ -89,6 +89,8 @@ def test_floats_from_0_to_1_keep_their_values(dtype, tmp_path, mnist):
         (np.uint16, lambda digits: digits.astype(np.uint16) * 16, (0, 4080)),
         (np.uint32, lambda digits: digits.astype(np.uint32) * 2**16, (0, 255 * 2**16)),
         (np.bool_, lambda digits: digits > 127, (0, 1)),
+        (np.float32, lambda digits: digits / 255 * 0.2 - 0.1, (-0.1, 0.1)),  # in float32, 0.1 is greater
+        (np.float64, lambda digits: digits / 255 - 0.3, (-0.3, 0.7)),
     ],
 )
 def test_values_of_any_range_are_read_at_full_precision(dtype, values, value_range, tmp_path, mnist):
@@ -134,6 +136,20 @@ def test_values_that_hardly_fit_their_range_are_refused_in_one_line(array, value
         load(tmp_path / "own.npy", value_range=value_range)
     assert str(caught.value).startswith(f"--data: {tmp_path}/own.npy: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">f4"])
+def test_arrays_of_another_byte_order_have_the_same_values(dtype, tmp_path, mnist):
+    pixels = mnist.test.pixels[:20] / 255 if dtype == ">f4" else mnist.test.pixels[:20] * np.uint16(257)
+    np.savez(tmp_path / "own.npz", x_train=pixels.astype(dtype), x_test=pixels.astype(dtype))
+    splits = load(tmp_path / "own.npz")
+    assert splits.test.pixels.dtype.isnative
+    np.testing.assert_array_equal(splits.test.pixels, pixels.astype(splits.test.pixels.dtype))
+
+
+def test_names_of_arrays_in_memory_must_be_text(mnist):
+    with pytest.raises(UsageError, match=r"data: expected names of arrays, such as 'x_train', got 0"):
+        datasets.load(RunConfig(data=PYTHON_DATA), {0: mnist.test.pixels[:20]})  # type: ignore[dict-item]
 
 
 def test_grey_converts_arrays_as_pillow_does(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -164,6 +165,39 @@ def test_broken_picture_is_refused_or_skipped_with_skip_broken(digits, tmp_path)
     assert any("broken" in note and "class 1/10.png, class 2/20.png" in note for note in splits.notes)
 
 
+def test_part_of_only_broken_pictures_is_refused(digits, tmp_path):
+    (tmp_path / "class 0").rename(tmp_path / "train")
+    (tmp_path / "class 1").rename(tmp_path / "test")
+    for number in (2, 3):
+        shutil.rmtree(tmp_path / f"class {number}")
+    for file in (tmp_path / "test").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UsageError, match="all pictures of the part test are broken"):
+        load(tmp_path, skip_broken=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "role", "message"),
+    [
+        (np.nan, "clean", "has values from nan to nan"),
+        (np.nan, "noisy", "has noisy values from nan to nan, .*--no-clip-noise allows any finite ones"),
+        (1.5, "noisy", "has noisy values from 0.* to 1.5, but black is 0 and white 1"),
+    ],
+)
+def test_float_pictures_of_other_values_than_from_0_to_1_are_refused(value, role, message, tmp_path):
+    for each in ("clean", "noisy"):
+        (tmp_path / each).mkdir()
+        for number in range(4):
+            pixels = np.random.default_rng(number).random((16, 16), np.float32)
+            if (each, number) == (role, 2):
+                pixels[3, 4] = value
+            Image.fromarray(pixels).save(tmp_path / each / f"{number}.tif")
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path)
+    if value == 1.5:
+        load(tmp_path, clip_noise=False)
+
+
 def test_folder_of_only_broken_or_too_small_pictures_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(UsageError, match="all pictures are broken"):
@@ -171,15 +205,6 @@ def test_folder_of_only_broken_or_too_small_pictures_is_refused(tmp_path):
     Image.new("L", (40, 8)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="H and W >= 11"):
         load(tmp_path)
-
-
-def test_part_of_only_broken_pictures_is_refused(tmp_path):
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        Image.new("L", (28, 28), "white").save(tmp_path / part / "a.png")
-    (tmp_path / "test" / "a.png").write_text("no picture")
-    with pytest.raises(UsageError, match="all pictures of the part test are broken"):
-        load(tmp_path, skip_broken=True)
 
 
 @fuzz

@@ -1,10 +1,22 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
 from dae.errors import UsageError
-from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output, check_output_folder
+from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output, check_output_folder, files_in
+
+
+def test_files_are_found_through_links_but_not_in_loops_hidden_or_excluded_folders(tmp_path):
+    for name in ("in/b.png", "in/a/c.png", "in/.hidden/d.png", "in/.e.png", "in/out/f.png", "elsewhere/g.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("linked", "../elsewhere"), ("a/loop", ".."), ("self", "."), ("nowhere.png", "none")):
+        (tmp_path / "in" / link).symlink_to(target)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    found = [str(path.relative_to(tmp_path / "in")) for path in files_in(tmp_path / "in", tmp_path / "in" / "out")]
+    assert found == ["a/c.png", "b.png", "linked/g.png", "nowhere.png"]
 
 
 @pytest.mark.parametrize("content", ["text: é\n", b"\x00\xff"])
