@@ -236,13 +236,25 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
             ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the parts train", id="class train"
         ),
         pytest.param(
-            ["BSDS/train/1.png", "BSDS/test/1.png"], r"BSDS/train says .* not as an outermost folder", id="part below"
+            ["BSDS/train/1.png", "BSDS/test/1.png"],
+            r"BSDS/train is named like a part of a data set, .* but lies in another folder",
+            id="part below",
         ),
         pytest.param(
-            ["train/images/noisy/1.png"], r"train/images/noisy says .* not as an outermost folder", id="role below"
+            ["train/images/noisy/1.png"],
+            r"train/images/noisy is named like a part of a data set, .* but lies in another folder",
+            id="role below",
         ),
-        pytest.param(["train/test/1.png"], r"train/test says .* not as an outermost folder", id="two parts"),
-        pytest.param(["noisy/clean/1.png"], r"noisy/clean says .* not as an outermost folder", id="two roles"),
+        pytest.param(
+            ["train/test/1.png"],
+            r"train/test is named like a part of a data set, .* but lies in another folder",
+            id="two parts",
+        ),
+        pytest.param(
+            ["noisy/clean/1.png"],
+            r"noisy/clean is named like a part of a data set, .* but lies in another folder",
+            id="two roles",
+        ),
         pytest.param(
             ["train_1.png", "test_1.png"],
             r"names of the pictures say test and train; put them into folders",
