@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import weakref
 from typing import Any
 
 import keras
@@ -14,6 +15,9 @@ from dae.errors import UsageError
 _SEARCHED = 256
 # ... and those that halve them up to five times one of as many heights with one of as many widths.
 _SEARCHED_RECTANGLES = 32
+
+# The sizes that were found for each model, which lives no longer for it.
+_found: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, int], tuple[int, int]]] = weakref.WeakKeyDictionary()
 
 
 def any_size(model: keras.Model) -> keras.Model:
@@ -57,13 +61,21 @@ def fits(model: keras.Model, height: int, width: int) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=1024)
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
     Raises UsageError if it takes no such size, or only one other, as with a dense layer on all pixels.
     """
-    if (height, width) == model.input_shape[1:3] or fits(model, height, width):
+    if (height, width) == model.input_shape[1:3]:
+        return height, width
+    found = _found.setdefault(model, {})
+    if (height, width) not in found:
+        found[height, width] = _search(model, height, width)
+    return found[height, width]
+
+
+def _search(model: keras.Model, height: int, width: int) -> tuple[int, int]:
+    if fits(model, height, width):
         return height, width
     refused = UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
     if None not in view_of_any_size(model).input_shape[1:3]:
