@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dae import cli, config
 from dae.config import RunConfig
 from dae.errors import UsageError, listed
-from dae.evaluation import denoise_files
+from dae.inference import denoise_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main() -> None:
 
     cli.import_tensorflow(trained.onednn)
     from dae import runtime
-    from dae.evaluation.denoise import Denoiser
+    from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
     runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import dae
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.evaluation.denoise import Denoiser, _intervals
+from dae.inference.denoise import Denoiser, _intervals
 from dae.models import networks, sizes
 
 

@@ -26,7 +26,7 @@ from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import atomic_path
 
 if TYPE_CHECKING:
-    from dae.evaluation.denoise import Denoiser
+    from dae.inference.denoise import Denoiser
 
 ARRAYS = (".npy", ".npz")
 SUFFIXES = (*pictures.SUFFIXES, *ARRAYS)
