@@ -14,7 +14,7 @@ from dae.data.images import default_range
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
 from dae.models.receptive_field import receptive_field
-from dae.models.sizes import fitting_size, mirrored, view_of_any_size
+from dae.models.sizes import fitting_size, layers_at, mirrored, view_of_any_size
 from dae.runtime import cores
 from dae.workdir.model_files import load_model
 
@@ -161,14 +161,10 @@ class Denoiser:
     @functools.cached_property
     def _bytes_per_pixel(self) -> float:
         """The most that the inputs and outputs of a layer take for each pixel of the image."""
-        size = fitting_size(self._model, 64, 64) if self._takes_any_size else self._model.input_shape[1:3]
-        with keras.StatelessScope(initialize_variables=False):
-            copy = keras.models.clone_model(self._model, input_tensors=keras.Input((*size, self.channels)))
-        values = [
-            sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten([layer.input, layer.output]))
-            for layer in copy.layers
-        ]
-        return 4 * max(values) / math.prod(size)
+        size = self._model.input_shape[1:3]
+        if None in size:
+            size = fitting_size(self._model, *(side or 64 for side in size))
+        return 4 * max(taken + returned for _, taken, returned in layers_at(self._model, *size)) / math.prod(size)
 
     def _tiles(self, padded: tuple[int, int], channels: int) -> tuple[int, list["_Tile"]]:
         """Return how many images of this size are computed at once, and the tiles of each."""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.models.sizes import fitting_size, mirrored, view_of_any_size
+from dae.models.sizes import enlargement, fitting_size, interpolates, mirrored, view_of_any_size
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
@@ -74,7 +74,7 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 def _unchanged(model: keras.Model, training: bool) -> Network:
     encoder = next((layer for layer in model.layers if layer.name == ENCODER), None)
     both = view_of_any_size(
-        keras.Model(model.inputs, [model.outputs[0], encoder.output if encoder else model.outputs[0]])
+        keras.Model(model.inputs[0], [model.outputs[0], encoder.output if encoder else model.outputs[0]])
     )
 
     def network(noisy: tf.Tensor) -> Outputs:
@@ -263,4 +263,7 @@ FUSIONS: tuple[tuple[Callable[..., bool], Callable[..., Compute]], ...] = (
     (_pools, _pooled_convolution),
 )
 # The same for single layers.
-REORDERED: tuple[tuple[Callable[..., bool], Callable[..., Compute]], ...] = ((_transposes, _transposed_convolution),)
+REORDERED: tuple[tuple[Callable[..., bool], Callable[..., Compute]], ...] = (
+    (_transposes, _transposed_convolution),
+    (interpolates, enlargement),
+)

@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import itertools
+import math
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dae.errors import UsageError
 
@@ -35,11 +38,15 @@ def any_size(model: keras.Model) -> keras.Model:
 @functools.lru_cache(maxsize=16)
 def view_of_any_size(model: keras.Model) -> keras.Model:
     """Return the same as `any_size`, but with the very layers of `model`, which keep their weights in common."""
-    return _cloned(model, clone_function=lambda layer: layer)
+
+    def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return keras.layers.Lambda(enlargement(layer), name=layer.name) if interpolates(layer) else layer
+
+    return _cloned(model, clone_function=shared, recursive=True)
 
 
 def _cloned(model: keras.Model, **options: Any) -> keras.Model:
-    free = keras.Input((None, None, model.input_shape[-1]), name="noisy")
+    free = _input(model, None, None)
     with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
         clone = keras.models.clone_model(model, input_tensors=free, **options)
         if clone.outputs[0].shape == clone.inputs[0].shape:
@@ -50,6 +57,55 @@ def _cloned(model: keras.Model, **options: Any) -> keras.Model:
 def mirrored(side: int, longer: int) -> np.ndarray:
     """Return the index of each of `longer` pixels of an image that is mirrored at its end, as often as needed."""
     return np.pad(np.arange(side), (0, longer - side), "symmetric")
+
+
+def _input(model: keras.Model, height: int | None, width: int | None) -> Any:
+    """Return an input of this size in the structure that `model` has: a tensor, or a list of one."""
+    image = keras.Input((height, width, model.inputs[0].shape[-1]), name="noisy")
+    if isinstance(model, keras.Sequential):  # which need not have an attribute `input`
+        return image
+    return keras.tree.map_structure(lambda _: image, model.input)
+
+
+def layers_at(model: keras.Model, height: int, width: int) -> Iterator[tuple[keras.layers.Layer, int, int]]:
+    """Yield the layers, with the numbers of values that they take and return for an image of this size.
+
+    Models within `model` are taken to get images of this size too, which is the most that is likely.
+    """
+    if model.input_shape[1:3] != (height, width):
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.models.clone_model(model, input_tensors=_input(model, height, width))
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            sides = (side or least for side, least in zip(layer.input_shape[1:3], (height, width), strict=True))
+            yield from layers_at(layer, *sides)
+        else:
+            yield (
+                layer,
+                *(
+                    sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors))
+                    for tensors in (layer.input, layer.output)
+                ),
+            )
+
+
+def interpolates(layer: keras.layers.Layer) -> bool:
+    """Return whether `layer` enlarges images [batch, H, W, C] otherwise than by repeating pixels."""
+    return (
+        isinstance(layer, keras.layers.UpSampling2D)
+        and layer.interpolation != "nearest"
+        and layer.data_format == "channels_last"
+    )
+
+
+def enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
+    """Return the function that applies `layer`, but also in a graph that does not know the size, where Keras fails."""
+
+    def enlarge(images: tf.Tensor) -> tf.Tensor:
+        _, height, width, _ = keras.ops.shape(images)  # numbers if the graph knows the size
+        return tf.image.resize(images, [height * layer.size[0], width * layer.size[1]], layer.interpolation)
+
+    return enlarge
 
 
 def fits(model: keras.Model, height: int, width: int) -> bool:

@@ -10,6 +10,7 @@ from dae.config import RunConfig
 from dae.data.datasets import Splits, examples_per_epoch
 from dae.data.pipeline import evaluation_batch_size
 from dae.errors import UsageError
+from dae.models.sizes import layers_at
 
 # Memory to evaluate whole images, relative to that of a training step with as many pixels: for inference no layer's
 # output is kept. Measured: 0.15 (dncnn) to 0.5 (conv). A low figure, because what is refused cannot be tried.
@@ -54,8 +55,9 @@ def step_bytes(model: keras.Model) -> int:
     Kept are the outputs of the layers with weights; and there are gradients of two outputs at once, and a few batches
     ahead. For the networks here, it is 0.75 to 1.4 of what was measured (docs/data.md).
     """
-    outputs = [math.prod(layer.output.shape[1:]) for layer in model.layers if layer.weights]
-    return 4 * (sum(outputs) + 2 * max(outputs, default=0) + 4 * math.prod(model.input_shape[1:]))
+    height, width, channels = model.input_shape[1:]
+    outputs = [returned for layer, _, returned in layers_at(model, height, width) if layer.weights]
+    return 4 * (sum(outputs) + 2 * max(outputs, default=0) + 4 * height * width * channels)
 
 
 def _gigabytes(size: float) -> str:

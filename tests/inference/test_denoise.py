@@ -112,6 +112,34 @@ def test_the_outputs_of_a_colour_network_for_a_grey_image_are_averaged(mnist):
     np.testing.assert_allclose(dae.denoise(model, noisy), expected, atol=1e-6)
 
 
+def enlarging(noisy: keras.KerasTensor) -> keras.KerasTensor:
+    large = keras.layers.UpSampling2D(2, interpolation="bilinear")(noisy)
+    return keras.layers.Conv2D(1, 3, padding="same")(keras.layers.AveragePooling2D(2)(large))
+
+
+def with_a_list() -> keras.Model:
+    noisy = keras.Input((28, 28, 1))
+    return keras.Model([noisy], enlarging(noisy))
+
+
+def with_a_model_within() -> keras.Model:
+    noisy, inner = keras.Input((28, 28, 1)), keras.Input((None, None, 1))
+    return keras.Model(noisy, keras.Model(inner, enlarging(inner))(noisy))
+
+
+def in_sequence() -> keras.Model:
+    small = keras.layers.Conv2D(1, 3, strides=2, padding="same")
+    return keras.Sequential([keras.Input((28, 28, 1)), small, keras.layers.UpSampling2D(2, interpolation="bicubic")])
+
+
+@pytest.mark.parametrize("build", [with_a_list, with_a_model_within, in_sequence])
+def test_layers_that_interpolate_and_models_of_any_structure_take_images_of_any_size(build):
+    model, image = build(), np.random.default_rng(0).random((40, 52), np.float32)
+    batch = image[None, ..., None]
+    expected = sizes.any_size(model)([batch] if build is with_a_list else batch)
+    np.testing.assert_allclose(dae.denoise(model, image), expected[0, ..., 0], atol=1e-6)
+
+
 def dense() -> keras.Model:
     noisy = keras.Input((14, 14, 1))
     flat = keras.layers.Dense(196, activation="sigmoid")(keras.layers.Flatten()(noisy))
