@@ -75,7 +75,7 @@ def main() -> None:
         print(f"skipped broken files: {listed(broken)}")
     if arguments.clean is not None:
         denoise_files.write_metrics(output / "metrics.csv", results)
-        print(f"PSNR and SSIM: {output / 'metrics.csv'}")
+        print(f"{denoise_files.mean_quality(results)}; of each: {output / 'metrics.csv'}")
     print(denoise_files.summary(files, broken, seconds, output))
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.data.images import default_range
+from dae.data.images import default_range, shape_of_four
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
 from dae.models.receptive_field import receptive_field
@@ -33,10 +33,11 @@ def denoise(
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
-    `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] or
-    [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its values of black and white (default: 0
-    and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A grey network denoises each channel of a
-    colour image separately; the outputs of a colour network for a grey image are averaged over the channels.
+    `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
+    last side is 1 or 3), [N, H, W] or [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its
+    values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A
+    grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
+    are averaged over the channels.
 
     Raises UsageError for another shape or type, for floats that are not finite or far out of the range, and for a size
     that the network does not take, as one with dense layers takes only its own.
@@ -89,10 +90,13 @@ class Denoiser:
         self, image: np.ndarray, value_range: tuple[float, float] | None = None, progress: Progress | None = None
     ) -> np.ndarray:
         """Return what `dae.denoise` returns; `progress` is called with the number of pixels, H W, just denoised."""
-        if image.ndim not in (2, 3, 4):
-            raise UsageError(f"expected an image [H, W], [H, W, C] or [N, H, W, C], got the shape {image.shape}")
+        if not isinstance(image, np.ndarray):
+            raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
+        shape = image.shape
+        if image.ndim != 4:
+            shape = (1, *shape) if shape[2:] == (self.channels,) else shape_of_four(shape)
         denoised = np.empty(image.shape, image.dtype)
-        self.denoise_into(_as_batch(denoised), _as_batch(image), value_range, progress)
+        self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
         return denoised
 
     def denoise_into(
@@ -223,11 +227,6 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
         (slice(start, start + size), slice(first, last))
         for start, first, last in zip(starts, cuts, cuts[1:], strict=False)
     ]
-
-
-def _as_batch(image: np.ndarray) -> np.ndarray:
-    """Return a view of an image [H, W], [H, W, C] or [N, H, W, C] as [N, H, W, C]."""
-    return image if image.ndim == 4 else image[None] if image.ndim == 3 else image[None, ..., None]
 
 
 def _check_range(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:

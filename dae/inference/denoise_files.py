@@ -20,7 +20,7 @@ import numpy as np
 from dae.data import pictures
 from dae.data.array_files import npy_header
 from dae.data.image_folder import find_files
-from dae.data.images import default_range
+from dae.data.images import default_range, shape_of_four
 from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import atomic_path
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     @property
     def images(self) -> tuple[int, int, int, int]:
         """The shape as [N, H, W, C]."""
-        return _as_images(self.shape)
+        return shape_of_four(self.shape)
 
 
 class File(NamedTuple):
@@ -103,6 +103,8 @@ def plan(
     Raises UsageError if an input is missing or, unless `skip_broken`, broken; if an output would be an input, that of
     two inputs, or, unless `overwrite`, a file that exists; and if an image of `clean` is missing or of another shape.
     """
+    if clean is not None and not clean.is_dir():
+        raise UsageError(f"--clean: {clean}: no such folder")
     sources, notes = _sources(inputs, output)
     files, broken = [], []
     for source, relative in sources:
@@ -224,23 +226,7 @@ def _arrays(path: Path) -> Iterator[Member]:
 def _check_array(array: Member) -> None:
     if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
-    _as_images(array.shape)
-
-
-def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return the shape [N, H, W, C] of an array [H, W], [H, W, C], [N, H, W] or [N, H, W, C].
-
-    Three dimensions are [H, W, C] if the last is 1 or 3, and [N, H, W] if all but the first are at least 11.
-    """
-    if len(shape) == 2 and min(shape) > 0:
-        return (1, shape[0], shape[1], 1)
-    if len(shape) == 3 and shape[2] in (1, 3) and min(shape) > 0:
-        return (1, shape[0], shape[1], shape[2])
-    if len(shape) == 3 and min(shape[1:]) >= 11 and shape[0] > 0:
-        return (shape[0], shape[1], shape[2], 1)
-    if len(shape) == 4 and shape[3] in (1, 3) and min(shape) > 0:
-        return (shape[0], shape[1], shape[2], shape[3])
-    raise UsageError(f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 or 3, got {shape}")
+    shape_of_four(array.shape)
 
 
 def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
@@ -257,8 +243,9 @@ def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
             if channels != denoiser.channels:
                 counts[file.is_picture, channels] += 1 if file.is_picture else count
     how = {3: "colour {} per channel with a grey network", 1: "grey {} with a colour network, averaging its channels"}
+    kinds = {True: ("picture", "pictures"), False: ("image of arrays", "images of arrays")}
     return [
-        f"processing {count} {how[channels].format('pictures' if is_picture else 'images of arrays')}"
+        f"processing {count} {how[channels].format(kinds[is_picture][count != 1])}"
         for (is_picture, channels), count in sorted(counts.items())
     ]
 
@@ -314,6 +301,18 @@ def write_metrics(path: Path, results: Sequence[Result]) -> None:
         writer = csv.writer(file)
         writer.writerow(Result._fields)
         writer.writerows(results)
+
+
+def mean_quality(results: Sequence[Result]) -> str:
+    """Return the means of PSNR and SSIM over images, before and after, for the user."""
+    means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist()) if results else None
+    if means is None:
+        return "no images compared"
+    images = "1 image" if len(results) == 1 else f"mean of {len(results)} images"
+    return (
+        f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; "
+        f"SSIM {means.ssim_input:.3f} before, {means.ssim_output:.3f} after ({images})"
+    )
 
 
 def _groups(files: Iterable[File]) -> Iterator[list[File]]:
@@ -446,4 +445,4 @@ def summary(files: Sequence[File], broken: Sequence[Path], seconds: float, outpu
     counts = ((pictures_done, "picture", "pictures"), (len(done) - pictures_done, "array file", "array files"))
     text = " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count) or "nothing"
     megapixels = sum(file.pixels for file in done) / 1e6
-    return f"denoised {text} ({megapixels:.3g} megapixels, {megapixels / seconds:.3g} per second) into {output}"
+    return f"denoised {text} ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}"

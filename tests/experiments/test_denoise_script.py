@@ -120,6 +120,8 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
             mse = np.mean((image / 255 - clean / 255) ** 2)
             assert float(row[name]) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
         assert 0 < float(row["ssim_input"]) < 1
+    before, after = (np.mean([float(row[name]) for row in rows]) for name in ("psnr_input", "psnr_output"))
+    assert f"PSNR {before:.2f} dB before, {after:.2f} dB after" in done.stdout
     shown = pictures.read(tmp_path / "out" / "0-comparison.png")
     expected = np.concatenate([noisy[0], pictures.read(tmp_path / "out" / "0.png"), mnist.test.pixels[0]], axis=1)
     np.testing.assert_array_equal(shown, expected)
@@ -168,6 +170,7 @@ def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
         (["empty", "--output", "out"], "empty: nothing to denoise"),
         (["in", "--output", "in/notes.txt"], "--output: in/notes.txt is not a folder"),
         (["in", "--output", "out", "--clean", "empty"], "--clean: empty/"),
+        (["in", "--output", "out", "--clean", "nowhere"], "--clean: nowhere: no such folder"),
         (["in", "--output", "out", "--value-range", 1, 0], "--value-range: expected two finite numbers"),
         (["in"], "--output"),
         (["--output", "out"], "expected one or more pictures"),
