@@ -136,6 +136,8 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
     _check_brightness(parts.values(), config, name)
     lines = [_describe(one, part, config, name) + roles.get(part, "") for part, one in parts.items()]
     examples = examples_per_epoch(train, config)
+    if config.patch_size is not None:
+        lines[0] += f"; an epoch has {examples:,} patches of {config.patch_size} x {config.patch_size}"
     if examples < config.batch_size:
         kind = "training images" if config.patch_size is None else "patches of an epoch"
         notes.append(f"--batch-size {config.batch_size} exceeds the {examples} {kind}; a step takes all of them")

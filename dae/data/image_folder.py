@@ -60,7 +60,9 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
         )
     notes = [f"not read, because of their suffixes: {others}"] if others else []
     with as_usage_error(f"--data: {folder}"):
-        divided = layout.divide(layout.of_files(path.relative_to(folder) for path in files))
+        places = layout.of_files(path.relative_to(folder) for path in files)
+        divided = layout.divide(places)
+    notes += layout.doubts(places)
     parts = {
         part: _shuffled([tuple(folder / path for path in names if path is not None) for names in divided[part]])
         for part in divided
@@ -149,7 +151,9 @@ class _Conversion:
         self._dtype = np.promote_types(*types, *types) if len(types) == 1 else np.dtype(np.uint16)
         channels = {one.channels for one in every.values()}
         if channels == {1, 3} and not config.grey:
-            self.notes.append("grey pictures among coloured ones converted to colour")
+            self.notes.append(
+                "grey pictures among coloured ones converted to colour; to denoise grey ones, train with --grey"
+            )
         self._channels = 1 if config.grey else max(channels)
         for paths, each in headers.items():
             if len({(one.height, one.width) for one in each}) > 1 and self._size is None:
