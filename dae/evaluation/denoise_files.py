@@ -9,6 +9,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,11 +59,22 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     comparison: Path | None
-    """Where to write input and output side by side."""
+    """Where to write input and output side by side, without the name of an array."""
     members: tuple[Member, ...]
     """The picture, or the arrays that are images."""
     others: tuple[str, ...] = ()
     """Names of the arrays of an .npz file that are copied."""
+
+    @property
+    def comparisons(self) -> dict[str, Path]:
+        """Where to write input and output side by side, by the name of the array; empty if not wanted."""
+        if self.comparison is None:
+            return {}
+        stem = self.comparison.stem
+        return {
+            member.name: self.comparison.with_stem("-".join(filter(None, [stem, re.sub(r"\W+", "_", member.name)])))
+            for member in self.members
+        }
 
     @property
     def is_picture(self) -> bool:
@@ -155,7 +167,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
     targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
     for file in files:
-        for target in filter(None, (file.target, file.comparison)):
+        for target in (file.target, *file.comparisons.values()):
             if target.resolve() in inputs:
                 raise UsageError(f"--output: {target} is an input; choose another folder")
             if target in targets:
@@ -208,6 +220,9 @@ def _npz_members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
+            if name == info.filename:  # another file
+                others.append(name)
+                continue
             with archive.open(info) as file:
                 version = np.lib.format.read_magic(file)
                 read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -220,13 +235,17 @@ def _npz_members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
                 images.append(member)
             except UsageError:
                 others.append(name)
+    # Beside images of more dimensions, an array of two holds labels or the like.
+    if any(len(member.shape) > 2 for member in images):
+        others += [member.name for member in images if len(member.shape) == 2]
+        images = [member for member in images if len(member.shape) > 2]
     if not images:
         raise UsageError(f"none of its arrays holds images: {', '.join(others) or 'it has none'}")
     return tuple(images), tuple(others)
 
 
 def _check_array(member: Member) -> None:
-    if member.dtype not in (np.uint8, np.uint16) and member.dtype.kind != "f":
+    if member.dtype.type not in (np.uint8, np.uint16) and member.dtype.kind != "f":
         raise UsageError(f"expected uint8, uint16 or floats, got {member.dtype}")
     _as_images(member.shape)
 
@@ -315,7 +334,10 @@ def process(
 
 def write_metrics(path: Path, results: Sequence[Result]) -> None:
     """Write a .csv file with a line for each image: PSNR in dB and SSIM of the input and of the output."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(Result._fields)
         writer.writerows(results)
@@ -379,6 +401,9 @@ def _process_arrays(run: _Run, file: File) -> None:
     with atomic_path(file.target) as temporary:
         noisy = np.load(file.source, mmap_mode="r", allow_pickle=False)
         denoised = np.lib.format.open_memmap(temporary, "w+", noisy.dtype, noisy.shape)
+        if hasattr(os, "posix_fallocate"):  # otherwise a full disk ends the process with SIGBUS
+            with open(temporary, "r+b") as written:
+                os.posix_fallocate(written.fileno(), 0, temporary.stat().st_size)
         clean = None if file.clean is None else np.load(file.clean, mmap_mode="r", allow_pickle=False)
         _denoise_array(run, file, file.members[0], noisy, denoised, clean)
         denoised.flush()
@@ -449,7 +474,7 @@ def _evaluate(
     if file.comparison is not None:
         rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
         pixels = np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8).reshape(-1, *rows.shape[2:])
-        path = file.comparison.with_stem(f"{file.comparison.stem}-{name}") if name else file.comparison
+        path = file.comparisons[name]
         _make_folder(path)
         pictures.write(path, pixels)
 
