@@ -200,7 +200,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     SIGTERM.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch at once
+        # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
         status = 0

@@ -115,7 +115,7 @@ class Denoiser:
         padded = fitting_size(self._model, height, width)
         rows, columns = (mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
         batch, tiles = self._tiles(padded, channels)
-        run = self._compiled(np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype), channels)
+        run = self._compiled(np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype.type), channels)
         groups = [(first, tile) for first in range(0, count, batch) for tile in tiles]
         # If one image has many tiles, these are computed in groups.
         size = self._parts if batch == 1 else 1
@@ -230,7 +230,7 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
 
 
 def _check_range(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:
-    if dtype not in (np.uint8, np.uint16) and dtype.kind != "f":
+    if dtype.type not in (np.uint8, np.uint16) and dtype.kind != "f":
         raise UsageError(f"expected an image of uint8, uint16 or floats, got {dtype}")
     low, high = default_range(dtype) if value_range is None else value_range
     if not -math.inf < low < high < math.inf:

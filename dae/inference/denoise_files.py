@@ -8,6 +8,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,7 +76,7 @@ class File(NamedTuple):
         """Return where to write the comparison of one of the members."""
         if self.comparison is None or not member.name:
             return self.comparison
-        return self.comparison.with_stem(f"{self.comparison.stem}-{member.name.replace('/', '-')}")
+        return self.comparison.with_stem("-".join([self.comparison.stem, re.sub(r"\W+", "-", member.name)]))
 
     @property
     def pixels(self) -> int:
@@ -199,13 +200,18 @@ def _members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
         arrays = list(_arrays(path))
     except Exception as error:  # zipfile and NumPy raise many types
         raise BrokenPicture(path, error) from None
-    images, problems = [], {}
+    images: list[Member] = []
+    problems: dict[str, object] = {}
     for array in arrays:
         try:
             _check_array(array)
             images.append(array)
         except UsageError as error:
             problems[array.name] = error
+    # Beside images of more dimensions, an array of two holds labels or the like.
+    if any(len(image.shape) > 2 for image in images):
+        problems |= {image.name: "" for image in images if len(image.shape) == 2}
+        images = [image for image in images if len(image.shape) > 2]
     if not images:
         reasons = "; ".join(f"{name}: {error}" if name else str(error) for name, error in problems.items())
         raise UsageError(f"{path}: {reasons or 'holds no arrays'}")
@@ -219,12 +225,15 @@ def _arrays(path: Path) -> Iterator[Member]:
     else:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                with archive.open(info) as member:
-                    yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
+                if info.filename.endswith(".npy"):
+                    with archive.open(info) as member:
+                        yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
+                else:  # another file
+                    yield Member(info.filename, (), np.dtype(object))
 
 
 def _check_array(array: Member) -> None:
-    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+    if array.dtype.type not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
     shape_of_four(array.shape)
 
@@ -297,7 +306,10 @@ def process(
 
 def write_metrics(path: Path, results: Sequence[Result]) -> None:
     """Write a .csv file with a line for each image: PSNR in dB and SSIM of the input and of the output."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(Result._fields)
         writer.writerows(results)
@@ -373,6 +385,9 @@ def _process_arrays(run: _Run, file: File) -> None:
     with atomic_path(file.target) as temporary:
         noisy = np.load(file.source, mmap_mode="r", allow_pickle=False)
         denoised = np.lib.format.open_memmap(temporary, "w+", noisy.dtype, noisy.shape)
+        if hasattr(os, "posix_fallocate"):  # otherwise a full disk ends the process with SIGBUS
+            with open(temporary, "r+b") as written:
+                os.posix_fallocate(written.fileno(), 0, temporary.stat().st_size)
         clean = None if file.clean is None else np.load(file.clean, mmap_mode="r", allow_pickle=False)
         _denoise_array(run, file, file.members[0], noisy, denoised, clean)
         denoised.flush()

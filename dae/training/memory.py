@@ -75,12 +75,16 @@ def available_memory() -> float:
         limits.append(soft - 1024 * _numbers("/proc/self/status").get("VmSize:", 0))
     group, used = (_first_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if group is not None and used is not None:
-        limits.append(group - used)
+        # Files that the system keeps in memory count as used, but are dropped when memory is needed.
+        cache = _numbers("/sys/fs/cgroup/memory.stat")
+        limits.append(group - used + cache.get("active_file", 0) + cache.get("inactive_file", 0))
     return max(0, min(limits, default=math.inf))
 
 
 def _numbers(path: str) -> dict[str, int]:
-    """Return the numbers of a file of /proc, in units of 1024 bytes, by the words before them; empty elsewhere."""
+    """Return the numbers of a file of /proc, in units of 1024 bytes, or of a control group, by the words before them;
+    nothing if there is no such file.
+    """
     try:
         lines = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError:

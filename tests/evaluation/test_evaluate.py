@@ -84,6 +84,7 @@ def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_p
 
 def test_graphs_for_many_sizes_give_no_warning(caplog, monkeypatch):
     monkeypatch.setattr(tf.get_logger(), "propagate", True)  # to caplog
+    caplog.set_level("WARNING", logger=tf.get_logger().name)
 
     def total(batch):
         return tf.reduce_sum(batch.clean)

@@ -1,11 +1,14 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_in_process, run_subprocess
+from helpers import EXPERIMENTS, run_in_process, run_subprocess
 from PIL import Image
 
 import dae
@@ -139,6 +142,49 @@ def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
+
+
+def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(model, tmp_path, mnist):
+    labels = np.eye(10, dtype=np.float32)[:3]
+    np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("notes.txt", "text")
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "copied unchanged: notes.txt, y of a.npz" in done.stdout
+    with np.load(tmp_path / "out" / "a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["y"], labels)
+    with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
+        assert archive.read("notes.txt") == b"text"
+    assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
+    (tmp_path / "out" / "a.npz").unlink()
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert (done.returncode, "would replace out/a-comparison-x-1.png" in done.stderr) == (2, True)
+
+
+def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, mnist, monkeypatch):
+    for folder in ("in", "clean"):
+        (tmp_path / folder).mkdir()
+        pictures.write(tmp_path / folder / "\udcff.png", mnist.test.pixels[0])
+    (tmp_path / "in" / "\udcfe.png").write_text("broken")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    flags = ("--output", "out", "--clean", "clean", "--skip-broken")
+    done = run_subprocess("denoise.py", model, "in", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert r"skipped broken files: in/\udcfe.png" in done.stdout
+    assert b"in/\xff.png,0," in (tmp_path / "out" / "metrics.csv").read_bytes()
+
+
+def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((300, 300), np.uint8))
+    command = ["import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"]
+    command += ["del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"]
+    arguments = [EXPERIMENTS / "denoise.py", model, tmp_path / "a.npy", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(command), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):

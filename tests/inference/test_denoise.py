@@ -79,6 +79,13 @@ def test_shape_and_type_are_kept_and_values_are_those_of_the_network(shape, dtyp
     np.testing.assert_allclose(denoised.astype(float), expected, atol=1 if dtype.startswith("u") else 1e-3)
 
 
+def test_arrays_of_another_byte_order_are_denoised(patches):
+    noisy = np.random.default_rng(0).integers(0, 65536, (28, 28), np.uint16)
+    denoised = dae.denoise(patches, noisy.astype(">u2"))
+    assert denoised.dtype == ">u2"
+    np.testing.assert_array_equal(denoised, dae.denoise(patches, noisy))
+
+
 def test_value_range_scales_black_and_white(conv, mnist):
     noisy = mnist.test.pixels[:3] / np.float32(255)
     expected = dae.denoise(conv, noisy)
