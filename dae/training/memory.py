@@ -53,7 +53,7 @@ def step_bytes(model: keras.Model) -> int:
     """Return the estimated memory of a training step per image.
 
     Kept are the outputs of the layers with weights; and there are gradients of two outputs at once, and a few batches
-    ahead. For the networks here, it is 0.75 to 1.4 of what was measured (docs/data.md).
+    ahead. It was 0.75 to 1.4 of the peak memory of runs with the networks here, as `/usr/bin/time -v` measures it.
     """
     height, width, channels = model.input_shape[1:]
     outputs = [returned for layer, _, returned in layers_at(model, height, width) if layer.weights]
