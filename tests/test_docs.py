@@ -24,8 +24,9 @@ def test_docs_links_lead_to_files(page):
 
 
 @pytest.mark.slow
-def test_readme_examples_of_loss_network_and_noise_train(tmp_path):
-    blocks = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_docs_examples_of_loss_network_and_noise_train(tmp_path):
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", pages, re.DOTALL)
     assert [name for name, _ in blocks] == ["my_losses.py", "my_networks.py", "my_noise.py"]
     for name, code in blocks:
         (tmp_path / name).write_text(code)
