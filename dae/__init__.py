@@ -23,7 +23,7 @@ __all__ = ["RunConfig", "UsageError", "denoise", "load_model", "train"]
 _LAZY_IMPORTS = {
     "RunConfig": "dae.config",
     "UsageError": "dae.errors",
-    "denoise": "dae.evaluation.denoise",
+    "denoise": "dae.inference.denoise",
     "load_model": "dae.workdir.model_files",
     "train": "dae.training.trainer",
 }
@@ -31,7 +31,7 @@ _LAZY_IMPORTS = {
 if TYPE_CHECKING:
     from dae.config import RunConfig
     from dae.errors import UsageError
-    from dae.evaluation.denoise import denoise
+    from dae.inference.denoise import denoise
     from dae.training.trainer import train
     from dae.workdir.model_files import load_model
 

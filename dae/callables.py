@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dae import plugins
+from dae.errors import listed
 
 _PLAIN = (type(None), type(...), bool, float, complex, str, bytes, range)
 # Attributes in which Python, NumPy and TensorFlow keep the function that is decorated, bound, or a property, ...
@@ -41,7 +42,7 @@ def record(function: Callable, field: str) -> tuple[str, str]:
     text = f"python:{name}@{walk.describe(function, name)}"
     prefix = f"warning: --{field}: {name}:"
     if walk.uncovered:
-        values = ", ".join(walk.uncovered[:5] + ["..."] * (len(walk.uncovered) > 5))
+        values = listed(walk.uncovered)
         print(f"{prefix} cannot record {values}; a resume cannot check that this is unchanged", file=sys.stderr)
     if not source:
         print(f"{prefix} no source code found, so none is kept with the run", file=sys.stderr)

@@ -160,6 +160,8 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
                 if name in PLUGIN_FIELDS and functions:
                     function = getattr(functions[0], "__name__", "my_function")
                     problem += f"; pass a function as {plugins.call_with(name, function, 'RunConfig(...)')}"
+                if name == "data" and (hasattr(value, "shape") or isinstance(value, dict)):
+                    problem = "expected a path; pass arrays as dae.train(RunConfig(...), data=arrays)"
                 raise UsageError(f"{flag(name)}: {problem}") from None
         for name, (is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)
@@ -322,6 +324,10 @@ def read(path: Path) -> RunConfig:
     """
     try:
         config = from_json(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        is_folder = path.name == "config.json" and path.parent.is_dir()
+        missing = f"{path.parent}: not a run's folder (it has no {path.name})" if is_folder else f"{path}: no such file"
+        raise UsageError(missing) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     return map_plugins(config, lambda name, text: plugins.resolve_paths(text, path.parent))
@@ -358,10 +364,9 @@ def canonicalize(config: RunConfig) -> RunConfig:
 def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> RunConfig:
     """Return the configuration that resumes the run in `run_dir`, which was started with `saved`, as `requested`.
 
-    Both are canonical. Five things may differ: more epochs at a constant learning rate, `checkpoint_every`, None for a
-    RECORDED setting, the place of the data, whose digest is checked, and the place of a user's file, for which the
-    run's copy is used. Raises UsageError, with both
-    values, for any other difference.
+    Both are canonical. These may differ: more epochs at a constant learning rate; `checkpoint_every`; None for a
+    RECORDED setting; the places of the data and of the initial weights, whose digests are checked; and that of a user's
+    file, for which the run's copy is used. Raises UsageError, with both values, for any other difference.
     """
     changes: dict[str, Any] = {name: getattr(saved, name) for name in RECORDED if getattr(requested, name) is None}
     for name in PLUGIN_FIELDS:

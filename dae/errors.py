@@ -5,6 +5,7 @@ import difflib
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,8 +49,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def listed(values: Iterable[object]) -> str:
+    """Return the first five values, separated by commas, for a message; dots stand for others."""
+    names = [str(value) for value in values]
+    return ", ".join(names[:5] + ["..."] * (len(names) > 5))
+
+
 @contextlib.contextmanager
-def as_usage_error(source: str, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
+def as_usage_error(source: str | Path, problem: str = "", *kinds: type[BaseException]) -> Iterator[None]:
     """Raise exceptions of these kinds as `UsageError("source: problem (first line)")`.
 
     A UsageError is raised again with `source: ` before its message.

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
-from dae.errors import UsageError
-from dae.evaluation import denoise_files
+from dae.errors import UsageError, listed
+from dae.inference import denoise_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main() -> None:
 
     cli.import_tensorflow(trained.onednn)
     from dae import runtime
-    from dae.evaluation.denoise import Denoiser
+    from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
     runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
@@ -72,10 +72,10 @@ def main() -> None:
         )
     seconds = time.perf_counter() - started
     if broken:
-        print(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
+        print(f"skipped broken files: {listed(broken)}")
     if arguments.clean is not None:
         denoise_files.write_metrics(output / "metrics.csv", results)
-        print(f"PSNR and SSIM: {output / 'metrics.csv'}")
+        print(f"{denoise_files.mean_quality(results)}; of each: {output / 'metrics.csv'}")
     print(denoise_files.summary(files, broken, seconds, output))
 
 

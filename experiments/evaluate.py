@@ -72,6 +72,7 @@ def main() -> None:
     from dae import runtime
     from dae.analysis import noise_sweep
     from dae.data import datasets, noise
+    from dae.data.images import same
     from dae.evaluation import evaluate
     from dae.evaluation.metrics import format_metrics
     from dae.reporting import plots
@@ -96,6 +97,8 @@ def main() -> None:
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
         settings = datasets.with_noise_level(settings, images)
         denoisers.append(noise_sweep.Denoiser(name, model, settings, images))
+        if not same(images, denoisers[0].images):
+            raise UsageError(f"{path}: has other test images than {paths[0]}; --data tests both on the same")
 
     if is_sweep:
         noises = arguments.noises or (configs[0].noise,)
@@ -114,7 +117,10 @@ def main() -> None:
         plots.save_denoised(figure, evaluate.denoise_samples(only.model, only.config, only.images))
         clipped = "clipped" if only.config.clip_noise else "not clipped"
         level = noise_sweep.format_level(only.config.noise_level or 0.0)
-        print(f"{paths[0]} on {only.config.noise} noise {level}, {clipped}: {format_metrics(report)}")
+        of_noise = f"{only.config.noise} noise {level}, {clipped}"
+        if only.images.is_paired and only.config.noise_range == (0, 0):
+            of_noise = "pairs of noisy and clean images"
+        print(f"{paths[0]} on {of_noise}: {format_metrics(report)}")
         print(f"plot: {figure}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from dae import cli
-from dae.models import export
+from dae.inference import export
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,7 @@ def test_a_value_out_of_range_is_refused_by_flag_and_value(values: dict[str, Any
         ({"loss": len}, r"--loss: .*str.* got <built-in function len>; .* dae.train\(RunConfig\(...\), loss=len\)$"),
         ({"noise": len}, r"--noise: .* dae.train\(RunConfig\(...\), noise=len\)$"),
         ({"model": dict}, r"--model: .* dae.train\(RunConfig\(...\), model=dict\)$"),
+        ({"data": np.zeros((2, 28, 28))}, r"--data: expected a path; .* dae.train\(RunConfig\(...\), data=arrays\)$"),
         ({"metrics": len}, r"--metrics: .* dae.train\(RunConfig\(...\), metrics=\[len\]\)$"),
         ({"metrics": ["a.py:f", len]}, r"--metrics: .* dae.train\(RunConfig\(...\), metrics=\[len\]\)$"),
         ({"optimizer": len}, "--optimizer: .*str.* got <built-in function len>$"),
@@ -232,6 +233,13 @@ def test_ints_become_floats_and_lists_become_tuples():
 def test_an_invalid_config_file_is_refused_with_the_reason(text, message):
     with pytest.raises(UsageError, match=f"^x.json: .*{message}"):
         config_module.from_json(text, "x.json")
+
+
+def test_a_folder_without_a_run_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(UsageError, match=rf"^{tmp_path}: not a run's folder \(it has no config\.json\)$"):
+        config_module.read(tmp_path / "config.json")
+    with pytest.raises(UsageError, match=r"none\.json: no such file$"):
+        config_module.read(tmp_path / "none.json")
 
 
 def test_a_config_file_of_format_1_is_refused(tmp_path):

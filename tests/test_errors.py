@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from dae.errors import UsageError, as_usage_error, first_line, lookup
+from dae.errors import UsageError, as_usage_error, first_line, listed, lookup
 
 
 def test_first_line_is_the_first_line_of_the_message_or_the_type():
@@ -21,6 +21,11 @@ def test_first_line_of_an_error_in_a_graph_is_its_reason():
         graph()
     assert str(caught.value).startswith("Graph execution error:")
     assert "ValueError: no such noise" in first_line(caught.value)
+
+
+def test_listed_shows_at_most_five_values():
+    assert listed(range(5)) == "0, 1, 2, 3, 4"
+    assert listed(range(7)) == "0, 1, 2, 3, 4, ..."
 
 
 def test_as_usage_error_converts_only_the_given_kinds():

@@ -26,6 +26,7 @@ from dae.config import RunConfig, canonicalize, flag
 from dae.data.images import value_range
 from dae.data.pipeline import Batch, evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
+from dae.evaluation.evaluate import compiled_by_shape
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.models.fused_layers import fused
 from dae.training.task import Task, prepare
@@ -220,7 +221,7 @@ def score_by_losses(comparison: Comparison, tasks: Mapping[str, Task]) -> dict[s
     scorers = {name: task.loss for name, task in tasks.items() if not task.loss.inputs and not task.loss.layers}
     task = next(iter(tasks.values()))
 
-    @tf.function
+    @compiled_by_shape
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
         denoised = fused(task.model, training=False)(batch.noisy).denoised
         return {name: tf.reduce_sum(loss(batch.clean, denoised)["loss"]) for name, loss in scorers.items()}

@@ -7,6 +7,7 @@ compared with its actual size before anything is allocated, and pixels are read 
 import contextlib
 import gzip
 import math
+import os
 import re
 import struct
 import zipfile
@@ -104,7 +105,10 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
             if not isinstance(name, str):
                 raise UsageError(f"expected names of arrays, such as 'x_train', got {shown(name)}")
             if not isinstance(array, np.ndarray):
-                raise UsageError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+                raise UsageError(
+                    f"{name + ': ' if name else ''}expected a NumPy array, got {type(array).__name__}"
+                    + ("; paths belong in RunConfig(data=...)" if isinstance(array, str | os.PathLike) else "")
+                )
         return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
 
 
@@ -197,8 +201,11 @@ def _check_values(block: np.ndarray, low: float, high: float, start: int, is_noi
         )
 
 
-def _npy(file: _Readable, size: int) -> _Array:
-    """Read the header of an array in the .npy format, from a file of `size` bytes."""
+def npy_header(file: _Readable, size: int) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Return the shape and type of the .npy array in a file of `size` bytes, and whether it is in Fortran order.
+
+    Leaves `file` at its first value. Raises UsageError for another version or size, and ValueError if it is no array.
+    """
     magic = np.lib.format.read_magic(file)
     if magic not in _NPY_HEADERS:
         raise UsageError(f"expected .npy format 1.0 or 2.0, got {magic}")
@@ -206,6 +213,11 @@ def _npy(file: _Readable, size: int) -> _Array:
     # Labels can be Python objects; they are not read.
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
         raise UsageError(f"shape {shape} does not match the size of the file")
+    return shape, dtype, fortran_order
+
+
+def _npy(file: _Readable, size: int) -> _Array:
+    shape, dtype, fortran_order = npy_header(file, size)
     if not fortran_order or len(shape) < 2:
         return _Array(shape, dtype, lambda: _blocks(file, shape, dtype))
     if math.prod(shape) * dtype.itemsize > storage.IN_MEMORY:

@@ -32,8 +32,6 @@ KERAS_FILES = {
 }
 # By default a tenth of the images, at most this many, validates, and, if there are no test images, tests.
 MAX_VALIDATION, MAX_TEST = 5_000, 10_000
-
-
 # A brightest value of at most this share of white is taken for a mistake about which value is white.
 NEARLY_BLACK = 0.25
 
@@ -138,6 +136,8 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
     _check_brightness(parts.values(), config, name)
     lines = [_describe(one, part, config, name) + roles.get(part, "") for part, one in parts.items()]
     examples = examples_per_epoch(train, config)
+    if config.patch_size is not None:
+        lines[0] += f"; an epoch has {examples:,} patches of {config.patch_size} x {config.patch_size}"
     if examples < config.batch_size:
         kind = "training images" if config.patch_size is None else "patches of an epoch"
         notes.append(f"--batch-size {config.batch_size} exceeds the {examples} {kind}; a step takes all of them")
@@ -155,15 +155,16 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
 
     Pictures can have several sizes. Raises UsageError as `load` does.
     """
+    name = source(config)
     images, notes = _read(config, None, keep_sizes=True)
     if TEST not in images and len(images) > 1:
         raise UsageError(
-            f"{source(config)}: has no part to test on, only {' and '.join(images)}; expected test, such as a folder "
+            f"{name}: has no part to test on, only {' and '.join(images)}; expected test, such as a folder "
             "test or an array x_test, or no parts"
         )
     test = images.get(TEST, next(iter(images.values())))
-    _check_brightness([test], config, source(config))
-    return test, (_describe(test, TEST, config, source(config)), *notes)
+    _check_brightness([test], config, name)
+    return test, (_describe(test, TEST, config, name), *notes)
 
 
 def source(config: RunConfig) -> str:
@@ -302,13 +303,11 @@ def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
     areas = images.shapes.prod(axis=1)
     sizes = [f"{height} x {width}" for height, width in images.shapes[[areas.argmin(), areas.argmax()]]]
     size = " to ".join(dict.fromkeys(sizes))
-    dtype = images.pixels.dtype.name
-    kind = "grey" if images.channels == 1 else "colour"
-    counted = (
-        ("pairs of noisy and clean images" if images.is_paired else "images")
-        if len(images) > 1
-        else ("pair of a noisy and a clean image" if images.is_paired else "image")
-    )
+    kind = f"{'grey' if images.channels == 1 else 'colour'}, {images.pixels.dtype.name}"
+    if images.is_paired:
+        noun = "pair of a noisy and a clean image" if len(images) == 1 else "pairs of noisy and clean images"
+    else:
+        noun = "image" if len(images) == 1 else "images"
     # In the precision of the pixels, of which none exceeds --value-range 0 0.1 by its rounding.
     low, high = map(np.float32, value_range(images, config.value_range))
     darkest, brightest = images.clean.min(), images.clean.max()
@@ -325,4 +324,4 @@ def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
                 f"{name}: {part} has noisy values from {least:g} to {most:g}, but black is {low:g} and white {high:g}; "
                 "--value-range sets others, and --no-clip-noise allows any finite ones"
             )
-    return f"{part}: {len(images):,} {counted}, {size}, {kind}, {dtype} from {darkest:g} to {brightest:g}"
+    return f"{part}: {len(images):,} {noun}, {size}, {kind} from {darkest:g} to {brightest:g}"

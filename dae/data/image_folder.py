@@ -5,7 +5,8 @@ fixed seed, because folders are often sorted by class and the last training imag
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from dae.config import RunConfig
 from dae.data import layout, pictures, storage
 from dae.data.array_files import check_shape
 from dae.data.images import Images, Parts, rescaled, to_grey
-from dae.data.pictures import Header
-from dae.errors import UsageError, as_usage_error
+from dae.data.pictures import BrokenPicture, Header
+from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import files_in
 
 # The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
@@ -29,16 +30,17 @@ _AHEAD = 256
 _Paths = tuple[Path, ...]
 
 
-def find(folder: Path) -> tuple[list[Path], collections.Counter[str]]:
-    """Return the paths of all pictures in `folder` and its subfolders, sorted, and the number of other files by suffix.
+def find_files(
+    folder: Path, suffixes: Collection[str] = pictures.SUFFIXES, without: Path | None = None
+) -> tuple[list[Path], str]:
+    """Return the files in `folder` and its subfolders with one of `suffixes`, sorted, and a count of others by suffix.
 
-    Links are followed; hidden files and folders are left out.
+    Links are followed; hidden files and folders, and the subfolder `without`, are left out.
     """
-    with as_usage_error("--data"):
-        files = list(files_in(folder))
-    found = [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
-    others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in pictures.SUFFIXES)
-    return found, collections.Counter(others)
+    files = list(files_in(folder, without))
+    others = (path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in suffixes)
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in collections.Counter(others).most_common())
+    return [path for path in files if path.suffix.lower() in suffixes], counts
 
 
 def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
@@ -49,15 +51,18 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     Raises UsageError if pictures have different sizes without that or `keep_sizes`; for names that are ambiguous; and
     for a broken picture, unless `config.skip_broken`.
     """
-    files, others = find(folder)
+    with as_usage_error("--data"):
+        files, others = find_files(folder)
     if not files:
-        held = f" (but {_counts(others)})" if others else ""
+        held = f" (but {others})" if others else ""
         raise UsageError(
             f"--data: {folder}: holds no pictures{held}; expected files that end in {', '.join(pictures.SUFFIXES)}"
         )
-    notes = [f"not read, because of their suffixes: {_counts(others)}"] if others else []
+    notes = [f"not read, because of their suffixes: {others}"] if others else []
     with as_usage_error(f"--data: {folder}"):
-        divided = layout.divide(layout.of_files(path.relative_to(folder) for path in files))
+        places = layout.of_files(path.relative_to(folder) for path in files)
+        divided = layout.divide(places)
+    notes += layout.doubts(places)
     parts = {
         part: _shuffled([tuple(folder / path for path in names if path is not None) for names in divided[part]])
         for part in divided
@@ -81,13 +86,8 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
             raise UsageError(f"--data: {folder}: all pictures of the part {part} are broken")
     broken = sorted({str(path.relative_to(folder)) for path in reader.broken})
     if broken:
-        listed = ", ".join(broken[:5]) + ("" if len(broken) <= 5 else ", ...")
-        notes.append(f"skipped {len(broken)} broken pictures: {listed}")
+        notes.append(f"skipped {len(broken)} broken pictures: {listed(broken)}")
     return Parts(images, notes + convert.notes)
-
-
-def _counts(suffixes: collections.Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
 
 
 def _shuffled(paths: Sequence[_Paths]) -> list[_Paths]:
@@ -108,26 +108,26 @@ class _Reader:
         with ThreadPoolExecutor() as pool, bar:
             for start in range(0, len(files), _AHEAD):
                 some = files[start : start + _AHEAD]
-                for paths, (value, reason) in zip(some, pool.map(_attempt(read_one), some), strict=True):
+                for paths, value in zip(some, pool.map(_attempt(read_one), some), strict=True):
                     bar.update()
-                    if reason is None:
+                    if not isinstance(value, BrokenPicture):
                         yield paths, value
                     elif self._skip_broken:
-                        self.broken.append(reason[0])
+                        self.broken.append(value.path)
                     else:
                         raise UsageError(
-                            f"--data: {reason[1]}; repair or remove it, or skip broken pictures with --skip-broken"
+                            f"--data: {value}; repair or remove it, or skip broken pictures with --skip-broken"
                         )
 
 
-def _attempt(read_one: Callable[[_Paths], Any]) -> Callable[[_Paths], tuple[Any, tuple[Path, str] | None]]:
-    """Return the function that returns (what `read_one` returns, None) or (None, (a broken file, why))."""
+def _attempt(read_one: Callable[[_Paths], Any]) -> Callable[[_Paths], Any]:
+    """Return the function that returns what `read_one` returns, or the BrokenPicture that it raises."""
 
-    def attempt(paths: _Paths) -> tuple[Any, tuple[Path, str] | None]:
+    def attempt(paths: _Paths) -> Any:
         try:
-            return read_one(paths), None
-        except pictures.BrokenPicture as error:
-            return None, (next(path for path in paths if str(error).startswith(str(path))), str(error))
+            return read_one(paths)
+        except BrokenPicture as error:
+            return error
 
     return attempt
 
@@ -151,7 +151,9 @@ class _Conversion:
         self._dtype = np.promote_types(*types, *types) if len(types) == 1 else np.dtype(np.uint16)
         channels = {one.channels for one in every.values()}
         if channels == {1, 3} and not config.grey:
-            self.notes.append("grey pictures among coloured ones converted to colour")
+            self.notes.append(
+                "grey pictures among coloured ones converted to colour; to denoise grey ones, train with --grey"
+            )
         self._channels = 1 if config.grey else max(channels)
         for paths, each in headers.items():
             if len({(one.height, one.width) for one in each}) > 1 and self._size is None:
@@ -172,7 +174,7 @@ class _Conversion:
                 f"({sizes[least].name}) to {most[0]} x {most[1]} ({sizes[most].name}); add --image-size to scale and "
                 "crop them to one, or --patch-size to train on patches of them"
             )
-        self._has_sizes = len(sizes) > 1
+        self._only_size = least if len(sizes) == 1 else None
         for size, path in sizes.items():
             with as_usage_error(f"--data: {path}"):
                 check_shape((1, *size, self._channels))
@@ -181,20 +183,18 @@ class _Conversion:
         """Decode the pictures or pairs of one part."""
         is_paired = len(paths[0]) == 2
         channels = self._channels * (2 if is_paired else 1)
-        sizes = np.array([headers[one][0][:2] for one in paths], np.int64).reshape(-1, 2)
-        if not self._has_sizes:
-            size = self._size or sizes[0]
-            blocks = (pixels[None] for _, pixels in reader(self._decode, paths))
-            return Images(storage.materialize((len(paths), *size, channels), blocks, self._dtype), is_paired)
-        read = []
+        sizes = []
 
         def rows() -> Iterator[np.ndarray]:
             for _, pixels in reader(self._decode, paths):
-                read.append(pixels.shape[:2])
+                sizes.append(pixels.shape[:2])
                 yield pixels.reshape(-1, channels)
 
-        pixels = storage.materialize((int(sizes.prod(axis=1).sum()), channels), rows(), self._dtype)
-        return Images(pixels, is_paired, np.array(read, np.int64).reshape(-1, 2))
+        count = sum(math.prod(self._only_size or headers[one][0][:2]) for one in paths)
+        pixels = storage.materialize((count, channels), rows(), self._dtype)
+        if self._only_size is not None:
+            return Images(pixels.reshape(-1, *self._only_size, channels), is_paired)
+        return Images(pixels, is_paired, np.array(sizes, np.int64).reshape(-1, 2))
 
     def _decode(self, paths: _Paths) -> np.ndarray:
         """Return a picture, or a pair on the axis of channels, [H, W, C or 2 C]."""

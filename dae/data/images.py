@@ -86,6 +86,16 @@ class Images:
         digest.update(np.ascontiguousarray(self.pixels).data)
 
 
+def same(one: Images, other: Images) -> bool:
+    """Return whether two sets of images are equal."""
+    return (
+        one.is_paired == other.is_paired
+        and one.pixels.dtype == other.pixels.dtype
+        and np.array_equal(one.shapes, other.shapes)
+        and np.array_equal(one.pixels, other.pixels)
+    )
+
+
 class Parts(NamedTuple):
     """The images of a data set as read, by part (dae/data/layout.py), and what the user should know about them."""
 
@@ -130,6 +140,22 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
 def value_range(images: Images, configured: tuple[float, float] | None) -> tuple[float, float]:
     """Return the values of black and white: those configured, or those usual for the type of the pixels."""
     return configured or default_range(images.pixels.dtype)
+
+
+def shape_of_four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return the shape [N, H, W, C] of an array [H, W], [H, W, C], [N, H, W] or [N, H, W, C]. Raises UsageError.
+
+    Three dimensions are [H, W, C] if the last is 1 or 3, and [N, H, W] if all but the first are at least 11.
+    """
+    if len(shape) == 2 and min(shape) > 0:
+        return (1, shape[0], shape[1], 1)
+    if len(shape) == 3 and shape[2] in (1, 3) and min(shape) > 0:
+        return (1, shape[0], shape[1], shape[2])
+    if len(shape) == 3 and min(shape[1:]) >= 11 and shape[0] > 0:
+        return (shape[0], shape[1], shape[2], 1)
+    if len(shape) == 4 and shape[3] in (1, 3) and min(shape) > 0:
+        return (shape[0], shape[1], shape[2], shape[3])
+    raise UsageError(f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 or 3, got {shape}")
 
 
 def default_range(dtype: np.dtype) -> tuple[float, float]:

@@ -124,6 +124,26 @@ def divide(places: Mapping[Name, Place]) -> dict[str, list[tuple[Name, Name | No
     return {part: _pairs(names, clean_role) for part, names in parts.items()}
 
 
+def doubts(places: Mapping[PurePath, Place]) -> list[str]:
+    """Return a note for the user if images that are all taken for clean ones may be pairs."""
+    if {place.role for place in places.values()} != {None}:
+        return []
+    names: dict[PurePath, set[str]] = {}
+    siblings: dict[tuple[str | None, PurePath], set[PurePath]] = {}
+    for path, place in places.items():
+        names.setdefault(path.parent, set()).add(path.stem)
+        siblings.setdefault((place.part, path.parent.parent), set()).add(path.parent)
+    for folders in siblings.values():
+        if len(folders) == 2:
+            one, other = sorted(folders)
+            if names[one] == names[other] and len(names[one]) > 1:
+                return [
+                    f"{one} and {other} hold pictures of equal names, all taken for clean images; if they are pairs, "
+                    "name the folders noisy and clean"
+                ]
+    return []
+
+
 def _pairs(places: Mapping[Name, Place], clean_role: str | None) -> list[tuple[Name, Name | None]]:
     clean: dict[str, Name] = {}
     noisy: dict[str, Name] = {}

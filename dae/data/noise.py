@@ -127,8 +127,6 @@ NOISES: dict[str, Noise] = {
 MAX_LEVEL = {"salt_pepper": 1.0, "masking": 1.0}
 # Above it, clipped noise leaves hardly anything of an image; it is then a level for images from 0 to 255.
 MAX_PLAUSIBLE_LEVEL = 2.0
-
-
 _LIKELY_LEVELS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(
         ("gaussian", "uniform", "speckle"),

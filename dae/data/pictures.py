@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import TiffImagePlugin as tiff
 
 from dae.errors import UsageError, first_line
 from dae.workdir.files import atomic_path
@@ -48,7 +48,11 @@ _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's own
 
 
 class BrokenPicture(UsageError):
-    """The file is damaged, no picture, or one that cannot be read exactly."""
+    """A file is damaged, no picture, or one that cannot be read exactly."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{path}: not readable ({first_line(error)})")
+        self.path = path
 
 
 class Header(NamedTuple):
@@ -154,7 +158,7 @@ def _broken(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise BrokenPicture(f"{path}: not readable ({first_line(error)})") from None
+        raise BrokenPicture(path, error) from None
 
 
 def _read(path: Path, at_least: tuple[int, int] | None) -> Picture:
@@ -222,17 +226,17 @@ def _inspect(path: Path) -> _Source:
 def _inspect_tiff(path: Path) -> _Source:
     with open(path, "rb") as file:
         start = file.read(8)
-        tags = ImageFileDirectory_v2(start if start[2:4] in (b"*\0", b"\0*") else start + file.read(8))
+        tags = tiff.ImageFileDirectory_v2(start if start[2:4] in (b"*\0", b"\0*") else start + file.read(8))
         file.seek(tags.next)
         tags.load(file)
-    samples, photometric, orientation = tags.get(277, 1), tags.get(262), tags.get(_ORIENTATION, 1)
-    bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
-    width, height = tags[256], tags[257]
-    expansion = {1: 1, 8: _DEFLATE, 32946: _DEFLATE}.get(tags.get(259, 1), math.inf)
-    _check_size(path, width, height, sum(tags.get(258, (1,))), expansion)
+    samples, photometric = tags.get(tiff.SAMPLESPERPIXEL, 1), tags.get(tiff.PHOTOMETRIC_INTERPRETATION)
+    bits, formats = tags.get(tiff.BITSPERSAMPLE, (1,)), set(tags.get(tiff.SAMPLEFORMAT, (1,)))
+    width, height, orientation = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH], tags.get(_ORIENTATION, 1)
+    expansion = {1: 1, 8: _DEFLATE, 32946: _DEFLATE}.get(tags.get(tiff.COMPRESSION, 1), math.inf)
+    _check_size(path, width, height, sum(bits), expansion)
     # Pillow transposes a TIFF itself.
     size = (width, height) if orientation in range(5, 9) else (height, width)
-    kind = (samples, photometric, *sorted(bits), *sorted(formats))
+    kind = (samples, photometric, *sorted({*bits}), *sorted(formats))
     if max(bits) <= 8 and formats == {1}:
         with Image.open(path, formats=("TIFF",)) as image:
             _, _, channels, dtype = _header(image)
@@ -241,21 +245,21 @@ def _inspect_tiff(path: Path) -> _Source:
         source = _Source(Header(*size, 1, _UINT16), white_is_zero=photometric == 0)
     elif kind == (1, 1, 32, 3):
         source = _Source(Header(*size, 1, _FLOAT32))
-    elif kind in ((3, 2, 16, 1), (4, 2, 16, 1), (3, 2, 32, 3)) and tags.get(338, (2,)) in ((0,), (2,)):
+    elif kind in ((3, 2, 16, 1), (4, 2, 16, 1), (3, 2, 32, 3)) and tags.get(tiff.EXTRASAMPLES, (2,)) in ((0,), (2,)):
         _require_opencv(path)
         # OpenCV mixes up the channels of a planar TIFF, and applies an orientation or not, depending on its version.
-        if tags.get(284, 1) != 1 or orientation != 1:
-            raise ValueError(f"a TIFF of {bits.pop()}-bit colour must not be planar, or have an orientation")
+        if tags.get(tiff.PLANAR_CONFIGURATION, 1) != 1 or orientation != 1:
+            raise ValueError(f"a TIFF of {bits[0]}-bit colour must not be planar, or have an orientation")
         dtype = _FLOAT32 if formats == {3} else _UINT16
-        source = _Source(Header(*size, 3, dtype), with_opencv=True, ignore_fourth=tags.get(338) == (0,))
+        source = _Source(Header(*size, 3, dtype), with_opencv=True, ignore_fourth=tags.get(tiff.EXTRASAMPLES) == (0,))
     else:
         names = {1: "unsigned", 2: "signed", 3: "float"}
         raise ValueError(
-            f"a TIFF of {samples} x {'/'.join(map(str, sorted(bits)))} bits, "
+            f"a TIFF of {samples} x {'/'.join(map(str, sorted({*bits})))} bits, "
             f"{'/'.join(names.get(one, 'unknown') for one in sorted(formats))}, photometric {photometric}; "
             "at most 16 bits unsigned, or 32-bit floats, in grey or RGB, are supported"
         )
-    return source._replace(icc_profile=tags.get(34675))
+    return source._replace(icc_profile=tags.get(tiff.ICCPROFILE))
 
 
 def _check_size(path: Path, width: int, height: int, bits: int, expansion: float) -> None:

@@ -1,7 +1,7 @@
 """Evaluation of a model: the exact means of all metrics over a set of images."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -17,6 +17,8 @@ from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 from dae.models.sizes import fitting_size
 
+T = TypeVar("T")
+
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
 
@@ -31,7 +33,7 @@ def make_evaluator(
     """
     names = [*(objective.loss.names if objective else ()), *metrics]
 
-    @tf.function
+    @compiled_by_shape
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
         network = fused(model, training=False)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
@@ -51,6 +53,22 @@ def make_evaluator(
         return {name: total / images for name, total in totals.items()} if images else {}
 
     return evaluate
+
+
+def compiled_by_shape(function: Callable[[Batch], T]) -> Callable[[Batch], T]:
+    """Return `function` with a graph for each shape of images.
+
+    A tf.function alone would do the same, but would warn the user if there are many shapes.
+    """
+    compiled, graphs = tf.function(function), {}
+
+    def call(batch: Batch) -> T:
+        shape = tuple(batch.clean.shape)
+        if shape not in graphs:
+            graphs[shape] = compiled.get_concrete_function(batch)
+        return graphs[shape](batch)
+
+    return call
 
 
 def evaluate_test(evaluate: Evaluate, config: RunConfig, images: Images) -> dict[str, float]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.models.sizes import enlargement, fitting_size, interpolates, view_of_any_size
+from dae.models.sizes import enlargement, fitting_size, interpolates, mirrored, view_of_any_size
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
@@ -64,8 +64,7 @@ def fused(model: keras.Model, training: bool = True) -> Network:
         if (padded_height, padded_width) == (height, width):
             return network(noisy)
         # Not tf.pad, which mirrors an image only once.
-        rows = np.pad(np.arange(height), (0, padded_height - height), "symmetric")
-        columns = np.pad(np.arange(width), (0, padded_width - width), "symmetric")
+        rows, columns = mirrored(height, padded_height), mirrored(width, padded_width)
         outputs = network(tf.gather(tf.gather(noisy, rows, axis=1), columns, axis=2))
         return outputs._replace(denoised=outputs.denoised[:, :height, :width])
 

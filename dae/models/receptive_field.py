@@ -188,22 +188,19 @@ def _shift(before: int, after: int) -> _Step:
 
 
 def _windows(layer: Any) -> tuple[_Step, ...]:
-    is_pooling = hasattr(layer, "pool_size")
-    sizes = layer.pool_size if is_pooling else layer.kernel_size
-    dilations = (1, 1) if is_pooling else layer.dilation_rate
+    sizes = layer.pool_size if hasattr(layer, "pool_size") else layer.kernel_size
+    dilations = getattr(layer, "dilation_rate", (1, 1))
     return tuple(
         _window((size - 1) * dilation + 1, stride, layer.padding)
-        for size, dilation, stride in zip(sizes, _pair(dilations), _pair(layer.strides), strict=True)
+        for size, dilation, stride in zip(sizes, dilations, layer.strides, strict=True)
     )
 
 
 def _transposed_windows(layer: Any) -> tuple[_Step, ...]:
-    is_plain = layer.output_padding is None and _pair(layer.dilation_rate) == (1, 1)
+    is_plain = layer.output_padding is None and layer.dilation_rate == (1, 1)
     return tuple(
         _transposed_window((size - 1) * dilation + 1, stride, layer.padding, is_plain)
-        for size, dilation, stride in zip(
-            layer.kernel_size, _pair(layer.dilation_rate), _pair(layer.strides), strict=True
-        )
+        for size, dilation, stride in zip(layer.kernel_size, layer.dilation_rate, layer.strides, strict=True)
     )
 
 
@@ -211,10 +208,6 @@ def _upsamplings(layer: Any) -> tuple[_Step, ...] | None:
     if layer.interpolation not in ("nearest", "bilinear"):
         return None
     return tuple(_upsampling(factor, layer.interpolation) for factor in layer.size)
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 _STEPS: dict[type, Callable[[Any], tuple[_Step, ...] | None]] = {

@@ -4,10 +4,12 @@ import contextlib
 import functools
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError
@@ -16,6 +18,9 @@ from dae.errors import UsageError
 _SEARCHED = 256
 # ... and those that halve them up to five times one of as many heights with one of as many widths.
 _SEARCHED_RECTANGLES = 32
+
+# The sizes that were found for each model, which lives no longer for it.
+_found: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, int], tuple[int, int]]] = weakref.WeakKeyDictionary()
 
 
 def any_size(model: keras.Model) -> keras.Model:
@@ -47,6 +52,11 @@ def _cloned(model: keras.Model, **options: Any) -> keras.Model:
         if clone.outputs[0].shape == clone.inputs[0].shape:
             return clone
     return model
+
+
+def mirrored(side: int, longer: int) -> np.ndarray:
+    """Return the index of each of `longer` pixels of an image that is mirrored at its end, as often as needed."""
+    return np.pad(np.arange(side), (0, longer - side), "symmetric")
 
 
 def _input(model: keras.Model, height: int | None, width: int | None) -> Any:
@@ -107,13 +117,21 @@ def fits(model: keras.Model, height: int, width: int) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=1024)
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
     Raises UsageError if it takes no such size, or only one other, as with a dense layer on all pixels.
     """
-    if (height, width) == model.input_shape[1:3] or fits(model, height, width):
+    if (height, width) == model.input_shape[1:3]:
+        return height, width
+    found = _found.setdefault(model, {})
+    if (height, width) not in found:
+        found[height, width] = _search(model, height, width)
+    return found[height, width]
+
+
+def _search(model: keras.Model, height: int, width: int) -> tuple[int, int]:
+    if fits(model, height, width):
         return height, width
     refused = UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
     if None not in view_of_any_size(model).input_shape[1:3]:

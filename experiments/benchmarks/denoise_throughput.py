@@ -62,7 +62,7 @@ def main() -> None:
     import tensorflow as tf
 
     from dae import runtime
-    from dae.evaluation.denoise import Denoiser
+    from dae.inference.denoise import Denoiser
     from dae.models import networks, sizes
     from dae.models.fused_layers import fused
 

@@ -111,6 +111,13 @@ def test_evaluate_compares_runs_in_tables_a_plot_and_a_csv_file(run, tmp_path):
     assert tf.io.decode_png((tmp_path / "sweep.png").read_bytes()).shape[0] > 400
 
 
+def test_runs_with_other_test_images_are_not_compared(run, tiny_run, tmp_path):
+    done = run_in_process("evaluate.py", run, tiny_run, "--noise-levels", 0.1, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{tiny_run}: has other test images than {run}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluate_without_a_model_asks_for_one(tmp_path):
     done = run_in_process("evaluate.py", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -422,6 +422,8 @@ def test_pictures_of_several_sizes_are_kept_whole_with_patch_size(dtype, digits,
     splits = load(tmp_path / "sizes", patch_size=16)
     assert " x " in splits.notes[0]
     assert " to " in splits.notes[0]
+    patches = sum(max(1, size[0] * size[1] // 16**2) for size in splits.train.shapes)
+    assert splits.notes[0].endswith(f"; an epoch has {patches} patches of 16 x 16")
     found = [
         batch.clean[0, ..., 0]
         for part in (splits.train, splits.validation, splits.test)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, divide, of_files, of_word
+from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, divide, doubts, of_files, of_word
 from dae.errors import UsageError
 
 # Names of images without a word for a part or a role, such as 0017 and img_3.
@@ -236,13 +236,25 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
             ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the parts train", id="class train"
         ),
         pytest.param(
-            ["BSDS/train/1.png", "BSDS/test/1.png"], r"BSDS/train says .* not as an outermost folder", id="part below"
+            ["BSDS/train/1.png", "BSDS/test/1.png"],
+            r"BSDS/train is named like a part of a data set, .* but lies in another folder",
+            id="part below",
         ),
         pytest.param(
-            ["train/images/noisy/1.png"], r"train/images/noisy says .* not as an outermost folder", id="role below"
+            ["train/images/noisy/1.png"],
+            r"train/images/noisy is named like a part of a data set, .* but lies in another folder",
+            id="role below",
         ),
-        pytest.param(["train/test/1.png"], r"train/test says .* not as an outermost folder", id="two parts"),
-        pytest.param(["noisy/clean/1.png"], r"noisy/clean says .* not as an outermost folder", id="two roles"),
+        pytest.param(
+            ["train/test/1.png"],
+            r"train/test is named like a part of a data set, .* but lies in another folder",
+            id="two parts",
+        ),
+        pytest.param(
+            ["noisy/clean/1.png"],
+            r"noisy/clean is named like a part of a data set, .* but lies in another folder",
+            id="two roles",
+        ),
         pytest.param(
             ["train_1.png", "test_1.png"],
             r"names of the pictures say test and train; put them into folders",
@@ -256,6 +268,23 @@ def test_ambiguous_layouts_are_refused_in_one_line(names, message):
             divided(*order)
         assert "\n" not in str(caught.value)
         assert "; " in str(caught.value)  # what is wrong; what is expected
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["before/1.png", "before/2.png", "after/1.jpg", "after/2.jpg"], "after and before hold"),
+        (["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png"], "train/a and train/b hold"),
+        (["cats/1.png", "cats/2.png", "dogs/1.png", "dogs/3.png"], None),
+        (["0/1.png", "0/2.png", "1/1.png", "1/2.png", "2/1.png", "2/2.png"], None),
+        (["noisy/1.png", "noisy/2.png", "clean/1.png", "clean/2.png"], None),
+        (["train/1.png", "train/2.png", "test/1.png", "test/2.png"], None),
+        (["1.png", "2.png"], None),
+    ],
+)
+def test_two_folders_of_equal_names_without_a_known_word_are_noted(names, note):
+    notes = doubts(of_files(map(PurePath, names)))
+    assert [one[: len(note or "")] for one in notes] == ([] if note is None else [note])
 
 
 def test_names_of_arrays_are_divided_too():

@@ -8,7 +8,7 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, denoise_samples, evaluate_test, make_evaluator
+from dae.evaluation.evaluate import check_fits, compiled_by_shape, denoise_samples, evaluate_test, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
 from dae.models import networks
 
@@ -80,3 +80,20 @@ def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_p
     assert (done.returncode, done.stderr) == (0, "")
     assert "PSNR" in done.stdout
     assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100
+
+
+def test_graphs_for_many_sizes_give_no_warning(caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)  # to caplog
+
+    def total(batch):
+        return tf.reduce_sum(batch.clean)
+
+    def call_with_many_sizes(compiled):
+        for side in range(11, 19):
+            ones = np.ones((1, side, side, 1), np.float32)
+            assert compiled(batch_of(ones, ones)) == side**2
+
+    call_with_many_sizes(compiled_by_shape(total))
+    assert caplog.messages == []
+    call_with_many_sizes(tf.function(total))
+    assert "retracing" in caplog.messages[0]

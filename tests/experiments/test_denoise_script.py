@@ -123,6 +123,8 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
             mse = np.mean((image / 255 - clean / 255) ** 2)
             assert float(row[name]) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
         assert 0 < float(row["ssim_input"]) < 1
+    before, after = (np.mean([float(row[name]) for row in rows]) for name in ("psnr_input", "psnr_output"))
+    assert f"PSNR {before:.2f} dB before, {after:.2f} dB after" in done.stdout
     shown = pictures.read(tmp_path / "out" / "0-comparison.png")
     expected = np.concatenate([noisy[0], pictures.read(tmp_path / "out" / "0.png"), mnist.test.pixels[0]], axis=1)
     np.testing.assert_array_equal(shown, expected)
@@ -141,10 +143,7 @@ def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(mod
         np.testing.assert_array_equal(arrays["y"], labels)
     with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
         assert archive.read("notes.txt") == b"text"
-    assert (tmp_path / "out" / "a-comparison-x_1.png").exists()
-    (tmp_path / "out" / "a.npz").unlink()
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
-    assert (done.returncode, "a-comparison-x_1.png exist" in done.stderr) == (2, True)
+    assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
 
 
 def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, mnist, monkeypatch):
@@ -170,6 +169,19 @@ def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tm
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
+    np.savez(tmp_path / "a.npz", **{"x/first": mnist.test.pixels[:2], "y": mnist.test.pixels[2:4]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a-comparison-y.png").touch()
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--output: would replace out/a-comparison-y.png" in done.stderr
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
 
 
 def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
@@ -201,6 +213,7 @@ def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
         (["empty", "--output", "out"], "empty: nothing to denoise"),
         (["in", "--output", "in/notes.txt"], "--output: in/notes.txt is not a folder"),
         (["in", "--output", "out", "--clean", "empty"], "--clean: empty/"),
+        (["in", "--output", "out", "--clean", "nowhere"], "--clean: nowhere: no such folder"),
         (["in", "--output", "out", "--value-range", 1, 0], "--value-range: expected two finite numbers"),
         (["in"], "--output"),
         (["--output", "out"], "expected one or more pictures"),

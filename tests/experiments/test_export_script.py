@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import EXPERIMENTS, run_in_process, run_subprocess
 
-from dae.models.export import FORMATS
+from dae.inference.export import FORMATS
 
 OUTPUTS = [("savedmodel", "denoise"), ("onnx", "denoise.onnx"), ("litert", "denoise.litert")]
 RUNS = [(*output, run_in_process) for output in OUTPUTS] + [

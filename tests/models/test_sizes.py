@@ -1,5 +1,8 @@
 """Tests of networks on images of other sizes than those that they were built for."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -108,3 +111,12 @@ def test_network_for_one_size_takes_no_other():
     for size in ((28, 29), (14, 56), (29, 11), (27, 12)):
         with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
             fitting_size(model, *size)
+
+
+def test_fitting_size_keeps_no_model_alive():
+    model = networks.build(RunConfig(), (28, 28, 1))
+    assert fitting_size(model, 28, 28) == (28, 28)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None

@@ -187,7 +187,7 @@ def test_evaluate_adds_no_noise_to_pairs_unless_it_is_given(tiny_run, data, tmp_
     done = run_in_process(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 pairs of noisy and clean images, 28 x 28" in done.stdout
-    assert "on gaussian noise 0, " in done.stdout
+    assert " on pairs of noisy and clean images: " in done.stdout
     done = run_in_process(*arguments, "--noise-level", 0.1)
     assert "on gaussian noise 0.1, " in done.stdout
 

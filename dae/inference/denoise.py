@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.data.images import default_range
+from dae.data.images import default_range, shape_of_four
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
 from dae.models.receptive_field import receptive_field
-from dae.models.sizes import fitting_size, layers_at, view_of_any_size
+from dae.models.sizes import fitting_size, layers_at, mirrored, view_of_any_size
 from dae.runtime import cores
 from dae.workdir.model_files import load_model
 
@@ -33,10 +33,11 @@ def denoise(
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
-    `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] or
-    [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its values of black and white (default: 0
-    and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A grey network denoises each channel of a
-    colour image separately; the outputs of a colour network for a grey image are averaged over the channels.
+    `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
+    last side is 1 or 3), [N, H, W] or [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its
+    values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A
+    grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
+    are averaged over the channels.
 
     Raises UsageError for another shape or type, for floats that are not finite or far out of the range, and for a size
     that the network does not take, as one with dense layers takes only its own.
@@ -89,11 +90,13 @@ class Denoiser:
         self, image: np.ndarray, value_range: tuple[float, float] | None = None, progress: Progress | None = None
     ) -> np.ndarray:
         """Return what `dae.denoise` returns; `progress` is called with the number of pixels, H W, just denoised."""
-        if image.ndim not in (2, 3, 4):
-            raise UsageError(f"expected an image [H, W], [H, W, C] or [N, H, W, C], got the shape {image.shape}")
+        if not isinstance(image, np.ndarray):
+            raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
+        shape = image.shape
+        if image.ndim != 4:
+            shape = (1, *shape) if shape[2:] == (self.channels,) else shape_of_four(shape)
         denoised = np.empty(image.shape, image.dtype)
-        of_four = _as_batch(image)
-        self.denoise_into(_as_batch(denoised), of_four, value_range, progress)
+        self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
         return denoised
 
     def denoise_into(
@@ -110,7 +113,7 @@ class Denoiser:
             return
         self.check(height, width, channels)
         padded = fitting_size(self._model, height, width)
-        rows, columns = (_mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
+        rows, columns = (mirrored(side, longer) for side, longer in zip((height, width), padded, strict=True))
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype.type), channels)
         groups = [(first, tile) for first in range(0, count, batch) for tile in tiles]
@@ -226,11 +229,6 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
     ]
 
 
-def _as_batch(image: np.ndarray) -> np.ndarray:
-    """Return a view of an image [H, W], [H, W, C] or [N, H, W, C] as [N, H, W, C]."""
-    return image if image.ndim == 4 else image[None] if image.ndim == 3 else image[None, ..., None]
-
-
 def _check_range(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:
     if dtype.type not in (np.uint8, np.uint16) and dtype.kind != "f":
         raise UsageError(f"expected an image of uint8, uint16 or floats, got {dtype}")
@@ -254,15 +252,9 @@ def _check_values(values: np.ndarray, low: float, high: float) -> None:
         )
 
 
-def _mirrored(side: int, longer: int) -> np.ndarray:
-    """Return the index of each of `longer` pixels of an image that is mirrored at its end."""
-    return np.pad(np.arange(side), (0, longer - side), "symmetric")
-
-
 def _cut(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the pixels of these rows and columns of images [N, H, W, C], without a copy where they are contiguous."""
-    images = _take(images, rows, 1)
-    return _take(images, columns, 2)
+    return _take(_take(images, rows, 1), columns, 2)
 
 
 def _take(images: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:

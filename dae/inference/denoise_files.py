@@ -4,12 +4,10 @@
 """
 
 import collections
-import contextlib
 import csv
 import itertools
 import math
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +18,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dae.data import pictures
-from dae.data.images import default_range
-from dae.data.pictures import BrokenPicture, Header
-from dae.errors import UsageError, first_line
-from dae.workdir.files import atomic_path, files_in
+from dae.data.array_files import npy_header
+from dae.data.image_folder import find_files
+from dae.data.images import default_range, shape_of_four
+from dae.data.pictures import BrokenPicture
+from dae.errors import UsageError, as_usage_error, listed
+from dae.workdir.files import atomic_path
 
 if TYPE_CHECKING:
-    from dae.evaluation.denoise import Denoiser
+    from dae.inference.denoise import Denoiser
 
 ARRAYS = (".npy", ".npz")
+SUFFIXES = (*pictures.SUFFIXES, *ARRAYS)
 # Pictures are read and computed together up to this many pixels.
 _GROUP_PIXELS = 2**18
 # As many images of an array are shown.
@@ -49,7 +50,7 @@ class Member(NamedTuple):
     @property
     def images(self) -> tuple[int, int, int, int]:
         """The shape as [N, H, W, C]."""
-        return _as_images(self.shape)
+        return shape_of_four(self.shape)
 
 
 class File(NamedTuple):
@@ -59,27 +60,22 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     comparison: Path | None
-    """Where to write input and output side by side, without the name of an array."""
+    """Where to write input and output side by side; in an .npz file, the name of the array is added."""
     members: tuple[Member, ...]
     """The picture, or the arrays that are images."""
     others: tuple[str, ...] = ()
     """Names of the arrays of an .npz file that are copied."""
 
     @property
-    def comparisons(self) -> dict[str, Path]:
-        """Where to write input and output side by side, by the name of the array; empty if not wanted."""
-        if self.comparison is None:
-            return {}
-        stem = self.comparison.stem
-        return {
-            member.name: self.comparison.with_stem("-".join(filter(None, [stem, re.sub(r"\W+", "_", member.name)])))
-            for member in self.members
-        }
-
-    @property
     def is_picture(self) -> bool:
         """Whether the file is a picture and no array."""
         return self.source.suffix.lower() not in ARRAYS
+
+    def comparison_of(self, member: Member) -> Path | None:
+        """Return where to write the comparison of one of the members."""
+        if self.comparison is None or not member.name:
+            return self.comparison
+        return self.comparison.with_stem(f"{self.comparison.stem}-{member.name.replace('/', '-')}")
 
     @property
     def pixels(self) -> int:
@@ -107,7 +103,9 @@ def plan(
     Raises UsageError if an input is missing or, unless `skip_broken`, broken; if an output would be an input, that of
     two inputs, or, unless `overwrite`, a file that exists; and if an image of `clean` is missing or of another shape.
     """
-    sources, skipped = _sources(inputs, output)
+    if clean is not None and not clean.is_dir():
+        raise UsageError(f"--clean: {clean}: no such folder")
+    sources, notes = _sources(inputs, output)
     files, broken = [], []
     for source, relative in sources:
         comparison = output / relative.with_name(f"{relative.stem}-comparison.png") if show else None
@@ -126,39 +124,33 @@ def plan(
             _check_clean(file, matching)
         files.append(file)
     if not files:
-        endings = ", ".join((*pictures.SUFFIXES, *ARRAYS))
-        raise UsageError(f"{', '.join(map(str, inputs))}: nothing to denoise; expected files that end in {endings}")
+        names = ", ".join(map(str, inputs))
+        raise UsageError(f"{names}: nothing to denoise; expected files that end in {', '.join(SUFFIXES)}")
     _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
-    notes = [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
-    if skipped:
-        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(skipped.items()))
-        notes.append(f"skipped other files: {counts}")
+    notes += [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
     if broken:
-        notes.append(f"skipped broken files: {', '.join(map(str, broken[:5]))}{', ...' if len(broken) > 5 else ''}")
+        notes.append(f"skipped broken files: {listed(broken)}")
     return Plan(files, notes)
 
 
-def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
-    """Return the files with their paths below the output, and the number of other files of each suffix."""
+def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Return the files with their paths below the output, and notes about other files in folders."""
     found: list[tuple[Path, Path]] = []
-    skipped: collections.Counter[str] = collections.Counter()
+    notes = []
     for path in inputs:
         if path.is_dir():
             if path.resolve() == output.resolve():
                 raise UsageError(f"--output: {output} is an input; choose another folder")
-            for file in files_in(path, without=output):
-                if file.suffix.lower() in (*pictures.SUFFIXES, *ARRAYS):
-                    found.append((file, file.relative_to(path)))
-                else:
-                    skipped[file.suffix.lower()] += 1
+            files, others = find_files(path, SUFFIXES, without=output)
+            found += [(file, file.relative_to(path)) for file in files]
+            notes += [f"skipped other files: {others}"] if others else []
         elif not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in (*pictures.SUFFIXES, *ARRAYS):
-            endings = ", ".join((*pictures.SUFFIXES, *ARRAYS))
-            raise UsageError(f"{path}: expected a folder, or a file that ends in {endings}")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{path}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         else:
             found.append((path, Path(path.name)))
-    return found, skipped
+    return found, notes
 
 
 def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Path | None) -> None:
@@ -167,7 +159,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
     targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
     for file in files:
-        for target in (file.target, *file.comparisons.values()):
+        for target in filter(None, (file.target, *map(file.comparison_of, file.members))):
             if target.resolve() in inputs:
                 raise UsageError(f"--output: {target} is an input; choose another folder")
             if target in targets:
@@ -175,8 +167,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
             targets[target] = file.source
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
-        others = f" and {len(existing) - 1} others" if len(existing) > 1 else ""
-        raise UsageError(f"--output: {existing[0]}{others} exist; choose another folder, or add --overwrite")
+        raise UsageError(f"--output: would replace {listed(existing)}; choose another folder, or add --overwrite")
     folder = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output: {folder} is not writable")
@@ -197,73 +188,52 @@ def _check_clean(file: File, clean: Path) -> None:
 
 
 def _members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    """Return the images of a file, and the names of the arrays in it that are none. Raises BrokenPicture."""
-    suffix = path.suffix.lower()
-    if suffix not in ARRAYS:
-        header: Header = pictures.read_header(path)
+    """Return the images of a file, and the names of the arrays in it that are none.
+
+    Raises BrokenPicture for a file that cannot be read, and UsageError for one without images.
+    """
+    if path.suffix.lower() not in ARRAYS:
+        header = pictures.read_header(path)
         return (Member("", header[:3], header.dtype),), ()
     try:
-        if suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            member = Member("", array.shape, array.dtype)
-            _check_array(member)
-            return (member,), ()
-        return _npz_members(path)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        arrays = list(_arrays(path))
     except Exception as error:  # zipfile and NumPy raise many types
-        raise BrokenPicture(f"{path}: not readable ({first_line(error)})") from None
-
-
-def _npz_members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    images, others = [], []
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            if name == info.filename:  # another file
-                others.append(name)
-                continue
-            with archive.open(info) as file:
-                version = np.lib.format.read_magic(file)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read[version](file)
-                member = Member(name, shape, dtype)
-                if not dtype.hasobject and math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
-                    raise ValueError(f"{name}: shape {shape} does not match its size")
-            try:
-                _check_array(member)
-                images.append(member)
-            except UsageError:
-                others.append(name)
-    # Beside images of more dimensions, an array of two holds labels or the like.
-    if any(len(member.shape) > 2 for member in images):
-        others += [member.name for member in images if len(member.shape) == 2]
-        images = [member for member in images if len(member.shape) > 2]
+        raise BrokenPicture(path, error) from None
+    images: list[Member] = []
+    problems: dict[str, UsageError] = {}
+    for array in arrays:
+        try:
+            _check_array(array)
+            images.append(array)
+        except UsageError as error:
+            problems[array.name] = error
+    if any(len(image.shape) > 2 for image in images):  # beside these, an array of two dimensions holds labels
+        problems |= {image.name: UsageError("no images") for image in images if len(image.shape) == 2}
+        images = [image for image in images if len(image.shape) > 2]
     if not images:
-        raise UsageError(f"none of its arrays holds images: {', '.join(others) or 'it has none'}")
-    return tuple(images), tuple(others)
+        reasons = "; ".join(f"{name}: {error}" if name else str(error) for name, error in problems.items())
+        raise UsageError(f"{path}: {reasons or 'holds no arrays'}")
+    return tuple(images), tuple(problems)
 
 
-def _check_array(member: Member) -> None:
-    if member.dtype.type not in (np.uint8, np.uint16) and member.dtype.kind != "f":
-        raise UsageError(f"expected uint8, uint16 or floats, got {member.dtype}")
-    _as_images(member.shape)
+def _arrays(path: Path) -> Iterator[Member]:
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file:
+            yield Member("", *npy_header(file, path.stat().st_size)[:2])
+    else:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    yield Member(info.filename, (), np.dtype(object))
+                    continue
+                with archive.open(info) as member:
+                    yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
 
 
-def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return the shape [N, H, W, C] of an array [H, W], [H, W, C], [N, H, W] or [N, H, W, C].
-
-    Three dimensions are [H, W, C] if the last is 1 or 3, and [N, H, W] if all but the first are at least 11.
-    """
-    if len(shape) == 2 and min(shape) > 0:
-        return (1, shape[0], shape[1], 1)
-    if len(shape) == 3 and shape[2] in (1, 3) and min(shape) > 0:
-        return (1, shape[0], shape[1], shape[2])
-    if len(shape) == 3 and min(shape[1:]) >= 11 and shape[0] > 0:
-        return (shape[0], shape[1], shape[2], 1)
-    if len(shape) == 4 and shape[3] in (1, 3) and min(shape) > 0:
-        return (shape[0], shape[1], shape[2], shape[3])
-    raise UsageError(f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 or 3, got {shape}")
+def _check_array(array: Member) -> None:
+    if array.dtype.type not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
+    shape_of_four(array.shape)
 
 
 def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
@@ -275,15 +245,14 @@ def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:
     for file in files:
         for member in file.members:
             count, height, width, channels = member.images
-            try:
+            with as_usage_error(file.source):
                 denoiser.check(height, width, channels)
-            except UsageError as error:
-                raise UsageError(f"{file.source}: {error}") from None
             if channels != denoiser.channels:
                 counts[file.is_picture, channels] += 1 if file.is_picture else count
     how = {3: "colour {} per channel with a grey network", 1: "grey {} with a colour network, averaging its channels"}
+    kinds = {True: ("picture", "pictures"), False: ("image of arrays", "images of arrays")}
     return [
-        f"processing {count} {how[channels].format('pictures' if is_picture else 'images of arrays')}"
+        f"processing {count} {how[channels].format(kinds[is_picture][count != 1])}"
         for (is_picture, channels), count in sorted(counts.items())
     ]
 
@@ -323,12 +292,13 @@ def process(
     """
     run = _Run(denoiser, value_range, skip_broken, progress, [], [])
     with ThreadPoolExecutor() as pool:
-        for is_picture, group in itertools.groupby(files, lambda file: file.is_picture):
-            for some in _groups(group) if is_picture else ([file] for file in group):
-                if is_picture:
-                    _process_pictures(run, some, pool)
-                else:
-                    _process_arrays(run, some[0])
+        for is_picture, some in itertools.groupby(files, lambda file: file.is_picture):
+            if is_picture:
+                for group in _groups(some):
+                    _process_pictures(run, group, pool)
+            else:
+                for file in some:
+                    _process_arrays(run, file)
     return run.results, run.broken
 
 
@@ -341,6 +311,18 @@ def write_metrics(path: Path, results: Sequence[Result]) -> None:
         writer = csv.writer(file)
         writer.writerow(Result._fields)
         writer.writerows(results)
+
+
+def mean_quality(results: Sequence[Result]) -> str:
+    """Return the means of PSNR and SSIM over images, before and after, for the user."""
+    means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist()) if results else None
+    if means is None:
+        return "no images compared"
+    images = "1 image" if len(results) == 1 else f"mean of {len(results)} images"
+    return (
+        f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; "
+        f"SSIM {means.ssim_input:.3f} before, {means.ssim_output:.3f} after ({images})"
+    )
 
 
 def _groups(files: Iterable[File]) -> Iterator[list[File]]:
@@ -370,12 +352,12 @@ def _process_pictures(run: _Run, files: list[File], pool: ThreadPoolExecutor) ->
     noisy = read[0][1].pixels[None] if len(read) == 1 else np.stack([picture.pixels for _, picture in read])
     rests = [(file, picture.alpha, picture.icc_profile) for file, picture in read]
     del picture, read
-    with _naming(files[0].source if len(files) == 1 else files[0].source.parent):
+    with as_usage_error(files[0].source if len(files) == 1 else files[0].source.parent):
         denoised = run.denoiser(noisy, run.value_range, run.progress)
     for index, (file, _, _) in enumerate(rests):
         if file.clean is not None or file.comparison is not None:
             clean = None if file.clean is None else pictures.read(file.clean)[None]
-            _evaluate(run, file, "", noisy[index : index + 1], denoised[index : index + 1], clean)
+            _evaluate(run, file, file.members[0], noisy[index : index + 1], denoised[index : index + 1], clean)
     del noisy  # a large picture is encoded in several times its own memory
     for pixels, (file, alpha, icc_profile) in zip(denoised, rests, strict=True):
         _make_folder(file.target)
@@ -432,30 +414,20 @@ def _denoise_array(
     run: _Run, file: File, member: Member, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
 ) -> None:
     shape = member.images
-    with _naming(file.source):
+    with as_usage_error(file.source):
         run.denoiser.denoise_into(denoised.reshape(shape), noisy.reshape(shape), run.value_range, run.progress)
     if clean is not None or file.comparison is not None:
         clean = None if clean is None else clean.reshape(shape)
-        _evaluate(run, file, member.name, noisy.reshape(shape), denoised.reshape(shape), clean)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        _evaluate(run, file, member, noisy.reshape(shape), denoised.reshape(shape), clean)
 
 
 def _make_folder(target: Path) -> None:
-    try:
+    with as_usage_error("--output", "cannot create the folder", OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: {target.parent} cannot be created ({error.strerror})") from None
 
 
 def _evaluate(
-    run: _Run, file: File, name: str, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
+    run: _Run, file: File, member: Member, noisy: np.ndarray, denoised: np.ndarray, clean: np.ndarray | None
 ) -> None:
     """Append the quality of each image [N, H, W, C], if there is a clean one, and write the comparison."""
     from dae.evaluation.metrics import psnr, ssim
@@ -469,12 +441,12 @@ def _evaluate(
     for index in range(len(noisy) if clean is not None else 0):
         one, other, truth = (scaled(images[index : index + 1]) for images in columns)
         values = (float(metric(truth, image)[0]) for image in (one, other) for metric in (psnr, ssim))
-        label = f"{file.source}:{name}" if name else str(file.source)
+        label = f"{file.source}:{member.name}" if member.name else str(file.source)
         run.results.append(Result(label, index, *values))
-    if file.comparison is not None:
+    path = file.comparison_of(member)
+    if path is not None:
         rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
         pixels = np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8).reshape(-1, *rows.shape[2:])
-        path = file.comparisons[name]
         _make_folder(path)
         pictures.write(path, pixels)
 
@@ -486,4 +458,4 @@ def summary(files: Sequence[File], broken: Sequence[Path], seconds: float, outpu
     counts = ((pictures_done, "picture", "pictures"), (len(done) - pictures_done, "array file", "array files"))
     text = " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count) or "nothing"
     megapixels = sum(file.pixels for file in done) / 1e6
-    return f"denoised {text} ({megapixels:.3g} megapixels, {megapixels / seconds:.3g} per second) into {output}"
+    return f"denoised {text} ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}"

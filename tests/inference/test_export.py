@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.errors import RunError, UsageError
-from dae.models import export, networks, sizes
+from dae.inference import export
+from dae.models import networks, sizes
 
 Denoise = Callable[[np.ndarray], np.ndarray]
 OUTPUTS = {"onnx": "model.onnx", "litert": "model.tflite", "savedmodel": "model"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import dae
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.evaluation.denoise import Denoiser, _intervals
+from dae.inference.denoise import Denoiser, _intervals
 from dae.models import networks, sizes
 
 
@@ -171,12 +171,19 @@ def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(mo
         Denoiser(model).check(40_000, 40_000, 1)
 
 
+def test_several_grey_images_need_no_axis_of_channels(patches):
+    noisy = np.random.default_rng(0).random((5, 30, 29))
+    np.testing.assert_array_equal(dae.denoise(patches, noisy), dae.denoise(patches, noisy[..., None])[..., 0])
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (np.zeros(9), "shape"),
-        (np.zeros((2, 2, 28, 28, 1)), "shape"),
-        (np.zeros((28, 28, 2)), "1 or 3 channels"),
+        (np.zeros(9), "expected images"),
+        (np.zeros((2, 2, 28, 28, 1)), "expected images"),
+        (np.zeros((28, 28, 2)), "C 1 or 3"),
+        (np.zeros((2, 28, 28, 2)), "1 or 3 channels"),
+        ([[0.5]], "NumPy array, got list"),
         (np.zeros((28, 28), np.int64), "int64"),
         (np.full((28, 28), np.nan), "NaN"),
         (np.full((28, 28), 255.0), "value range"),

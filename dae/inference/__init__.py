@@ -1,0 +1,1 @@
+"""The use of trained models: denoising of users' own images, and export for other runtimes."""
