@@ -8,7 +8,6 @@ import csv
 import itertools
 import math
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,7 +75,7 @@ class File(NamedTuple):
         """Return where to write the comparison of one of the members."""
         if self.comparison is None or not member.name:
             return self.comparison
-        return self.comparison.with_stem("-".join([self.comparison.stem, re.sub(r"\W+", "-", member.name)]))
+        return self.comparison.with_stem(f"{self.comparison.stem}-{member.name.replace('/', '-')}")
 
     @property
     def pixels(self) -> int:
@@ -201,16 +200,15 @@ def _members(path: Path) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     except Exception as error:  # zipfile and NumPy raise many types
         raise BrokenPicture(path, error) from None
     images: list[Member] = []
-    problems: dict[str, object] = {}
+    problems: dict[str, UsageError] = {}
     for array in arrays:
         try:
             _check_array(array)
             images.append(array)
         except UsageError as error:
             problems[array.name] = error
-    # Beside images of more dimensions, an array of two holds labels or the like.
-    if any(len(image.shape) > 2 for image in images):
-        problems |= {image.name: "" for image in images if len(image.shape) == 2}
+    if any(len(image.shape) > 2 for image in images):  # beside these, an array of two dimensions holds labels
+        problems |= {image.name: UsageError("no images") for image in images if len(image.shape) == 2}
         images = [image for image in images if len(image.shape) > 2]
     if not images:
         reasons = "; ".join(f"{name}: {error}" if name else str(error) for name, error in problems.items())
@@ -225,11 +223,11 @@ def _arrays(path: Path) -> Iterator[Member]:
     else:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if info.filename.endswith(".npy"):
-                    with archive.open(info) as member:
-                        yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
-                else:  # another file
+                if not info.filename.endswith(".npy"):
                     yield Member(info.filename, (), np.dtype(object))
+                    continue
+                with archive.open(info) as member:
+                    yield Member(info.filename.removesuffix(".npy"), *npy_header(member, info.file_size)[:2])
 
 
 def _check_array(array: Member) -> None:

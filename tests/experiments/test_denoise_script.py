@@ -131,19 +131,6 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
     assert pictures.read(tmp_path / "out" / "digits-comparison.png").shape == (56, 84, 1)
 
 
-def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
-    np.savez(tmp_path / "a.npz", **{"x/first": mnist.test.pixels[:2], "y": mnist.test.pixels[2:4]})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a-comparison-y.png").touch()
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--output: would replace out/a-comparison-y.png" in done.stderr
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", "--overwrite", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
-
-
 def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(model, tmp_path, mnist):
     labels = np.eye(10, dtype=np.float32)[:3]
     np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels})
@@ -157,9 +144,6 @@ def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(mod
     with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
         assert archive.read("notes.txt") == b"text"
     assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
-    (tmp_path / "out" / "a.npz").unlink()
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
-    assert (done.returncode, "would replace out/a-comparison-x-1.png" in done.stderr) == (2, True)
 
 
 def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, mnist, monkeypatch):
@@ -185,6 +169,19 @@ def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tm
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
+    np.savez(tmp_path / "a.npz", **{"x/first": mnist.test.pixels[:2], "y": mnist.test.pixels[2:4]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a-comparison-y.png").touch()
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--output: would replace out/a-comparison-y.png" in done.stderr
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
 
 
 def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
