@@ -69,7 +69,7 @@ def read(folder: Path, config: RunConfig, keep_sizes: bool) -> Parts:
     }
     for part, ((clean_path, noisy_path), *_) in divided.items():
         if noisy_path is not None:
-            notes.append(f"{part} pairs such as noisy {noisy_path} and clean {clean_path}")
+            notes.append(f"{part} pairs: {noisy_path} is noisy, {clean_path} is clean")
     reader = _Reader(config.skip_broken)
     headers: dict[_Paths, list[Header]] = {}
     for paths, found in reader(_read_headers, [paths for each in parts.values() for paths in each]):
