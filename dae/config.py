@@ -324,6 +324,10 @@ def read(path: Path) -> RunConfig:
     """
     try:
         config = from_json(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        is_folder = path.name == "config.json" and path.parent.is_dir()
+        missing = f"{path.parent}: not a run's folder (it has no {path.name})" if is_folder else f"{path}: no such file"
+        raise UsageError(missing) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     return map_plugins(config, lambda name, text: plugins.resolve_paths(text, path.parent))

@@ -450,6 +450,12 @@ def test_what_is_not_a_function_is_refused(argument, value, tmp_path):
         dae.train(SMALL, tmp_path / "run", **{argument: value})
 
 
+def test_a_model_in_place_of_its_function_is_refused(tmp_path):
+    image = keras.Input((28, 28, 1))
+    with pytest.raises(UsageError, match=r"^--model: expected a function .*, got a model$"):
+        dae.train(SMALL, tmp_path / "run", model=keras.Model(image, image))
+
+
 @pytest.mark.parametrize("value", ["my.py:f", quadratic, [3], ["my.py:f"], 3])
 def test_metrics_that_are_not_a_list_of_functions_are_refused(value, tmp_path):
     with pytest.raises(UsageError, match=r"^--metrics: expected "):

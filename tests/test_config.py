@@ -235,6 +235,13 @@ def test_an_invalid_config_file_is_refused_with_the_reason(text, message):
         config_module.from_json(text, "x.json")
 
 
+def test_a_folder_without_a_run_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(UsageError, match=rf"^{tmp_path}: not a run's folder \(it has no config\.json\)$"):
+        config_module.read(tmp_path / "config.json")
+    with pytest.raises(UsageError, match=r"none\.json: no such file$"):
+        config_module.read(tmp_path / "none.json")
+
+
 def test_a_config_file_of_format_1_is_refused(tmp_path):
     """Format 1 had other fields, and the same values gave other bits."""
     values = json.loads(config_module.to_json(RunConfig()))

@@ -7,6 +7,7 @@ compared with its actual size before anything is allocated, and pixels are read 
 import contextlib
 import gzip
 import math
+import os
 import re
 import struct
 import zipfile
@@ -104,7 +105,10 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
             if not isinstance(name, str):
                 raise UsageError(f"expected names of arrays, such as 'x_train', got {shown(name)}")
             if not isinstance(array, np.ndarray):
-                raise UsageError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+                raise UsageError(
+                    f"{name + ': ' if name else ''}expected a NumPy array, got {type(array).__name__}"
+                    + ("; paths belong in RunConfig(data=...)" if isinstance(array, str | os.PathLike) else "")
+                )
         return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
 
 

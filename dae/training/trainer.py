@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -102,7 +103,8 @@ def train(
             console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
         else:
             config = workdir.start(run.path, task.config, sources)
-            console.print(*task.data.notes, f"writing to {run.path}")
+            missing = "no run to resume, " if resume else ""
+            console.print(*task.data.notes, f"{missing}writing to {run.path}")
         console.print(runtime.describe(config))
         task = dataclasses.replace(task, config=config)
         console.print_layers(task.model)
@@ -142,6 +144,8 @@ def with_functions(
     sources = {}
     given = [(field, function) for field, function in functions.items() if function is not None]
     for field, function in [*given, *(("metrics", metric) for metric in metrics)]:
+        if field == "model" and isinstance(function, keras.Model):
+            raise UsageError("--model: expected a function of an image's shape that returns a Keras model, got a model")
         if not callable(function):
             raise UsageError(
                 f"--{field}: expected a function, got {shown(function)}; names belong in RunConfig({field}=...)"

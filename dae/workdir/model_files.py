@@ -29,10 +29,10 @@ def load_model(path: str | Path) -> keras.Model:
         path = path / MODEL_FILES[0]
         if not path.is_file():
             raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
-    if path.suffix not in (".keras", ".h5"):
+    if not path.exists():
+        raise UsageError(f"{path}: no such run's folder or model file")
+    if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
     try:
         if path.suffix == ".h5":
             hdf5_check.check(path)

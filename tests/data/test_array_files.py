@@ -147,6 +147,19 @@ def test_arrays_of_another_byte_order_have_the_same_values(dtype, tmp_path, mnis
     np.testing.assert_array_equal(splits.test.pixels, pixels.astype(splits.test.pixels.dtype))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([[[0.5]]], r"^data: expected a NumPy array, got list$"),
+        ("photos", r"^data: expected .*got str; paths belong in RunConfig\(data=\.\.\.\)$"),
+        ({"x": [[0.5]]}, r"^data: x: expected a NumPy array, got list$"),
+    ],
+)
+def test_data_in_memory_must_be_arrays(data, message):
+    with pytest.raises(UsageError, match=message):
+        datasets.load(RunConfig(data=PYTHON_DATA), data)
+
+
 def test_names_of_arrays_in_memory_must_be_text(mnist):
     with pytest.raises(UsageError, match=r"data: expected names of arrays, such as 'x_train', got 0"):
         datasets.load(RunConfig(data=PYTHON_DATA), {0: mnist.test.pixels[:20]})  # type: ignore[dict-item]
