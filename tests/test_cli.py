@@ -109,7 +109,7 @@ def test_one_or_two_values_are_accepted_where_a_field_allows_both():
         ("words", ["words"]),
         ("--preset tutrial", ["--preset", "'tutrial'", "did you mean 'tutorial'", "default"]),
         ("--preset quick --config x.json", ["--preset", "--config"]),
-        ("--config none.json", ["none.json", "cannot be read"]),
+        ("--config none.json", ["none.json", "no such file"]),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(line, words):
