@@ -95,7 +95,7 @@ def main() -> None:
         for note in notes:
             print(note)
         name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
-        settings = datasets.with_noise_level(settings, images)
+        settings = noise.with_noise_level(settings, images)
         denoisers.append(noise_sweep.Denoiser(name, model, settings, images))
         if not same(images, denoisers[0].images):
             raise UsageError(f"{path}: has other test images than {paths[0]}; --data tests both on the same")

@@ -57,7 +57,7 @@ def main() -> None:
     check(arguments)
     cli.import_tensorflow()
     from dae import runtime
-    from dae.data import datasets
+    from dae.data import datasets, noise
     from dae.evaluation.evaluate import check_fits
     from dae.plugins import unique_names
     from dae.workdir.model_files import load_model
@@ -87,7 +87,7 @@ def main() -> None:
     }
     for (name, seed), folder in trained.items():
         preset = dataclasses.replace(PRESETS[name], seed=seed, dataset=arguments.dataset)
-        score_table.check_run(folder, datasets.with_noise_level(preset, data.train))
+        score_table.check_run(folder, noise.with_noise_level(preset, data.train))
     others = [Path(name) for name in arguments.runs]
     for folder in others:
         score_table.check_test_images(folder, config)

@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from dae.config import DEFAULT_NOISE_LEVEL, PYTHON_DATA, RunConfig
-from dae.data import array_files, image_folder
-from dae.data.images import Images, Parts, value_range
+from dae.config import PYTHON_DATA, RunConfig
+from dae.data import array_files, checks, image_folder
+from dae.data.examples import examples_per_epoch
+from dae.data.images import Images, Parts
 from dae.data.layout import TEST, TRAIN, VALIDATION
 from dae.errors import UsageError, as_usage_error, first_line, lookup
 
@@ -32,8 +33,6 @@ KERAS_FILES = {
 }
 # By default a tenth of the images, at most this many, validates, and, if there are no test images, tests.
 MAX_VALIDATION, MAX_TEST = 5_000, 10_000
-# A brightest value of at most this share of white is taken for a mistake about which value is white.
-NEARLY_BLACK = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +131,10 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
     train = train[: config.train_examples]
     parts = {TRAIN: train, VALIDATION: validation, TEST: test}
     for part, one in parts.items():
-        _check_same_kind(one, train, part, config, name)
-    _check_brightness(parts.values(), config, name)
-    lines = [_describe(one, part, config, name) + roles.get(part, "") for part, one in parts.items()]
+        checks.check_same_kind(one, train, part, config, name)
+        checks.check_values(one, part, config, name)
+    checks.check_brightness(parts.values(), config, name)
+    lines = [checks.describe(one, part) + roles.get(part, "") for part, one in parts.items()]
     examples = examples_per_epoch(train, config)
     if config.patch_size is not None:
         lines[0] += f"; an epoch has {examples:,} patches of {config.patch_size} x {config.patch_size}"
@@ -163,8 +163,9 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
             "test or an array x_test, or no parts"
         )
     test = images.get(TEST, next(iter(images.values())))
-    _check_brightness([test], config, name)
-    return test, (_describe(test, TEST, config, name), *notes)
+    checks.check_values(test, TEST, config, name)
+    checks.check_brightness([test], config, name)
+    return test, (checks.describe(test, TEST), *notes)
 
 
 def source(config: RunConfig) -> str:
@@ -172,43 +173,6 @@ def source(config: RunConfig) -> str:
     if config.data is None:
         return f"--dataset {config.dataset}"
     return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"
-
-
-def examples_per_epoch(images: Images, config: RunConfig) -> int:
-    """Return the number of examples that an epoch trains on: images, or with `config.patch_size` patches of them."""
-    return int(examples_per_image(images, config).sum())
-
-
-def examples_per_image(images: Images, config: RunConfig) -> np.ndarray:
-    """Return the number of examples of each image, int64 [N]: with patches, as many as its area has, at least one."""
-    if config.patch_size is None:
-        return np.ones(len(images), np.int64)
-    return np.maximum(1, images.shapes.prod(axis=1) // config.patch_size**2)
-
-
-def example_shape(images: Images, config: RunConfig) -> tuple[int, int, int]:
-    """Return the (H, W, C) of one example: of an image, or with `config.patch_size` of a patch."""
-    if config.patch_size is None:
-        return images.image_shape
-    return config.patch_size, config.patch_size, images.channels
-
-
-def with_noise_level(config: RunConfig, images: Images) -> RunConfig:
-    """Return `config` with the noise level filled in: that of the tutorial, or 0 for pairs, which are noisy already.
-
-    Raises UsageError if `config` names another noise model for pairs, but no level.
-    """
-    if config.noise_level is not None:
-        return config
-    if images.is_paired and config.noise != RunConfig.noise:
-        raise UsageError(f"--noise: {config.noise} for images that are noisy already needs its --noise-level")
-    return dataclasses.replace(config, noise_level=0.0 if images.is_paired else DEFAULT_NOISE_LEVEL)
-
-
-def mean_brightness(images: Images, config: RunConfig) -> float:
-    """Return the mean of all values of the clean images, from 0 (black) to 1 (white)."""
-    low, high = value_range(images, config.value_range)
-    return (float(images.clean.mean(dtype=np.float64)) - low) / (high - low)
 
 
 def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> Parts:
@@ -267,61 +231,3 @@ def _split_off_validation(train: Images, config: RunConfig) -> tuple[Images, Ima
     if validated >= len(train):
         raise UsageError(f"--validation-examples: {validated} of {len(train)} leave none to train on")
     return train[: len(train) - validated], train[len(train) - validated :]
-
-
-def _check_same_kind(images: Images, train: Images, part: str, config: RunConfig, name: str) -> None:
-    """Raise UsageError if the images of a part differ in kind from those to train on, or are too small for patches."""
-    kinds = [f"{one.channels} channels" if config.patch_size else f"shape {one.image_shape}" for one in (train, images)]
-    kinds = [f"{kind} and type {one.pixels.dtype}" for kind, one in zip(kinds, (train, images), strict=True)]
-    if kinds[0] != kinds[1]:
-        raise UsageError(f"{name}: expected images of one kind, got {TRAIN} of {kinds[0]}, and {part} of {kinds[1]}")
-    if config.patch_size is not None and part == TRAIN and images.shapes.min() < config.patch_size:
-        height, width = images.shapes[images.shapes.min(axis=1).argmin()]
-        raise UsageError(
-            f"--patch-size: {config.patch_size} exceeds the size of an image of {name}, {height} x {width}; expected "
-            f"at most {min(height, width)}"
-        )
-
-
-def _check_brightness(parts: Collection[Images], config: RunConfig, name: str) -> None:
-    """Raise UsageError if all images are nearly black, unless `config` says which value is white."""
-    low, white = value_range(next(iter(parts)), config.value_range)
-    brightest = max(float(images.clean.max()) for images in parts if len(images))
-    if config.value_range is None and brightest <= NEARLY_BLACK * white:
-        likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
-        guess = f"{low:g} {likely:g} if {likely:g} is white, or --value-range " if likely > low else ""
-        raise UsageError(
-            f"{name}: nearly black: the largest value is {brightest:g}, but white is {white:g}; add --value-range "
-            f"{guess}{low:g} {white:g} if the images are so dark"
-        )
-
-
-def _describe(images: Images, part: str, config: RunConfig, name: str) -> str:
-    """Return a line about the images of a part. Raises UsageError if their values hardly fit their range."""
-    if not len(images):
-        return f"{part}: no images"
-    areas = images.shapes.prod(axis=1)
-    sizes = [f"{height} x {width}" for height, width in images.shapes[[areas.argmin(), areas.argmax()]]]
-    size = " to ".join(dict.fromkeys(sizes))
-    kind = f"{'grey' if images.channels == 1 else 'colour'}, {images.pixels.dtype.name}"
-    if images.is_paired:
-        noun = "pair of a noisy and a clean image" if len(images) == 1 else "pairs of noisy and clean images"
-    else:
-        noun = "image" if len(images) == 1 else "images"
-    # In the precision of the pixels, of which none exceeds --value-range 0 0.1 by its rounding.
-    low, high = map(np.float32, value_range(images, config.value_range))
-    darkest, brightest = images.clean.min(), images.clean.max()
-    if not low <= darkest <= brightest <= high:  # also for NaN
-        raise UsageError(
-            f"{name}: {part} has values from {darkest:g} to {brightest:g}, but black is {low:g} and white {high:g}; "
-            "--value-range sets others"
-        )
-    if images.is_paired:
-        noisy = images.pixels[..., images.channels :]
-        least, most = noisy.min(), noisy.max()
-        if not np.isfinite([least, most]).all() or (config.clip_noise and not low <= least <= most <= high):
-            raise UsageError(
-                f"{name}: {part} has noisy values from {least:g} to {most:g}, but black is {low:g} and white {high:g}; "
-                "--value-range sets others, and --no-clip-noise allows any finite ones"
-            )
-    return f"{part}: {len(images):,} {noun}, {size}, {kind} from {darkest:g} to {brightest:g}"

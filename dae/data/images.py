@@ -158,6 +158,12 @@ def shape_of_four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     raise UsageError(f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 or 3, got {shape}")
 
 
+def mean_brightness(images: Images, configured: tuple[float, float] | None) -> float:
+    """Return the mean of all values of the clean images, from 0 (black) to 1 (white)."""
+    low, high = value_range(images, configured)
+    return (float(images.clean.mean(dtype=np.float64)) - low) / (high - low)
+
+
 def default_range(dtype: np.dtype) -> tuple[float, float]:
     """Return the usual values of black and white: 0 and the largest for integers, 0 and 1 for floats."""
     return 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)

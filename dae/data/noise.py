@@ -6,6 +6,7 @@ channel of each pixel) is drawn independently. The result may leave [0, 1]: the 
 so. Write your own in any file (docs/data.md), or add one here and to `NOISES`.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from dae import plugins
-from dae.config import RunConfig
+from dae.config import DEFAULT_NOISE_LEVEL, RunConfig
+from dae.data.images import Images
 from dae.errors import UsageError
 
 Noise = Callable[[tf.Tensor, float | tf.Tensor, tf.Tensor], tf.Tensor]
@@ -134,6 +136,18 @@ _LIKELY_LEVELS: dict[str, Callable[[float], str]] = {
     ),
     "poisson": lambda level: f"the level is 1 / photons; for {level:g} photons it is {1 / level:.3g}",
 }
+
+
+def with_noise_level(config: RunConfig, images: Images) -> RunConfig:
+    """Return `config` with the noise level filled in: that of the tutorial, or 0 for pairs, which are noisy already.
+
+    Raises UsageError if `config` names another noise model for pairs, but no level.
+    """
+    if config.noise_level is not None:
+        return config
+    if images.is_paired and config.noise != RunConfig.noise:
+        raise UsageError(f"--noise: {config.noise} for images that are noisy already needs its --noise-level")
+    return dataclasses.replace(config, noise_level=0.0 if images.is_paired else DEFAULT_NOISE_LEVEL)
 
 
 def build(name: str, highest_level: float) -> Noise:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data import noise, storage
-from dae.data.datasets import example_shape, examples_per_epoch, examples_per_image, with_noise_level
+from dae.data.examples import example_shape, examples_per_epoch, examples_per_image
 from dae.data.images import Images, value_range
 from dae.seeding import stateless_seed
 
@@ -199,7 +199,7 @@ def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callabl
     All that is random is a function of that number, the seed of `config` and the `purpose`. Noise is added to the noisy
     images of pairs, or else to the clean ones.
     """
-    config = with_noise_level(config, images)
+    config = noise.with_noise_level(config, images)
     low, high = config.noise_range
     black, white = value_range(images, config.value_range)
     corrupt = corruption(config)

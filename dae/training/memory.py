@@ -7,7 +7,8 @@ from pathlib import Path
 import keras
 
 from dae.config import RunConfig
-from dae.data.datasets import Splits, examples_per_epoch
+from dae.data.datasets import Splits
+from dae.data.examples import examples_per_epoch
 from dae.data.pipeline import evaluation_batch_size
 from dae.errors import UsageError
 from dae.models.sizes import layers_at

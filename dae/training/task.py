@@ -12,7 +12,9 @@ import tensorflow as tf
 from dae import plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
-from dae.data.datasets import Arrays, Splits, example_shape, examples_per_epoch, mean_brightness, with_noise_level
+from dae.data.datasets import Arrays, Splits
+from dae.data.examples import example_shape, examples_per_epoch
+from dae.data.images import mean_brightness
 from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation import metrics
@@ -85,10 +87,10 @@ def prepare(config: RunConfig, data: Arrays | None = None) -> Task:
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
     config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
-    config = with_noise_level(config, splits.train)
+    config = noise.with_noise_level(config, splits.train)
     brightness = config.initial_brightness
     if brightness is None:
-        brightness = round(min(max(mean_brightness(splits.train, config), 0.01), 0.99), 4)
+        brightness = round(min(max(mean_brightness(splits.train, config.value_range), 0.01), 0.99), 4)
     config = dataclasses.replace(
         config, data_digest=splits.digest, validation_examples=len(splits.validation), initial_brightness=brightness
     )

@@ -15,6 +15,7 @@ from PIL import Image
 from dae.config import RunConfig
 from dae.data import datasets, images, storage
 from dae.data.images import Images
+from dae.data.noise import with_noise_level
 from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 from dae.training.task import prepare
@@ -134,7 +135,7 @@ def test_labels_beside_the_images_are_ignored_with_a_note(pairs, tmp_path):
 def test_pairs_get_no_noise_by_default_and_that_of_a_given_level_on_the_noisy_images(pairs, tmp_path):
     config = RunConfig(data=in_two_folders(tmp_path, *pairs), batch_size=8, epochs=3, clip_noise=False)
     splits = datasets.load(config)
-    assert datasets.with_noise_level(config, splits.train).noise_level == 0
+    assert with_noise_level(config, splits.train).noise_level == 0
     clean, noisy = (one / np.float32(255) for one in pairs)
     partners = {one.tobytes(): other for one, other in zip(clean, noisy, strict=True)}
     added = []
@@ -152,7 +153,7 @@ def test_another_noise_for_pairs_needs_a_level(pairs, tmp_path):
         UsageError, match=r"^--noise: speckle for images that are noisy already needs its --noise-level"
     ):
         prepare(config)
-    assert datasets.with_noise_level(dataclasses.replace(config, noise_level=0.2), datasets.load(config).train)
+    assert with_noise_level(dataclasses.replace(config, noise_level=0.2), datasets.load(config).train)
 
 
 @pytest.mark.parametrize("loss", ["noise2noise", "bce + 0.1*sure", "recorrupted"])

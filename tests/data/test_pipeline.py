@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dae.config import RunConfig
 from dae.data import pipeline
-from dae.data.datasets import examples_per_epoch, examples_per_image
+from dae.data.examples import examples_per_epoch, examples_per_image
 from dae.data.images import Images
 from dae.data.noise import NOISES, standard_normal
 from dae.data.pipeline import (

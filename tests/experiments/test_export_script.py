@@ -39,7 +39,7 @@ def test_export_says_what_it_wrote_and_checked_and_nothing_else(format_name, out
     ("arguments", "message"),
     [
         (("text.h5", "--format", "savedmodel", "--output", "out"), "text.h5: not a readable model"),
-        (("none", "--format", "savedmodel", "--output", "out"), "none: expected a run's folder, or a .keras or .h5"),
+        (("none", "--format", "savedmodel", "--output", "out"), "none: no such run's folder or model file"),
         (("text.h5", "--output", "out"), "--format"),
     ],
 )

@@ -313,8 +313,8 @@ def test_start_from_takes_the_averaged_weights_of_a_run(folder, tmp_path):
 @pytest.mark.parametrize(
     ("path", "changes", "words"),
     [
-        ("none", {}, ["expected a run's folder, or a .keras or .h5 file"]),
-        ("none.keras", {}, ["no such file"]),
+        ("none", {}, ["no such run's folder or model file"]),
+        ("none.keras", {}, ["no such run's folder or model file"]),
         ("", {}, ["not a finished run"]),
         ("tiny", {"model": "blog"}, ["another network than --model blog"]),
         ("tiny", {"width": 2}, ["another network than --model conv"]),
