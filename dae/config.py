@@ -220,6 +220,10 @@ def _ascending(level: float | tuple[float, float]) -> bool:
     return 0 <= low <= high < math.inf
 
 
+def _ends(ends: tuple[float, float]) -> bool:
+    return -1e30 <= ends[0] < ends[1] <= 1e30 and ends[1] - ends[0] >= 1e-30  # images are float32
+
+
 def _sides(size: int | tuple[int, int]) -> bool:
     return all(11 <= side <= 2**15 for side in (size if isinstance(size, tuple) else (size,)))
 
@@ -231,7 +235,7 @@ def _short(text: str) -> bool:
 # A test of each value that is not None, and what it allows.
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_sides, "one or two whole numbers from 11 (the window of SSIM) to 32768"),
-    "value_range": (lambda ends: -math.inf < ends[0] < ends[1] < math.inf, "two finite numbers in ascending order"),
+    "value_range": (_ends, "two finite numbers in ascending order that float32 can tell apart"),
     "patch_size": (lambda side: 11 <= side <= 2**15, "a whole number from 11 (the window of SSIM) to 32768"),
     "train_examples": (lambda count: 1 <= count < 2**63, "a whole number from 1 to 2**63 - 1"),
     "validation_examples": (lambda count: 0 <= count < 2**63, "a whole number from 0 to 2**63 - 1"),

@@ -117,7 +117,7 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
         roles[TEST] = ", drawn from the others by a fixed seed"
     if validation is None:
         train, validation = _split_off_validation(train, config)
-        roles[VALIDATION] = ", the last of those to train on"
+        roles[VALIDATION] = ", the last of those to train on" if len(validation) else ""
     elif config.validation_examples is not None:
         left_out = len(validation) - config.validation_examples
         if left_out < 0:
