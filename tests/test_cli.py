@@ -249,7 +249,8 @@ def test_a_fatal_message_of_tensorflow_is_shown(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [["--quiet"], pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--quiet"], []])
 def test_a_resume_that_trains_on_prints_nothing_on_stderr(flags, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     epochs = 1 + json.loads((tiny_run / "config.json").read_text())["epochs"]

@@ -160,6 +160,7 @@ for name in datasets.KERAS_FILES:
 """
 
 
+@pytest.mark.slow
 def test_keras_datasets_are_read_from_disk_and_errors_name_the_missing_file(tmp_path, mnist):
     folder = tmp_path / "datasets" / "fashion-mnist"
     folder.mkdir(parents=True)

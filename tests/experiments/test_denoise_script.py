@@ -146,6 +146,7 @@ def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(mod
     assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
 
 
+@pytest.mark.slow
 def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, mnist, monkeypatch):
     for folder in ("in", "clean"):
         (tmp_path / folder).mkdir()

@@ -43,7 +43,8 @@ def test_run_stops_after_the_documented_number_of_epochs_and_keeps_the_best(stop
     assert report["epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 1
 
 
-@pytest.mark.parametrize("before_the_end", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("before_the_end", [0, 1])
 def test_run_interrupted_at_its_last_epochs_is_resumed_to_the_same_bits(before_the_end, stopped, tmp_path):
     """Also if nothing is left but to stop."""
     last = len(read_metrics(stopped)) - before_the_end

@@ -85,6 +85,7 @@ def test_fifty_steps_equal_keras_fit(mnist):
         np.testing.assert_allclose(weight, keras_weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fifty_fused_sharded_clipped_steps_with_adam_equal_keras_fit(mnist):
     """Only the losses are compared: Adam magnifies rounding, so that the weights of two fits differ by up to 2e-3."""
     adams = optimizers.build(RunConfig(), STEPS), keras.optimizers.Adam(1e-3, global_clipnorm=0.1)

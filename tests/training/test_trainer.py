@@ -108,6 +108,7 @@ def test_best_epoch_is_kept(tmp_path):
     assert report["epoch"] == 1 + int(np.argmin(losses))
 
 
+@pytest.mark.slow
 def test_quiet_run_without_validation_keeps_the_last_epoch_and_prints_nothing(tmp_path, capsys):
     lines: list[dict[str, float]] = []
     config = replace(TINY, validation_examples=0, epochs=2)
@@ -272,14 +273,8 @@ def test_second_sigint_interrupts_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_run_killed_within_an_epoch_is_resumed_to_the_same_bits(number, tiny_run, tmp_path):
     config = replace(TINY, checkpoint_every=1)
     (tmp_path / "config.json").write_text(config_module.to_json(config))
@@ -312,7 +307,8 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("resume", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", [False, True])
 def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(resume, tiny_run, tmp_path):
     with file_size_limit(60_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
         trainer.train(TINY, tmp_path / "run", quiet=True)
