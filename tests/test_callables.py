@@ -453,7 +453,7 @@ def test_what_is_not_a_function_is_refused(argument, value, tmp_path):
 def test_a_model_in_place_of_its_function_is_refused(tmp_path):
     image = keras.Input((28, 28, 1))
     with pytest.raises(UsageError, match=r"^--model: expected a function .*, got a model$"):
-        dae.train(SMALL, tmp_path / "run", model=keras.Model(image, image))
+        dae.train(SMALL, tmp_path / "run", model=keras.Model(image, keras.layers.ReLU()(image)))
 
 
 @pytest.mark.parametrize("value", ["my.py:f", quadratic, [3], ["my.py:f"], 3])
