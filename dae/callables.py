@@ -2,7 +2,7 @@
 
 The digest of a function covers its source code and what it captures: variables of enclosing functions, default values,
 arguments of `functools.partial`, attributes of the object that a method is bound to, and globals. Of these it covers
-plain values, containers and NumPy arrays of them, and functions, classes and objects of the user's own. Those of
+plain values, containers and NumPy arrays of them, and the user's functions, classes and objects. Those of
 installed packages count by name, because a run records the versions.
 """
 

@@ -179,7 +179,7 @@ def _stderr_hidden() -> Iterator[None]:
     """
     sys.stderr.flush()
     shown, marker = os.dup(2), secrets.token_hex()
-    # In a session of its own, so that Ctrl-C does not end it too.
+    # In another session, so that Ctrl-C does not end it too.
     command = [sys.executable, "-I", "-S", "-c", _SHOW_UNLESS_MARKED, marker]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as keeper:
         assert keeper.stdin is not None

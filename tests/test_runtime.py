@@ -68,6 +68,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 RESOLVED = replace(TINY, shards=2, intra_op_threads=1, onednn=True)
+# These tests are of machines without a GPU; on others, `nvidia-smi` and TensorFlow rightly report one.
 without_gpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")) or any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU"
 )

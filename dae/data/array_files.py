@@ -128,7 +128,7 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
     if not chosen:
         found = [f"{name} of shape {array.shape} and type {array.dtype}" for name, array in arrays.items()]
         raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(found) or 'no array'}")
-    places = {name: layout.of_word(name)._replace(key="") for name in chosen}
+    places = {name: layout.of_name(name)._replace(key="") for name in chosen}
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in chosen}
     if {"y"} in axes.values():  # Keras's names for what goes into a network and what should come out
         for name, axis in axes.items():

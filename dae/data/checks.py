@@ -30,7 +30,7 @@ def check_same_kind(images: Images, train: Images, part: str, config: RunConfig,
 def check_brightness(parts: Collection[Images], config: RunConfig, name: str) -> None:
     """Raise UsageError if all images are nearly black, unless `config` says which value is white."""
     low, white = value_range(next(iter(parts)), config.value_range)
-    brightest = max(float(images.clean.max()) for images in parts if len(images))
+    brightest = max(float(images.clean_range[1]) for images in parts if len(images))
     if config.value_range is None and brightest <= NEARLY_BLACK * white:
         likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
         guess = f"{low:g} {likely:g} if {likely:g} is white, or --value-range " if likely > low else ""
@@ -46,7 +46,7 @@ def check_values(images: Images, part: str, config: RunConfig, name: str) -> Non
         return
     # In the precision of the pixels, of which none exceeds --value-range 0 0.1 by its rounding.
     low, high = map(np.float32, value_range(images, config.value_range))
-    darkest, brightest = images.clean.min(), images.clean.max()
+    darkest, brightest = images.clean_range
     if not low <= darkest <= brightest <= high:  # also for NaN
         raise UsageError(
             f"{name}: {part} has values from {darkest:g} to {brightest:g}, but black is {low:g} and white {high:g}; "
@@ -74,5 +74,5 @@ def describe(images: Images, part: str) -> str:
         noun = "pair of a noisy and a clean image" if len(images) == 1 else "pairs of noisy and clean images"
     else:
         noun = "image" if len(images) == 1 else "images"
-    darkest, brightest = images.clean.min(), images.clean.max()
+    darkest, brightest = images.clean_range
     return f"{part}: {len(images):,} {noun}, {size}, {kind} from {darkest:g} to {brightest:g}"

@@ -67,6 +67,11 @@ class Images:
         """The `pixels` of the clean images."""
         return self.pixels[..., : self.channels] if self.is_paired else self.pixels
 
+    @functools.cached_property
+    def clean_range(self) -> tuple[np.number, np.number]:
+        """The lowest and the highest value of the clean images; there must be some."""
+        return self.clean.min(), self.clean.max()
+
     def take(self, indices: np.ndarray) -> "Images":
         """Return a copy of the images at `indices`, in that order."""
         if self.sizes is None:
@@ -142,7 +147,7 @@ def value_range(images: Images, configured: tuple[float, float] | None) -> tuple
     return configured or default_range(images.pixels.dtype)
 
 
-def shape_of_four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def shape_as_batch(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Return the shape [N, H, W, C] of an array [H, W], [H, W, C], [N, H, W] or [N, H, W, C]. Raises UsageError.
 
     Three dimensions are [H, W, C] if the last is 1 or 3, and [N, H, W] if all but the first are at least 11.

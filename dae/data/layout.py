@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """The rest of the name, which is equal for the noisy and the clean version of an image."""
 
 
-def of_word(name: str) -> Place:
+def of_name(name: str) -> Place:
     """Return what the name of an array or of one folder says: (TEST, NOISY, "") for `noisy_test` or `Testing noisy`."""
     # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
@@ -57,7 +57,7 @@ def of_files(files: Iterable[PurePath]) -> dict[PurePath, Place]:
     word for a part or a role stands at another place.
     """
     places = {path: _of_folders(path) for path in files}
-    by_name = {path: of_word(path.stem) for path in places}
+    by_name = {path: of_name(path.stem) for path in places}
     if {place.role for place in places.values()} == {None}:
         named = {
             path: Place(place.part, by_name[path].role, str(PurePath(place.key).parent / by_name[path].key))
@@ -82,13 +82,13 @@ def _of_folders(path: PurePath) -> Place:
     part = role = None
     *folders, _ = path.parts
     understood = 0
-    for said in map(of_word, folders):
-        if not (said.part or said.role) or (said.part and part) or (said.role and role):
+    for place in map(of_name, folders):
+        if not (place.part or place.role) or (place.part and part) or (place.role and role):
             break
-        part, role = said.part or part, said.role or role
+        part, role = place.part or part, place.role or role
         understood += 1
-    for said in map(of_word, folders[understood:]):
-        if said.part or said.role:
+    for place in map(of_name, folders[understood:]):
+        if place.part or place.role:
             raise UsageError(
                 f"{PurePath(*folders)} is named like a part of a data set, or like noisy or clean images, but lies in "
                 "another folder; choose the folder that contains it, or rename it"

@@ -161,7 +161,7 @@ def build(name: str, highest_level: float) -> Noise:
 def check(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
     """Check the noise of `config` on grey images: finite float32 images of the same shape.
 
-    A function of the user's own must also give the same images in a graph as in eager mode. Raises UsageError if the
+    A user's function must also give the same images in a graph as in eager mode. Raises UsageError if the
     noise breaks one of these rules.
     """
     low, high = config.noise_range

@@ -179,7 +179,7 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 class _NoLimit(contextlib.ContextDecorator):
-    """While any thread is within, Pillow's limit of pixels, a global variable of its own, is off."""
+    """While any thread is within, Pillow's limit of pixels, one of its global variables, is off."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
@@ -363,7 +363,7 @@ def _read_opencv(path: Path, source: _Source) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opencv() -> Iterator[Any]:
-    """Yield the module cv2, which meanwhile prints no messages of its own."""
+    """Yield the module cv2, which prints no messages meanwhile."""
     import cv2  # not above: it is optional
 
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.data.images import default_range, shape_of_four
+from dae.data.images import default_range, shape_as_batch
 from dae.errors import UsageError
 from dae.models.fused_layers import fused
 from dae.models.receptive_field import receptive_field
@@ -94,7 +94,7 @@ class Denoiser:
             raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
         shape = image.shape
         if image.ndim != 4:
-            shape = (1, *shape) if shape[2:] == (self.channels,) else shape_of_four(shape)
+            shape = (1, *shape) if shape[2:] == (self.channels,) else shape_as_batch(shape)
         denoised = np.empty(image.shape, image.dtype)
         self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
         return denoised

@@ -20,7 +20,7 @@ import numpy as np
 from dae.data import pictures
 from dae.data.array_files import npy_header
 from dae.data.image_folder import find_files
-from dae.data.images import default_range, shape_of_four
+from dae.data.images import default_range, shape_as_batch
 from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, as_usage_error, listed
 from dae.workdir.files import atomic_path
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     @property
     def images(self) -> tuple[int, int, int, int]:
         """The shape as [N, H, W, C]."""
-        return shape_of_four(self.shape)
+        return shape_as_batch(self.shape)
 
 
 class File(NamedTuple):
@@ -233,7 +233,7 @@ def _arrays(path: Path) -> Iterator[Member]:
 def _check_array(array: Member) -> None:
     if array.dtype.type not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
-    shape_of_four(array.shape)
+    shape_as_batch(array.shape)
 
 
 def check(denoiser: "Denoiser", files: Iterable[File]) -> list[str]:

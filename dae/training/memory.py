@@ -14,7 +14,7 @@ from dae.errors import UsageError
 from dae.models.sizes import layers_at
 
 # Memory to evaluate whole images, relative to that of a training step with as many pixels: for inference no layer's
-# output is kept. Measured: 0.15 (dncnn) to 0.5 (conv). A low figure, because what is refused cannot be tried.
+# output is kept. Measured: 0.2 (dncnn) to 0.6 (patches). A low figure, because what is refused cannot be tried.
 EVALUATION = 0.2
 # The share of the available memory that a step may need by its estimate; one that needed 0.85 by its estimate failed.
 USABLE = 0.8

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, divide, doubts, of_files, of_word
+from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, divide, doubts, of_files, of_name
 from dae.errors import UsageError
 
 # Names of images without a word for a part or a role, such as 0017 and img_3.
@@ -31,7 +31,7 @@ def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, 
     part = data.draw(st.sampled_from([None, *PARTS]))
     role = data.draw(st.sampled_from([None, *ROLES]))
     words = data.draw(st.permutations([spell(word) for word in (part, role) if word] + [key]))
-    place = of_word(separator.join(words))
+    place = of_name(separator.join(words))
     assert (place.part, place.role) == (PARTS.get(part or ""), ROLES.get(role or ""))
     assert place.key.replace(separator, "") == key.lower().strip(" _-.").replace(separator, "")
 
@@ -69,12 +69,12 @@ def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, 
     ],
 )
 def test_a_name_says_part_role_and_key(name, expected):
-    assert of_word(name) == expected
+    assert of_name(name) == expected
 
 
 @given(st.text(max_size=30) | st.text(string.ascii_letters + "_- 1", max_size=30))
 def test_any_text_is_a_name(name):
-    place = of_word(name)
+    place = of_name(name)
     assert place.part in (None, TRAIN, VALIDATION, TEST)
     assert place.role in (None, CLEAN, NOISY)
     if name.isascii():  # or else the lower case of a part may not be the part of the lower case
@@ -288,8 +288,8 @@ def test_two_folders_of_equal_names_without_a_known_word_are_noted(names, note):
 
 
 def test_names_of_arrays_are_divided_too():
-    places = {name: of_word(name)._replace(key="") for name in ("noisy_test", "clean_test", "train", "trainClean")}
+    places = {name: of_name(name)._replace(key="") for name in ("noisy_test", "clean_test", "train", "trainClean")}
     with pytest.raises(UsageError, match=r"noisy_test is noisy by its name; expected a clean image"):
         divide(places)
-    places = {name: of_word(name)._replace(key="") for name in ("noisy_test", "clean_test", "train_gt", "trainNoisy")}
+    places = {name: of_name(name)._replace(key="") for name in ("noisy_test", "clean_test", "train_gt", "trainNoisy")}
     assert divide(places) == {TEST: [("clean_test", "noisy_test")], TRAIN: [("train_gt", "trainNoisy")]}

@@ -170,7 +170,7 @@ def convolution(images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def models_of_other_kinds() -> dict[str, keras.Model]:
-    """Return models that do not take one batch of images to images of the same shape, by what is said of them."""
+    """Return models that do not take a batch of images to images of the same shape, by what the error says of them."""
     one, two = keras.Input((28, 28, 1), name="one"), keras.Input((28, 28, 1), name="two")
     flat = keras.Input((28, 28))
     return {
