@@ -65,6 +65,8 @@ class _BaseArguments(PresetArguments):
     """Folder of the run (default: a new folder below runs/)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Resume the run in --run-dir; start it if there is none; do nothing if it is finished."""
+    devices: tuple[str, ...] = ()
+    """Compute on these devices, such as gpu:0 gpu:2, or cpu (default: all GPUs, or else the CPU)."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -127,11 +127,15 @@ class RuntimeConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the images and the noise."""
     shards: int | None = None
-    """Parts of each batch that are computed in parallel (default: one per core; recorded)."""
+    """Parts of each batch that are computed in parallel, each with its own noise (default: one per core; recorded)."""
     intra_op_threads: int | None = None
     """Threads within one operation (default: cores divided by shards; recorded)."""
     onednn: bool | None = None
     """Use oneDNN kernels, which are faster (default: yes, unless TF_ENABLE_ONEDNN_OPTS is 0; recorded)."""
+    deterministic: bool = True
+    """Use only deterministic kernels on GPUs, which can be slower."""
+    reduction: str = "exact"
+    """How gradients of several workers are added: exact, the same bits for any number of workers, or fast."""
 
 
 # A dataclass orders fields from its last base to its first.
@@ -257,6 +261,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
     "shards": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
     "intra_op_threads": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
+    "reduction": (lambda name: name in ("exact", "fast"), "exact or fast"),
 }
 
 # SOAP with a long warm-up, as in all presets that use it.
@@ -294,7 +299,7 @@ RECORDED = (
 PLUGIN_FIELDS = ("noise", "model", "loss", "metrics")
 
 # Version of config.json; raised when the same file would no longer give the same run.
-FORMAT = 4
+FORMAT = 5
 
 
 def to_json(config: RunConfig) -> str:
@@ -386,14 +391,26 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
             allowed.add(place)
     if config.epochs > saved.epochs and saved.schedule == "constant":
         allowed.add("epochs")
-    differences = [
-        f"{flag(name)} was {before!r}, now {now!r}"
-        for name, before in dataclasses.asdict(saved).items()
-        if (now := getattr(config, name)) != before and name not in allowed
-    ]
-    if differences:
+    if differing := differences(saved, config, allowed):
         raise UsageError(
-            f"--resume: {run_dir} is another run ({'; '.join(differences)}); "
+            f"--resume: {run_dir} is another run ({differing}); "
             "only --epochs, with a constant learning rate, can grow, and --checkpoint-every change"
         )
     return config
+
+
+def differences(before: RunConfig, now: RunConfig, allowed: Collection[str] = ()) -> str:
+    """Return the fields that differ, except those that are allowed to, with both values; or an empty string.
+
+    Places of users' files do not count.
+    """
+
+    def comparable(config: RunConfig, name: str) -> Any:
+        value = getattr(config, name)
+        return map_texts(value, plugins.without_paths) if name in PLUGIN_FIELDS else value
+
+    return "; ".join(
+        f"{flag(name)} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
+        for name in _field_types()
+        if name not in allowed and comparable(before, name) != comparable(now, name)
+    )

@@ -1,4 +1,4 @@
-"""Runtime settings that decide the last bits of a result: shards, threads and oneDNN; and what computes it."""
+"""What computes a run: devices, shards, threads and oneDNN. They decide the last bits of its result."""
 
 import dataclasses
 import os
@@ -6,13 +6,15 @@ import platform
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
 from dae.config import RunConfig
-from dae.errors import UsageError
+from dae.errors import UsageError, listed
+from dae.replicas import ALONE, Replicas
 
 # A shard has at least this many images, because starting the operations of a smaller one is expected to cost more than
 # another core saves. At the default batch size, this matters only with more than eight cores, where it was not
@@ -20,23 +22,68 @@ from dae.errors import UsageError
 MIN_SHARD_SIZE = 16
 
 
-def resolve(config: RunConfig, whole_batches: bool = False) -> RunConfig:
+def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Make TensorFlow use the devices with these names, such as gpu:1 or cpu, by default all GPUs or else the CPU.
+
+    Returns TensorFlow's names for them. The processor is one device; for tests, it can be divided into several, cpu:0,
+    cpu:1 and so on. Raises UsageError for a device that does not exist, or if TensorFlow has started without it.
+    """
+    physical = {kind: tf.config.list_physical_devices(kind) for kind in ("GPU", "CPU")}
+    known = [f"gpu:{number}" for number in range(len(physical["GPU"]))] + ["cpu:0"]
+    chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)]
+    chosen = chosen or known[:-1] or ["cpu:0"]
+    parts = len([name for name in chosen if name.startswith("cpu:")])
+    if parts and chosen != [f"cpu:{part}" for part in range(parts)]:
+        raise UsageError(f"--devices: expected GPUs, or cpu:0, cpu:1 and so on, got {' '.join(names)}")
+    if unknown := [name for name in chosen if not parts and name not in known]:
+        raise UsageError(f"--devices: there is no {unknown[0]}; there are {listed(known)}")
+    if len(set(chosen)) < len(chosen):
+        raise UsageError(f"--devices: names a device twice: {' '.join(names)}")
+    gpus = [] if parts else [physical["GPU"][int(name.removeprefix("gpu:"))] for name in chosen]
+    try:
+        if physical["GPU"]:
+            tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)  # so that other processes can use the GPU too
+        if parts > 1:
+            logical = [tf.config.LogicalDeviceConfiguration()] * parts
+            tf.config.set_logical_device_configuration(physical["CPU"][0], logical)
+    except RuntimeError:  # TensorFlow has started
+        if names and len(tf.config.list_logical_devices(chosen[0][:3].upper())) < len(chosen):
+            raise UsageError(
+                f"--devices: {' '.join(names)} cannot be set, because TensorFlow has started; train in a new process"
+            ) from None
+    kind = "CPU" if parts else "GPU"
+    return tuple(f"{kind}:{number}" for number in range(len(chosen)))
+
+
+def resolve(config: RunConfig, whole_batches: bool = False, replicas: Replicas = ALONE) -> RunConfig:
     """Return `config` with the runtime settings that are None filled in, and set TensorFlow's number of threads.
 
-    With `whole_batches`, batches are not split unless `config` says so.
+    Batches are divided among the workers and devices of `replicas`, and for speed among the cores; but with
+    `whole_batches` not among the cores, unless `config` says so.
 
     When the filled-in settings are recorded, they give the same bits on a machine with another number of cores. Threads
     and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings are
     slower than those that dae would choose, and raises UsageError if `config` requires other settings.
     """
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    parallel = 1 if on_gpu or whole_batches else cores()
-    shards = config.shards or max(1, min(parallel, config.batch_size // MIN_SHARD_SIZE))
+    on_gpu = bool(tf.config.get_visible_devices("GPU"))
+    devices, workers = max(1, len(replicas.devices)), replicas.workers
+    parallel = devices if on_gpu or whole_batches else max(devices, cores())
+    each = max(1, min(parallel, config.batch_size // workers // MIN_SHARD_SIZE))
+    if workers > 1:
+        each = 2 ** (each.bit_length() - 1)
+    shards = config.shards or workers * each
+    replicas.check(shards)
+    # It would change the order of additions in a graph of several shards, depending on how many there are.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    if on_gpu and config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     return dataclasses.replace(
         config,
         onednn=_resolve_onednn(config.onednn),
         shards=shards,
-        intra_op_threads=_resolve_threads(config.intra_op_threads, max(1, cores() // shards)),
+        intra_op_threads=_resolve_threads(config.intra_op_threads, max(1, cores() // (shards // workers))),
     )
 
 
@@ -85,17 +132,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(config: RunConfig) -> str:
-    """Return, in one line, what a run with the resolved `config` computes on: processor, its settings, and GPUs."""
+def describe(config: RunConfig, replicas: Replicas = ALONE) -> str:
+    """Return, in one line, what a run with the resolved `config` computes on: processor, settings, GPUs, workers."""
     count, shards, threads = cores(), config.shards or 1, config.intra_op_threads or 1
     parts = [
         f"{cpu_name() or 'a processor'}, {_number(count, 'core')}: {_number(shards, 'shard')}, "
         f"{_number(threads, 'thread')} each, oneDNN {'on' if config.onednn else 'off'}"
     ]
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.get_visible_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     if len(parts) == 1:
         parts.append(_unused_gpu() or "no GPU")
+    if replicas.devices[1:]:
+        parts.append(f"divided among {', '.join(replicas.devices)}")
+    if replicas.workers > 1:
+        parts.append(f"with {replicas.workers} workers")
     return f"computing on {'; '.join(parts)}"
 
 

@@ -14,6 +14,7 @@ def main() -> None:
         resume=arguments.resume,
         quiet=arguments.quiet,
         profile=arguments.profile,
+        devices=arguments.devices,
     )
 
 

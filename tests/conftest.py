@@ -12,6 +12,7 @@ from dae.config import RunConfig
 from dae.data import datasets
 from dae.training import trainer
 
+runtime.select_devices(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])  # for tests of several devices
 runtime.resolve(TINY)  # sets the threads that run.py would choose
 tf.constant(0)  # starts TensorFlow, so that no test can set others
 settings.register_profile("dae", deadline=None)  # the time of an example depends on what else is running

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import os
 import runpy
+import socket
 import struct
 import subprocess
 import sys
@@ -44,6 +46,41 @@ def run_subprocess(script: str, *arguments: object, cwd: Path | None = None) -> 
     """Run a script of experiments/ as a user does, from `cwd`."""
     command = [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[object] = ()) -> list[subprocess.Popen]:
+    """Start run.py as so many workers on this machine, the chief first. The test must end them.
+
+    `last` are further arguments of the last worker.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    workers = []
+    for number in range(count):
+        own = (*arguments, *(last if number == count - 1 else ()))
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, str(EXPERIMENTS / "run.py"), *map(str, own)],
+                cwd=cwd,
+                env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return workers
+
+
+def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Wait until all workers have ended, and return the exit status, stdout and stderr of each; kill them if late."""
+    try:
+        outputs = [worker.communicate(timeout=timeout) for worker in workers]
+        return [(worker.returncode, *output) for worker, output in zip(workers, outputs, strict=True)]
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

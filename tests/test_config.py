@@ -222,9 +222,9 @@ def test_ints_become_floats_and_lists_become_tuples():
         ('{"epoch": 3}', "'epoch'; did you mean 'epochs'[?]"),
         ('{"epochs": "3"}', "--epochs: .*int.*'3'"),
         ('{"epochs": true}', "--epochs: .*int.*True"),
-        ('{"format": 1}', "format 4, got 1"),
-        ('{"format": 5}', "format 4, got 5"),
-        ('{"format": "2"}', "format 4, got '2'"),
+        ('{"format": 1}', "format 5, got 1"),
+        ('{"format": 6}', "format 5, got 6"),
+        ('{"format": "2"}', "format 5, got '2'"),
         ('{"noise_level": 1e999}', "--noise-level: .*inf"),
         ('{"noise_level": [0.1, "x"]}', "--noise-level: .*float"),
         ('{"noise_level": [0.5, 0.1]}', "--noise-level: .*ascending"),
@@ -245,10 +245,10 @@ def test_a_folder_without_a_run_and_a_missing_file_are_named(tmp_path):
 def test_a_config_file_of_format_1_is_refused(tmp_path):
     """Format 1 had other fields, and the same values gave other bits."""
     values = json.loads(config_module.to_json(RunConfig()))
-    assert values["format"] == 4
+    assert values["format"] == 5
     file = tmp_path / "config.json"
     file.write_text(json.dumps(values | {"format": 1}))
-    with pytest.raises(UsageError, match=r"config\.json: .*format 4, got 1"):
+    with pytest.raises(UsageError, match=r"config\.json: .*format 5, got 1"):
         config_module.read(file)
 
 

@@ -1,5 +1,6 @@
 """Evaluation of a model: the exact means of all metrics over a set of images."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 from dae.models.sizes import fitting_size
+from dae.replicas import ALONE, Replicas
 
 T = TypeVar("T")
 
@@ -23,13 +25,18 @@ Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 
 
 def make_evaluator(
-    model: keras.Model, objective: Objective | None = None, shards: int = 1, metrics: Mapping[str, Loss] = METRICS
+    model: keras.Model,
+    objective: Objective | None = None,
+    shards: int = 1,
+    metrics: Mapping[str, Loss] = METRICS,
+    replicas: Replicas = ALONE,
 ) -> Evaluate:
     """Return the function from batches to the means of the loss's values and all `metrics` over images.
 
     Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
     The function is compiled for each size of images, so make it once. Each batch is computed in `shards` parts in
-    parallel. Images of a size that `model` does not take are mirrored at the edges up to one that it takes.
+    parallel. Images of a size that `model` does not take are mirrored at the edges up to one that it takes. With
+    several workers, each calls the function with some of the batches, and gets the means over all.
     """
     names = [*(objective.loss.names if objective else ()), *metrics]
 
@@ -37,20 +44,22 @@ def make_evaluator(
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
         network = fused(model, training=False)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
-        for shard in split_batch(batch, shards):
-            outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
-            values |= {name: metric(shard.clean, outputs.denoised) for name, metric in metrics.items()}
-            for name, value in values.items():
-                shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
+        parts = min(shards, batch.clean.shape[0])
+        for number, shard in enumerate(split_batch(batch, parts)):
+            with replicas.on_device(number, parts):
+                outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
+                values |= {name: metric(shard.clean, outputs.denoised) for name, metric in metrics.items()}
+                for name, value in values.items():
+                    shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums) for name, sums in shard_sums.items()}
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
-        totals, images = dict.fromkeys(names, 0.0), 0
-        for batch in batches:
-            for name, total in batch_sums(batch).items():
-                totals[name] += float(total)
-            images += batch.clean.shape[0]
-        return {name: total / images for name, total in totals.items()} if images else {}
+        rows = [[batch.clean.shape[0], *batch_sums(batch).values()] for batch in batches]
+        everywhere = b"".join(replicas.exchange(np.array(rows, np.float64).tobytes()))
+        sums = np.frombuffer(everywhere).reshape(-1, 1 + len(names))
+        # A sum that is rounded only once does not depend on the order, and so not on the number of workers.
+        images, *totals = (math.fsum(column) if np.isfinite(column).all() else sum(column) for column in sums.T)
+        return {name: total / images for name, total in zip(names, totals, strict=True)} if images else {}
 
     return evaluate
 
@@ -71,9 +80,11 @@ def compiled_by_shape(function: Callable[[Batch], T]) -> Callable[[Batch], T]:
     return call
 
 
-def evaluate_test(evaluate: Evaluate, config: RunConfig, images: Images) -> dict[str, float]:
+def evaluate_test(
+    evaluate: Evaluate, config: RunConfig, images: Images, replicas: Replicas = ALONE
+) -> dict[str, float]:
     """Return the metrics `test_psnr` ... on test images, with the noise of `config`."""
-    means = evaluate(evaluation_batches(images, config, "test"))
+    means = evaluate(evaluation_batches(images, config, "test", replicas))
     return {f"test_{name}": value for name, value in means.items()}
 
 

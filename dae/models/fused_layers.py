@@ -53,7 +53,7 @@ def fused(model: keras.Model, training: bool = True) -> Network:
     bottom and right up to a size that fits, and the denoised images are cropped. If the graph does not know their size,
     it must fit.
     """
-    is_plain = not tf.config.list_physical_devices("GPU") and _is_plain(model)
+    is_plain = not tf.config.get_visible_devices("GPU") and _is_plain(model)
     network = _layer_by_layer(model, training) if is_plain else _unchanged(model, training)
 
     def padded(noisy: tf.Tensor) -> Outputs:

@@ -1,7 +1,6 @@
 """Where the training loop reports to: the console, metrics.jsonl and TensorBoard."""
 
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -42,9 +41,9 @@ class Logger:
         """The folder of the run's TensorBoard files."""
         return self._tensorboard.folder
 
-    def write_graph(self, train_step: Any, batch_size: int) -> None:
-        """Report the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
-        self._tensorboard.write_graph(train_step, batch_size)
+    def write_graph(self, graph: tf.Graph) -> None:
+        """Report the graph of a train step."""
+        self._tensorboard.write_graph(graph)
 
     def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
         """Report that `images` more images have been trained on; `loss` is the mean over the last batch."""
@@ -66,3 +65,21 @@ class Logger:
     def __exit__(self, *exception: object) -> None:
         self._console.close_bar()
         self._tensorboard.close()
+
+
+class NoLogger:
+    """Reports nothing, for workers other than the chief."""
+
+    tensorboard_folder = Path()
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        """Do nothing, as all methods."""
+
+    def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
+        """Do nothing."""
+
+    def print(self, message: str) -> None:
+        """Do nothing."""
+
+    def write_epoch(self, line: dict[str, float]) -> None:
+        """Do nothing."""

@@ -138,12 +138,10 @@ class TensorBoard:
         _text("run/layers", ("layer", "type", "output", "weights"), layers)
         _text("run/environment", ("field", "value"), ((name, json.dumps(value)) for name, value in environment.items()))
 
-    def write_graph(self, train_step: Any, batch_size: int) -> None:
-        """Write the graph of `train_step`, a tf.function, for batches of `batch_size` images."""
-        images = tf.TensorSpec([batch_size, *self._clean.shape[1:]])
-        batch = Batch(images, images, tf.TensorSpec([batch_size, 1, 1, 1]), tf.TensorSpec([2], tf.int64))
+    def write_graph(self, graph: tf.Graph) -> None:
+        """Write the graph of a train step."""
         with self._writers["train"].as_default(step=0):
-            tf.summary.graph(train_step.get_concrete_function(batch).graph)
+            tf.summary.graph(graph)
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""

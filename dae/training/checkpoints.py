@@ -2,9 +2,11 @@
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from dae.errors import RunError, first_line
+from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
 
 LATEST_KEPT = 3
@@ -14,11 +16,13 @@ class Checkpoints:
     """Saves and restores a train state in a folder.
 
     Not a `tf.train.CheckpointManager`: it believes its own list of checkpoints, which a kill, or moving the folder, can
-    leave out of date. Here the files themselves are the list.
+    leave out of date. Here the files themselves are the list. Of several workers, only the chief has the files; the
+    others get the state from it.
     """
 
-    def __init__(self, folder: Path, state: TrainState) -> None:
+    def __init__(self, folder: Path, state: TrainState, replicas: Replicas = ALONE) -> None:
         self._latest, self._best, self._state = folder / "latest", folder / "best", state
+        self._replicas = replicas
 
     def save(self) -> None:
         """Save the state as the latest checkpoint."""
@@ -35,7 +39,8 @@ class Checkpoints:
     def restore_latest(self) -> bool:
         """Restore the latest intact checkpoint and remove later ones, which the run will write again.
 
-        Warns of each damaged one. Returns False if there are no checkpoints; raises RunError if none is intact.
+        Warns of each damaged one. Returns False if there are no checkpoints; raises RunError if none is intact. For the
+        chief only; `share` must follow.
         """
         if not saved_in(self._latest):
             return False
@@ -49,11 +54,29 @@ class Checkpoints:
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; if it is missing or damaged, warn and restore the latest."""
-        if not self._restore(self._best):
+        if self._replicas.is_chief and not self._restore(self._best):
             print(f"warning: {self._best} has no intact checkpoint; using the last epoch", file=sys.stderr)
             self.restore_latest()  # the damaged one may have been restored in part
+        self.share()
+
+    def share(self) -> None:
+        """Give all workers the state of the chief."""
+        if self._replicas.workers == 1:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = f"{folder}/state"
+            files = [Path(f"{prefix}.{part}") for part in ("index", "data-00000-of-00001")]
+            if self._replicas.is_chief:
+                self._state.write(prefix)
+            for file in files:
+                content, *_ = self._replicas.exchange(file.read_bytes() if self._replicas.is_chief else b"")
+                file.write_bytes(content)
+            if not self._replicas.is_chief:
+                self._state.read(prefix).assert_consumed()
 
     def _save(self, folder: Path, kept: int) -> None:
+        if not self._replicas.is_chief:
+            return
         prefix = folder / f"ckpt-{int(self._state.step)}"
         self._state.write(str(prefix))
         _keep(folder, saved_in(folder)[-kept:])

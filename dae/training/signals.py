@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, deferred until the training loop can save and stop."""
+"""Signals to stop, deferred until the training loop can save."""
 
 import contextlib
 import signal
@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+# SIGUSR1 is what SLURM and others can be told to send before they end a job.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Yield the list of SIGINT and SIGTERM received so far; a second SIGINT raises KeyboardInterrupt at once."""
+    """Yield the list of STOPPING signals received so far; a second SIGINT raises KeyboardInterrupt at once."""
     pending: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -20,7 +23,7 @@ def deferred_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield pending
         return
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, receive) for number in STOPPING}
     try:
         yield pending
     finally:

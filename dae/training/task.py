@@ -27,6 +27,7 @@ from dae.losses.objective import Objective
 from dae.models import contract as network_contract
 from dae.models import networks
 from dae.optimizers import optimizers
+from dae.replicas import ALONE, Replicas
 from dae.training import memory
 from dae.workdir.model_files import load_model
 
@@ -76,8 +77,8 @@ class Task:
         return sample_batch(validation if is_large else self.data.train, self.config, "validation")
 
 
-def prepare(config: RunConfig, data: Arrays | None = None) -> Task:
-    """Load the images and build the network, the loss and the metrics.
+def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = ALONE) -> Task:
+    """Load the images and build the network, the loss and the metrics; and wait for the other workers.
 
     `data` are the arrays that `config` records as PYTHON_DATA. Raises UsageError for whatever would make the run fail.
     """
@@ -86,7 +87,9 @@ def prepare(config: RunConfig, data: Arrays | None = None) -> Task:
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
-    config = runtime.resolve(config, whole_batches=sketch is not None and bool(sketch.non_trainable_weights))
+    has_state = sketch is not None and bool(sketch.non_trainable_weights)
+    config = runtime.resolve(config, whole_batches=has_state, replicas=replicas)
+    replicas.join()
     config = noise.with_noise_level(config, splits.train)
     brightness = config.initial_brightness
     if brightness is None:

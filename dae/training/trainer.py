@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +15,26 @@ import numpy as np
 import tensorflow as tf
 
 from dae import callables, plugins, runtime
-from dae.config import PYTHON_DATA, RunConfig, canonicalize
+from dae.config import PYTHON_DATA, RunConfig, canonicalize, differences, from_json, to_json
 from dae.data.datasets import Arrays
 from dae.data.noise import Noise
-from dae.data.pipeline import equal_batches, evaluation_batches, sample_batch, training_batches
+from dae.data.pipeline import (
+    batch_spec,
+    equal_batches,
+    evaluation_batches,
+    sample_batch,
+    shard_sizes,
+    training_batches,
+)
 from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line, shown
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.networks import NetworkFunction
+from dae.replicas import ALONE, LOST_WORKER, Replicas, from_environment
 from dae.reporting.console import Console, warn
-from dae.reporting.logger import Logger
+from dae.reporting.logger import Logger, NoLogger
 from dae.training import outputs
 from dae.training.checkpoints import Checkpoints
 from dae.training.profiler import profiled
@@ -34,6 +44,8 @@ from dae.training.task import Task, prepare
 from dae.training.train_state import TrainState
 from dae.training.train_step import make_train_loop, make_train_step
 from dae.workdir import workdir
+from dae.workdir.environment import environment
+from dae.workdir.workdir import Workdir
 
 OnEpochEnd = Callable[[dict[str, float]], object]
 
@@ -54,9 +66,13 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     profile: bool = False,
+    devices: Sequence[str] = (),
     on_epoch_end: OnEpochEnd | None = None,
 ) -> dict[str, float]:
     """Train a model as `config` describes, write the run to the folder `run_dir`, and return its report.json.
+
+    If the variable TF_CONFIG lists several workers, all of them must call this with the same arguments; only the first
+    writes and prints (docs/distributed.md).
 
     Args:
         config: The settings of the run.
@@ -73,62 +89,122 @@ def train(
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
+        devices: Names of devices such as gpu:0 or cpu; by default all GPUs, or else the CPU.
         on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results and checkpoint
             are on disk. An exception that it raises ends the call; the run can be resumed.
 
     Raises:
         UsageError: For a user's mistake, before anything is written.
         RunError: If the run fails.
-        Interrupted: After SIGINT or SIGTERM, once the state is saved.
+        Interrupted: After SIGINT, SIGTERM or SIGUSR1 to any worker, once the state is saved.
     """
     config, sources = with_functions(config, {"loss": loss, "noise": noise, "model": model}, metrics)
     if data is not None:
         config = dataclasses.replace(config, data=PYTHON_DATA)
-    console = Console(quiet)
-    with workdir.opened(run_dir, canonicalize(config), resume) as run:
+    replicas = from_environment(runtime.select_devices(devices))
+    console = Console(quiet or not replicas.is_chief)
+    with (
+        contextlib.nullcontext() if replicas.is_chief else silent(),
+        workdir.opened(run_dir, canonicalize(config), resume, lock=replicas.is_chief) as run,
+    ):
         if run.is_finished:
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
             return workdir.read_report(run.path)
-        task = prepare(run.config, data)
+        task = prepare(run.config, data, replicas)
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
         average = task.evaluated_model if task.evaluated_model is not task.model else None
         state = TrainState(task.model, task.loss, task.optimizer, average)
         objective = task.objective(state.step)
-        checkpoints = Checkpoints(run.path / "checkpoints", state)
-        if run.has_run:
-            checkpoints.restore_latest()
-            workdir.check_metrics(run.path, int(state.step) // task.steps_per_epoch)
-            config = workdir.reopen(run.path, task.config)
-            console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
-        else:
-            config = workdir.start(run.path, task.config, sources)
-            missing = "no run to resume, " if resume else ""
-            console.print(*task.data.notes, f"{missing}writing to {run.path}")
-        console.print(runtime.describe(config))
-        task = dataclasses.replace(task, config=config)
-        console.print_layers(task.model)
-        if objective.starts_as_bce:
-            console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
-            if config.bce_steps >= task.total_steps:
-                warn(f"--bce-steps: bce is part of the loss in all {task.total_steps} steps, until {config.bce_steps}")
-        evaluated = task.evaluated_objective(state.step)
-        evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics)
+        checkpoints = Checkpoints(run.path / "checkpoints", state, replicas)
         try:
-            with Logger(
-                run.path, config, task.evaluated_model, task.samples, console, int(state.step), task.examples
-            ) as logger:
-                train_epochs(task, state, objective, evaluate, checkpoints, logger, profile, on_epoch_end)
-            report = outputs.write(run.path, task, state, evaluate, checkpoints)
+            compare_workers(task.config, replicas)
+            if replicas.is_chief:
+                task = start(run, task, state, checkpoints, sources, resume, console)
+            checkpoints.share()
+            config = task.config
+            console.print(runtime.describe(config, replicas))
+            console.print_layers(task.model)
+            if objective.starts_as_bce:
+                console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
+                if config.bce_steps >= (total := task.total_steps):
+                    warn(f"--bce-steps: bce is part of the loss in all {total} steps, until {config.bce_steps}")
+            evaluated = task.evaluated_objective(state.step)
+            evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics, replicas)
+            with contextlib.ExitStack() as stack:
+                logger: Logger | NoLogger = NoLogger()
+                if replicas.is_chief:
+                    logger = stack.enter_context(
+                        Logger(
+                            run.path,
+                            config,
+                            task.evaluated_model,
+                            task.samples,
+                            console,
+                            int(state.step),
+                            task.examples,
+                        )
+                    )
+                train_epochs(task, state, objective, evaluate, checkpoints, logger, replicas, profile, on_epoch_end)
+            report = outputs.write(run.path, task, state, evaluate, checkpoints, replicas)
+            replicas.highest(0)  # wait until the chief has written everything
         except (OSError, tf.errors.OpError) as error:
+            lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
             raise RunError(
-                f"{first_line(error)}; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
+                f"{lost}{first_line(error)}; earlier checkpoints are intact: continue with --resume --run-dir "
+                f"{run.path}"
             ) from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
     console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")
     return report
+
+
+def start(
+    run: Workdir,
+    task: Task,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    sources: Mapping[str, str],
+    resume: bool,
+    console: Console,
+) -> Task:
+    """Restore the latest checkpoint if there is a run to resume, or else write its first files.
+
+    Returns `task` with the paths of the copies of users' files.
+    """
+    if run.has_run:
+        checkpoints.restore_latest()
+        workdir.check_metrics(run.path, int(state.step) // task.steps_per_epoch)
+        config = workdir.reopen(run.path, task.config)
+        console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
+    else:
+        config = workdir.start(run.path, task.config, sources)
+        missing = "no run to resume, " if resume else ""
+        console.print(*task.data.notes, f"{missing}writing to {run.path}")
+    return dataclasses.replace(task, config=config)
+
+
+def compare_workers(config: RunConfig, replicas: Replicas) -> None:
+    """Raise UsageError if a worker has another configuration than the chief; warn of other versions and processors."""
+    own = {"config": to_json(config), **{name: environment()[name] for name in ("versions", "cpu")}}
+    chief, *others = [json.loads(text) for text in replicas.exchange(json.dumps(own).encode())]
+    for worker, other in enumerate(others, start=1):
+        before, now = (from_json(each["config"], f"worker {worker}") for each in (chief, other))
+        differing = differences(before, now, ("data", "start_from"))
+        if differing:
+            raise UsageError(f"worker {worker} has another configuration than worker 0 ({differing})")
+        for name in ("versions", "cpu"):
+            if chief[name] != other[name]:
+                warn(f"worker {worker}: {name} {other[name]}, of worker 0 {chief[name]}; the last bits may differ")
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drop what is printed on stderr, such as warnings, which the chief prints too. An exception is not caught."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        yield
 
 
 def with_functions(
@@ -168,7 +244,8 @@ def train_epochs(
     objective: Objective,
     evaluate: Evaluate,
     checkpoints: Checkpoints,
-    logger: Logger,
+    logger: Logger | NoLogger,
+    replicas: Replicas = ALONE,
     profile: bool = False,
     on_epoch_end: OnEpochEnd | None = None,
 ) -> None:
@@ -179,19 +256,27 @@ def train_epochs(
     """
     config, images, first_step = task.config, task.data.train, int(state.step)
     first_epoch = first_step // task.steps_per_epoch + 1
-    train_step = make_train_step(state, objective, config, mixes_bce=False)
-    train_loop = make_train_loop(train_step)
+    train_step = make_train_step(state, objective, config, mixes_bce=False, replicas=replicas)
+    train_loop = make_train_loop(train_step, config.shards or 1, replicas)
     # A separate graph for the first steps: computing bce after them, with a share of 0, would take a tenth longer.
-    bce_loop = make_train_loop(make_train_step(state, objective, config))
+    bce_step = make_train_step(state, objective, config, replicas=replicas)
+    bce_loop = make_train_loop(bce_step, config.shards or 1, replicas)
     bce_steps = config.bce_steps if objective.starts_as_bce else 0
-    batches = iter(training_batches(images, config, first_step))
-    train_sample = [sample_batch(images, config, "train evaluation")]
-    validation = evaluation_batches(task.data.validation, config, "validation")
+    batches = iter(training_batches(images, config, first_step, replicas))
+    train_sample = [sample_batch(images, config, "train evaluation")] if replicas.is_chief else []
+    validation = evaluation_batches(task.data.validation, config, "validation", replicas)
     steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * math.prod(task.model.input_shape[1:])))
     checkpoint_every = config.checkpoint_every or task.steps_per_epoch
-    with deferred_signals() as pending, profiled(train_loop, logger.tensorboard_folder, profile) as train_loop:
+    with (
+        deferred_signals() as pending,
+        profiled(train_loop, logger.tensorboard_folder, profile and replicas.is_chief) as train_loop,
+    ):
         if first_epoch == 1:
-            logger.write_graph(train_step, min(config.batch_size, task.examples))
+            # Not by the logger, because all workers must make the same graphs.
+            batch_size, shards = min(config.batch_size, task.examples), config.shards or 1
+            own = sum(shard_sizes(batch_size, shards, replicas.shards(shards)))
+            spec = batch_spec((own, *task.model.input_shape[1:]))
+            logger.write_graph(train_step.get_concrete_function(spec, batch_size).graph)
         stopwatch = Stopwatch(state.seconds)
         for epoch in range(first_epoch, config.epochs + 1):
             if config.patience is not None and epoch > config.patience + int(state.best_epoch):
@@ -211,11 +296,14 @@ def train_epochs(
                     mean_loss = loop(batches, tf.constant(num_steps), batch_size)
                 logger.progress(epoch, num_steps * batch_size, mean_loss)
                 step += num_steps
-                if step < last_step and (pending or step % checkpoint_every == 0):  # the epoch's end is saved below
+                if step == last_step:
+                    break  # the epoch's end is saved below
+                stop = replicas.highest(*pending[:1] or [0])
+                if stop or step % checkpoint_every == 0:
                     stopwatch.update()
                     checkpoints.save()
-                if step < last_step and pending:
-                    raise Interrupted(pending[0], f"stopped and saved after step {step}")
+                if stop:
+                    raise Interrupted(stop, f"stopped and saved after step {step}")
             images_per_second = (int(state.means.images) - images_before) / (time.monotonic() - started)
 
             means = state.means.result()
@@ -237,11 +325,11 @@ def train_epochs(
             state.start_epoch()
             checkpoints.save_epoch(epoch, line.get("validation_loss"))
             try:
-                if on_epoch_end is not None:
+                if on_epoch_end is not None and replicas.is_chief:
                     on_epoch_end(line)
             finally:
-                if pending:
-                    raise Interrupted(pending[0], f"stopped and saved after epoch {epoch}")
+                if stop := replicas.highest(*pending[:1] or [0]):
+                    raise Interrupted(stop, f"stopped and saved after epoch {epoch}")
 
 
 @contextlib.contextmanager

@@ -55,8 +55,10 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Iterator[Workdir]:
+def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, lock: bool = True) -> Iterator[Workdir]:
     """Lock a run's folder, by default a new one in runs/, and yield it with the configuration to train with.
+
+    Without `lock`, as for workers other than the chief, the folder is only read, and may be missing.
 
     If the folder holds a run, `resume` must be true, and `config_for_resume` returns the configuration. A missing
     folder is created, and removed again if it is still empty at the end, as after a user's mistake. Raises UsageError
@@ -65,7 +67,7 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool) -> Itera
     if run_dir is None and resume:
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
-    with _locked(path):
+    with _locked(path) if lock else contextlib.nullcontext():
         if not has_run(path):
             yield Workdir(path, config, has_run=False, is_longer=False, is_finished=False)
             return
@@ -83,7 +85,7 @@ def has_run(path: Path) -> bool:
 
     A folder counts as empty if it contains only files that a starting run writes before config.json.
     """
-    names = {entry.name for entry in path.iterdir()} - {LOCK}
+    names = {entry.name for entry in path.iterdir()} - {LOCK} if path.exists() else set()
     before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
     if CONFIG not in names and not all(name in before_config or name.startswith(TEMPORARY) for name in names):
         raise UsageError(f"--run-dir: {path} holds files that are not a run's (no {CONFIG}); choose another folder")

@@ -21,6 +21,7 @@ from dae.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
+from dae.replicas import Replicas
 from dae.seeding import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
@@ -71,6 +72,41 @@ def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(image
     noise_of_first, noise_of_second = first_noisy - first_clean, (second_noisy - second_clean)[same_images]
     assert abs(np.corrcoef(noise_of_first.ravel(), noise_of_second.ravel())[0, 1]) < 0.5
     assert not (noise_of_first == noise_of_second).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("change", [{}, {"patch_size": 16, "augment": True, "noise_level": (0.1, 0.5)}])
+def test_each_worker_makes_the_shards_of_its_own(workers, change, images):
+    """The last batch of an epoch has fewer images than there are shards, so that some shards have none."""
+    config = dataclasses.replace(CONFIG, batch_size=33, shards=4, **change)
+    group = [Replicas((), worker, ("a:1",) * workers) for worker in range(workers)]
+    parts = [arrays(training_batches(images, config, 1, worker)) for worker in group]
+    whole = arrays(training_batches(images, config, 1))
+    assert 0 < min(len(batch.clean) for batch in whole) < 4
+    for batch, *others in zip(whole, *parts, strict=True):
+        for name in ("noisy", "clean", "noise_level"):
+            together = np.concatenate([getattr(other, name) for other in others])
+            np.testing.assert_array_equal(getattr(batch, name), together)
+        assert all((batch.seed == other.seed).all() for other in others)
+        shards = split_batch(Batch(*batch), 4)
+        own = [
+            each
+            for other, worker in zip(others, group, strict=True)
+            for each in split_batch(Batch(*other), 4, worker.shards(4), len(batch.clean))
+        ]
+        for shard, other in zip(shards, own, strict=True):
+            for tensor, other_tensor in zip(shard, other, strict=True):
+                np.testing.assert_array_equal(tensor, other_tensor)
+    evaluated = [arrays(evaluation_batches(images, config, "test", worker)) for worker in group]
+    assert_same([batch for some in evaluated for batch in some], arrays(evaluation_batches(images, config, "test")))
+
+
+def test_shards_of_a_batch_have_independent_noise(images):
+    config = dataclasses.replace(CONFIG, clip_noise=False, batch_size=100, shards=2)
+    (batch,) = arrays(training_batches(images, config).take(1))
+    first, second = split_batch(Batch(*batch), 2)
+    noise, other = ((shard.noisy - shard.clean).ravel() for shard in (first, second))
+    assert abs(np.corrcoef(noise, other)[0, 1]) < 5 / 198  # of 39,200 pixels
 
 
 def test_unclipped_noise_of_two_steps_is_uncorrelated(images):
@@ -124,7 +160,7 @@ def test_first_batch_is_the_documented_function_of_seed_and_step(images):
     )
     expected = tf.cast(tf.gather(images.pixels, order), tf.float32) / 255.0
     np.testing.assert_array_equal(batch.clean, expected)
-    added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "noise", 0))
+    added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "shard 0 noise", 0))
     np.testing.assert_array_equal(batch.noisy, tf.clip_by_value(expected + added, 0.0, 1.0))
     np.testing.assert_array_equal(batch.noise_level, np.full((32, 1, 1, 1), 0.5, np.float32))
     np.testing.assert_array_equal(batch.seed, stateless_seed(0, "loss", 0))
@@ -150,7 +186,7 @@ def test_range_of_noise_levels_gives_each_image_a_level_of_its_own(images):
 def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, images):
     config = dataclasses.replace(CONFIG, noise=noise, noise_level=level, clip_noise=clip_noise)
     batches = {
-        "": arrays(training_batches(images, config)),
+        "shard 0 ": arrays(training_batches(images, config)),
         "test ": arrays(evaluation_batches(images, config, "test")),
     }
     for purpose, of_purpose in batches.items():
@@ -197,7 +233,7 @@ def test_sample_batch_is_the_first_evaluation_batch(mnist):
 
 @pytest.mark.parametrize(
     ("images", "shards", "sizes"),
-    [(8, 2, [4, 4]), (7, 2, [3, 4]), (3, 8, 3 * [1]), (5, 1, [5]), (10, 4, [2, 3, 2, 3])],
+    [(8, 2, [4, 4]), (7, 2, [3, 4]), (3, 4, [0, 1, 1, 1]), (5, 1, [5]), (10, 4, [2, 3, 2, 3])],
 )
 def test_split_batch_makes_nearly_equal_parts_in_order(images, shards, sizes):
     numbers = tf.range(images)

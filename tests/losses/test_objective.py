@@ -156,7 +156,7 @@ def test_corrupt_is_the_noise_of_the_run(noise, clip, model, mnist):
     batch = next(iter(training_batches(mnist.train, config)))
     received = inputs(model, batch, config)
     # The same seed gives the noise of the batch itself.
-    again = received["corrupt"](batch.clean, stateless_seed(config.seed, "noise", 0))
+    again = received["corrupt"](batch.clean, stateless_seed(config.seed, "shard 0 noise", 0))
     np.testing.assert_array_equal(again, batch.noisy)
     seed = tf.constant([3, 4], tf.int64)
     expected = corruption(config)(1 - batch.clean, batch.noise_level, seed)

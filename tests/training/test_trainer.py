@@ -163,8 +163,8 @@ def test_run_whose_network_turns_black_is_warned_of(loss, warns, tmp_path, capsy
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(tmp_path, monkeypatch):
-    def poisoned(images, config, first_step=0):
-        numbered = training_batches(images, config, first_step).enumerate(first_step + 1)
+    def poisoned(images, config, first_step, replicas):
+        numbered = training_batches(images, config, first_step, replicas).enumerate(first_step + 1)
         return numbered.map(lambda step, batch: batch._replace(noisy=tf.where(step == 14, np.nan, batch.noisy)))
 
     training_batches = trainer.training_batches
