@@ -132,6 +132,10 @@ class RuntimeConfig:
     """Threads within one operation (default: cores divided by shards; recorded)."""
     onednn: bool | None = None
     """Use oneDNN kernels, which are faster (default: yes, unless TF_ENABLE_ONEDNN_OPTS is 0; recorded)."""
+    precision: str = "float32"
+    """Compute the layers in float32, bfloat16 or float16; weights, loss and optimizer stay in float32."""
+    compile: bool = False
+    """Compile the computation of gradients with XLA."""
     deterministic: bool = True
     """Use only deterministic kernels on GPUs, which can be slower."""
     reduction: str = "exact"
@@ -261,6 +265,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2**63 - 1"),
     "shards": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
     "intra_op_threads": (lambda count: 1 <= count <= 1024, "a whole number from 1 to 1024"),
+    "precision": (lambda name: name in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
     "reduction": (lambda name: name in ("exact", "fast"), "exact or fast"),
 }
 

@@ -75,6 +75,11 @@ def resolve(config: RunConfig, whole_batches: bool = False, replicas: Replicas =
         each = 2 ** (each.bit_length() - 1)
     shards = config.shards or workers * each
     replicas.check(shards)
+    if config.compile and devices > 1:
+        raise UsageError(
+            f"--compile: needs a single device, got {', '.join(replicas.devices)}; choose one with --devices, or start "
+            "a worker for each (docs/distributed.md)"
+        )
     # It would change the order of additions in a graph of several shards, depending on how many there are.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     if on_gpu and config.deterministic:

@@ -17,6 +17,8 @@ def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
     Gradients are clipped by the train step, not by the optimizer. Raises UsageError for an unknown optimizer or
     schedule.
     """
-    optimizer = lookup(OPTIMIZERS, config.optimizer, "--optimizer")
+    kind = lookup(OPTIMIZERS, config.optimizer, "--optimizer")
     schedule = lookup(SCHEDULES, config.schedule, "--schedule")
-    return optimizer(schedule(config, total_steps), beta_2=config.adam_beta_2)
+    optimizer = kind(schedule(config, total_steps), beta_2=config.adam_beta_2)
+    # In float16, gradients smaller than 6e-8 would be 0, so the loss is multiplied by a number as high as possible.
+    return keras.optimizers.LossScaleOptimizer(optimizer) if config.precision == "float16" else optimizer

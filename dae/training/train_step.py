@@ -1,5 +1,6 @@
 """The gradient computation: what one batch does to the train state. Nothing is read, written or printed here."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from dae.data.pipeline import Batch, shard_sizes, split_batch
 from dae.losses.losses import bce
 from dae.losses.objective import Objective
 from dae.models.fused_layers import Outputs, fused
+from dae.models.precision import in_precision
 from dae.optimizers.adam import flatten
 from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
@@ -31,6 +33,9 @@ def make_train_step(
     """
     optimizer, names, shards = state.optimizer, objective.loss.names, config.shards or 1
     numbers, moving = replicas.shards(shards), state.model.non_trainable_weights
+    # With float16, a step whose scaled gradient is not finite changes only the scale.
+    is_scaled = config.precision == "float16"
+    reduced = None if config.precision == "float32" else in_precision(state.model, config.precision)
 
     def shard_sums(shard: Batch, moving_before: list[tf.Tensor], batch_size: int) -> tuple[list[tf.Tensor], Outputs]:
         """Return the shard's part of the gradients, of the values of the loss, and of the moving averages."""
@@ -39,7 +44,7 @@ def make_train_step(
         for weight, before in zip(moving, moving_before, strict=True):
             weight.assign(before)
         with tf.GradientTape() as tape:
-            outputs, values = objective(fused(state.model), shard)
+            outputs, values = objective(reduced or fused(state.model), shard)
             sums = [tf.reduce_sum(values[name]) / batch_size for name in names]
             minimized = sums[0]
             if mixes_bce and objective.starts_as_bce:
@@ -47,10 +52,14 @@ def make_train_step(
                 # At the scale of the loss, since after larger gradients Adam would long take smaller steps.
                 scale = tf.stop_gradient(tf.math.divide_no_nan(tf.abs(minimized), bce_sum))
                 minimized = objective.bce_share * scale * bce_sum + (1 - objective.bce_share) * minimized
+            minimized = optimizer.scale_loss(minimized)
         # A loss of the latents alone does not depend on the decoder.
         gradients = tape.gradient(minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         share = shard.clean.shape[0] / batch_size
         return [*gradients, *sums, *(share * weight for weight in moving)], outputs
+
+    if config.compile:
+        shard_sums = tf.function(shard_sums, jit_compile=True)
 
     @tf.function
     def train_step(batch: Batch, batch_size: int | None = None) -> tf.Tensor:
@@ -70,17 +79,23 @@ def make_train_step(
         gradients, others = totals[: len(weights)], totals[len(weights) :]
         means = dict(zip(names, others, strict=False))
         mean_loss, gradient_norm = means["loss"], tf.norm(flatten(gradients))
+        scale = optimizer.scale_loss(tf.constant(1.0))
+        # The scale falls to a half for each gradient that is not finite, but not below 1 unless all of them are so.
+        checked = gradient_norm if not is_scaled else tf.where(scale < 1, math.inf, scale)
         finite = [
             tf.debugging.assert_all_finite(mean_loss, "the loss"),
-            tf.debugging.assert_all_finite(gradient_norm, "the gradient"),
+            tf.debugging.assert_all_finite(checked, "the gradient"),
         ]
         with tf.control_dependencies(finite):
             for weight, mean in zip(moving, others[len(names) :], strict=True):
                 weight.assign(mean)
             if config.max_gradient_norm is not None:
-                gradients, _ = tf.clip_by_global_norm(gradients, config.max_gradient_norm, use_norm=gradient_norm)
+                limit = config.max_gradient_norm * scale if is_scaled else config.max_gradient_norm
+                gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=gradient_norm)
             before = flatten(weights)
             optimizer.apply(gradients, weights)
+            if is_scaled:
+                gradient_norm = tf.where(tf.math.is_finite(gradient_norm), gradient_norm / scale, 0.0)
             means["gradient_norm"] = gradient_norm
             means["update_to_weight_ratio"] = tf.norm(flatten(weights) - before) / tf.norm(before)
             state.means.update(means, images=batch_size)
