@@ -168,8 +168,7 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
     parity, tap = np.indices((2, 3))
     rows = np.zeros((2, 2 + pad, 3), np.float32)
     rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
-    small_kernel = tf.einsum("auh,bvw,hwio->uviabo", rows, rows, kernel)
-    small_kernel = tf.reshape(small_kernel, [2 + pad, 2 + pad, kernel.shape[2], 4 * kernel.shape[3]])
+    small_kernel = _kernel_of_positions(kernel, rows, rows)
     bias = tf.tile(tf.convert_to_tensor(layer.bias), [4]) if layer.use_bias else None
 
     def compute(x: tf.Tensor) -> tf.Tensor:
@@ -177,6 +176,20 @@ def _upsampled_convolution(before: keras.layers.UpSampling2D, layer: keras.layer
         return layer.activation(_pixels_from_channels(four if bias is None else tf.nn.bias_add(four, bias), 2))
 
     return compute
+
+
+def _kernel_of_positions(kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
+    """Return the kernel [u, v, in, a * b * out] that computes a * b output positions of `kernel` [h, w, in, out].
+
+    `rows` [a, u, h] and `columns` [b, v, w] say which of its rows and columns each position adds up. This is
+    einsum("auh,bvw,hwio->uviabo"), as one product of matrices, because it is computed for each shard.
+    """
+    (a, u, h), (b, v, w) = rows.shape, columns.shape
+    matrix = np.einsum("auh,bvw->uvabhw", rows, columns).reshape(-1, h * w)
+    inputs, outputs = kernel.shape[2:]
+    product = tf.matmul(matrix, tf.reshape(kernel, [h * w, inputs * outputs]))
+    positions = tf.transpose(tf.reshape(product, [u, v, a * b, inputs, outputs]), [0, 1, 3, 2, 4])
+    return tf.reshape(positions, [u, v, inputs, a * b * outputs])
 
 
 def _pixels_from_channels(x: tf.Tensor, factor: int) -> tf.Tensor:
@@ -217,9 +230,8 @@ def _transposed_convolution(layer: keras.layers.Conv2DTranspose) -> Compute:
         return (row == position + before - stride * (offset + first)).astype(np.float32), first
 
     (rows, first_row), (columns, first_column) = map(taps, layer.kernel_size)
-    small_kernel = tf.einsum("auh,bvw,hwoi->uviabo", rows, columns, kernel)
-    height, width, inputs = rows.shape[1], columns.shape[1], kernel.shape[3]
-    small_kernel = tf.reshape(small_kernel, [height, width, inputs, stride**2 * kernel.shape[2]])
+    small_kernel = _kernel_of_positions(tf.transpose(kernel, [0, 1, 3, 2]), rows, columns)
+    height, width = rows.shape[1], columns.shape[1]
     padding: Any = [[0, 0], [-first_row, height - 1 + first_row], [-first_column, width - 1 + first_column], [0, 0]]
     if (-first_row, -first_column) == ((height - 1) // 2, (width - 1) // 2):
         padding = "SAME"  # the same numbers, but only so does oneDNN compute the gradients
