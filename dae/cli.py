@@ -198,8 +198,8 @@ def _stderr_hidden() -> Iterator[None]:
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main`, print a failure as one line on stderr, and exit.
 
-    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130 and 143 after SIGINT and
-    SIGTERM.
+    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130, 143 and 138 after SIGINT,
+    SIGTERM and SIGUSR1.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.

@@ -32,8 +32,6 @@ LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
 )
 # How long, in seconds, a worker waits for the others to start.
 JOIN_TIMEOUT = 600
@@ -62,10 +60,11 @@ class Replicas:
 
     def check(self, shards: int) -> None:
         """Raise UsageError unless the workers can divide this many shards, and yet add them in the same order."""
-        if shards not in (allowed := [count for count in range(1, 1025) if _divides(self.workers, count)]):
+        if not _divides(self.workers, shards):
+            allowed = [workers for workers in range(1, shards + 1) if _divides(workers, shards)]
             raise UsageError(
                 f"--shards: {shards} cannot be divided among {self.workers} workers; expected {self.workers} times a "
-                f"power of two: {listed(allowed)}"
+                f"power of two; {shards} can be divided among {', '.join(map(str, allowed))}"
             )
 
     def shards(self, total: int) -> range:
@@ -115,21 +114,21 @@ class Replicas:
             together = together[8 + size + -size % 4 :]
         return contents
 
-    def highest(self, number: int) -> int:
+    def maximum(self, number: int) -> int:
         """Return the highest of the numbers, at least 0, of all workers."""
         return max(int.from_bytes(each, "little") for each in self.exchange(number.to_bytes(8, "little")))
 
     def _run(self, function: Any, tensor: tf.Tensor) -> tf.Tensor:
         # The identity lies on the worker's own device, where the strategy looks for the tensor.
-        return _strategy(self).run(lambda part: function(tf.identity(part)), args=(tensor,))
+        return _strategy(self.worker, self.addresses).run(lambda part: function(tf.identity(part)), args=(tensor,))
 
-    def join(self) -> None:
+    def connect(self) -> None:
         """Wait until all workers have started. Starts TensorFlow, whose settings must be final.
 
         Raises RunError if that takes longer than JOIN_TIMEOUT.
         """
         if self.workers > 1:
-            _strategy(self)
+            _strategy(self.worker, self.addresses)
 
 
 # This process, without others.
@@ -181,16 +180,27 @@ def from_environment(devices: Sequence[str] = ()) -> Replicas:
         raise UsageError(f"TF_CONFIG: a cluster with tasks {sorted(unknown)}; expected only 'chief' and 'worker'")
     if not tasks:
         return Replicas(tuple(devices))
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        task["index"] = int(task["index"])  # TensorFlow takes "0" too
     own = (task.get("type"), task.get("index"))
     if own not in tasks:
         raise UsageError(f"TF_CONFIG: the cluster has no task {own[0]} {own[1]}; it has {listed(tasks)}")
     return Replicas(tuple(devices), tasks.index(own), addresses if len(addresses) > 1 else ())
 
 
+def local_tf_configs(workers: int) -> list[str]:
+    """Return a value of TF_CONFIG for each of so many workers on this machine, with ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(workers)]
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    cluster = {"worker": addresses}
+    return [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": n}}) for n in range(workers)]
+
+
 @functools.cache
-def _strategy(replicas: Replicas) -> tf.distribute.Strategy:
+def _strategy(worker: int, addresses: tuple[str, ...]) -> tf.distribute.Strategy:
     """Connect the workers, once per process."""
-    _wait_for_others(replicas)
+    _wait_for_others(worker, addresses)
     resolved = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     # With one replica per worker, whose devices divide its shards.
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -203,20 +213,23 @@ def _strategy(replicas: Replicas) -> tf.distribute.Strategy:
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except (RuntimeError, tf.errors.OpError) as error:
-        raise RunError(f"cannot connect the workers ({first_line(error)})") from None
+        raise RunError(
+            f"cannot connect the workers ({first_line(error)}); train before any other use of TensorFlow"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         # TensorFlow has replaced the handler by one that only takes note of the signal.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
 
 
-def _wait_for_others(replicas: Replicas) -> None:
+def _wait_for_others(worker: int, addresses: tuple[str, ...]) -> None:
     """Wait until all other workers listen; TensorFlow would wait for an hour, and could not be interrupted."""
-    host, port = replicas.addresses[replicas.worker].rsplit(":", 1)
-    absent = {address for number, address in enumerate(replicas.addresses) if number != replicas.worker}
+    host, port = addresses[worker].rsplit(":", 1)
+    absent = {*addresses} - {addresses[worker]}
+    both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     end = time.monotonic() + JOIN_TIMEOUT
     try:
-        listening = socket.create_server(("", int(port)))
+        listening = socket.create_server(("", int(port)), **both)  # type: ignore[arg-type]
     except OSError as error:
         raise UsageError(f"TF_CONFIG: cannot listen at {host}:{port} ({error.strerror})") from None
     with listening:
@@ -224,7 +237,7 @@ def _wait_for_others(replicas: Replicas) -> None:
             absent = {address for address in absent if not _listens(address)}
             if absent and time.monotonic() > end:
                 raise RunError(
-                    f"worker {replicas.worker} has waited {JOIN_TIMEOUT} s for {listed(sorted(absent))}; start the "
+                    f"worker {worker} has waited {JOIN_TIMEOUT} s for {listed(sorted(absent))}; start the "
                     "same command on each machine"
                 )
             time.sleep(0.1 if absent else 0)

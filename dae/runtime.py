@@ -30,8 +30,9 @@ def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     """
     physical = {kind: tf.config.list_physical_devices(kind) for kind in ("GPU", "CPU")}
     known = [f"gpu:{number}" for number in range(len(physical["GPU"]))] + ["cpu:0"]
-    chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)]
-    chosen = chosen or known[:-1] or ["cpu:0"]
+    visible = tf.config.get_visible_devices("GPU")
+    default = [f"gpu:{physical['GPU'].index(gpu)}" for gpu in visible] or ["cpu:0"]
+    chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)] or default
     parts = len([name for name in chosen if name.startswith("cpu:")])
     if parts and chosen != [f"cpu:{part}" for part in range(parts)]:
         raise UsageError(f"--devices: expected GPUs, or cpu:0, cpu:1 and so on, got {' '.join(names)}")
@@ -40,20 +41,20 @@ def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     if len(set(chosen)) < len(chosen):
         raise UsageError(f"--devices: names a device twice: {' '.join(names)}")
     gpus = [] if parts else [physical["GPU"][int(name.removeprefix("gpu:"))] for name in chosen]
+    kind = "CPU" if parts else "GPU"
     try:
-        if physical["GPU"]:
+        if gpus != visible:
             tf.config.set_visible_devices(gpus, "GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # so that other processes can use the GPU too
         if parts > 1:
             logical = [tf.config.LogicalDeviceConfiguration()] * parts
             tf.config.set_logical_device_configuration(physical["CPU"][0], logical)
-    except RuntimeError:  # TensorFlow has started
-        if names and len(tf.config.list_logical_devices(chosen[0][:3].upper())) < len(chosen):
+    except (RuntimeError, ValueError):  # TensorFlow has started, or the user has divided a GPU
+        if gpus != tf.config.get_visible_devices("GPU") or len(tf.config.list_logical_devices(kind)) < len(chosen):
             raise UsageError(
-                f"--devices: {' '.join(names)} cannot be set, because TensorFlow has started; train in a new process"
+                f"--devices: {' '.join(chosen)} cannot be set, because TensorFlow has started; train in a new process"
             ) from None
-    kind = "CPU" if parts else "GPU"
     return tuple(f"{kind}:{number}" for number in range(len(chosen)))
 
 
@@ -147,9 +148,9 @@ def describe(config: RunConfig, replicas: Replicas = ALONE) -> str:
     for gpu in tf.config.get_visible_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     if len(parts) == 1:
-        parts.append(_unused_gpu() or "no GPU")
-    if replicas.devices[1:]:
-        parts.append(f"divided among {', '.join(replicas.devices)}")
+        parts.append(("" if tf.config.list_physical_devices("GPU") else _unused_gpu()) or "no GPU")
+    if (used := min(len(replicas.devices), shards // replicas.workers)) > 1:
+        parts.append(f"on {used} devices")
     if replicas.workers > 1:
         parts.append(f"with {replicas.workers} workers")
     return f"computing on {'; '.join(parts)}"

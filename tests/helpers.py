@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import json
 import os
 import runpy
-import socket
 import struct
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from dae.losses.composite import CompositeLoss
 from dae.losses.objective import Objective
 from dae.models import networks
 from dae.optimizers import optimizers
+from dae.replicas import local_tf_configs
 from dae.reporting import tensorboard
 from dae.training.train_state import TrainState
 from dae.training.train_step import TrainStep, make_train_step
@@ -53,24 +52,21 @@ def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[obje
 
     `last` are further arguments of the last worker.
     """
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    workers = []
-    for number in range(count):
-        own = (*arguments, *(last if number == count - 1 else ()))
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, str(EXPERIMENTS / "run.py"), *map(str, own)],
-                cwd=cwd,
-                env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(EXPERIMENTS / "run.py"),
+                *map(str, (*arguments, *(last if number == count - 1 else ()))),
+            ],
+            cwd=cwd,
+            env={**os.environ, "TF_CONFIG": tf_config},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    return workers
+        for number, tf_config in enumerate(local_tf_configs(count))
+    ]
 
 
 def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:

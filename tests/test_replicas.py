@@ -27,6 +27,7 @@ def tf_config(task: object, **cluster: object) -> str:
         ("{}", ALONE),
         (tf_config({"type": "worker", "index": 0}, worker=["a:1"]), ALONE),
         (tf_config({"type": "worker", "index": 1}, worker=["a:1", "b:2"]), Replicas((), 1, ("a:1", "b:2"))),
+        (tf_config({"type": "worker", "index": "1"}, worker=["a:1", "b:2"]), Replicas((), 1, ("a:1", "b:2"))),
         (tf_config({"type": "chief", "index": 0}, worker=["b:2"], chief=["a:1"]), Replicas((), 0, ("a:1", "b:2"))),
         (tf_config({"type": "worker", "index": 0}, worker=["b:2"], chief=["a:1"]), Replicas((), 1, ("a:1", "b:2"))),
     ],
@@ -93,7 +94,7 @@ def test_sum_keeps_shapes_and_the_order_of_additions():
 
 def test_exchange_without_other_workers_returns_what_it_is_given():
     assert ALONE.exchange(b"abc") == [b"abc"]
-    assert ALONE.highest(15) == 15
+    assert ALONE.maximum(15) == 15
 
 
 @pytest.mark.parametrize(
@@ -130,5 +131,7 @@ def test_shards_are_divided_among_the_workers(workers, batch_size, whole_batches
 
 
 def test_shards_that_the_workers_cannot_divide_are_refused():
-    with pytest.raises(UsageError, match=r"^--shards: 6 cannot be divided among 4 workers.*: 4, 8, 16, 32, 64"):
+    with pytest.raises(
+        UsageError, match=r"^--shards: 6 cannot be divided among 4 workers; .*6 can be divided among 1, 3, 6$"
+    ):
         runtime.resolve(RunConfig(shards=6), replicas=Replicas((), 0, ADDRESSES[:4]))

@@ -143,7 +143,7 @@ def _patch_cutter(images: Images) -> Callable[..., tf.Tensor]:
 def evaluation_batches(images: Images, config: RunConfig, purpose: str, replicas: Replicas = ALONE) -> tf.data.Dataset:
     """Return batches of `images`, whole, in order; all that is random is always the same for one `purpose`.
 
-    Images of several sizes come one by one. Of several workers, each gets every so many-th batch, from its own number.
+    Images of several sizes come one by one. Worker i of n gets the batches i, i + n, i + 2 n and so on.
     """
     make_batch = batch_maker(images, config, f"{purpose} ")
     examples, batch_size = len(images), evaluation_batch_size(images, config)

@@ -20,7 +20,7 @@ EVALUATION = 0.2
 USABLE = 0.8
 
 
-def check(config: RunConfig, model: keras.Model, splits: Splits) -> None:
+def check(config: RunConfig, model: keras.Model, splits: Splits, workers: int = 1) -> None:
     """Raise UsageError if a training step, or the evaluation of a batch of whole images, needs more than is available.
 
     Names the batch size or the settings that would probably fit.
@@ -29,7 +29,7 @@ def check(config: RunConfig, model: keras.Model, splits: Splits) -> None:
     image_bytes = step_bytes(model)
     batch_size = min(config.batch_size, examples_per_epoch(splits.train, config))
     available = USABLE * available_memory()
-    needed = image_bytes * batch_size
+    needed = image_bytes * batch_size / workers
     if needed > available:
         fitting = int(batch_size * available / needed / 2)
         fits = f"about {fitting} images would fit" if fitting else "not even one would fit"

@@ -89,7 +89,7 @@ def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = 
     sketch = networks.sketch(config, image_shape)
     has_state = sketch is not None and bool(sketch.non_trainable_weights)
     config = runtime.resolve(config, whole_batches=has_state, replicas=replicas)
-    replicas.join()
+    replicas.connect()
     config = noise.with_noise_level(config, splits.train)
     brightness = config.initial_brightness
     if brightness is None:
@@ -99,8 +99,10 @@ def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = 
     )
     noise.check(config, image_shape)
     model = networks.build(config, image_shape, earlier=sketch)
-    memory.check(config, model, splits)
-    (batch,) = training_batches(splits.train, config).take(1)
+    memory.check(config, model, splits, replicas.workers)
+    # Of the last worker, on all workers; if there are few images, the first can have none.
+    last = dataclasses.replace(replicas, worker=replicas.workers - 1)
+    (batch,) = training_batches(splits.train, config, replicas=last).take(1)
     if config.model not in networks.MODELS:
         network_contract.check(config, model, batch)
     if config.start_from is not None:

@@ -28,8 +28,9 @@ def make_train_step(
 
     The batch is divided into `config.shards` parts, whose gradients are computed in parallel and added in a fixed
     order. The function takes the images of the shards of this worker; `batch_size` counts those of all workers, and can
-    be omitted if there are no others. Without `mixes_bce`, bce is not computed, as after the first `config.bce_steps`.
-    Raises InvalidArgumentError, before any weight changes, if the loss or its gradient is not finite.
+    be omitted if there are no others. While bce fades into the loss, each shard has its own scale for it. Without
+    `mixes_bce`, bce is not computed, as after the first `config.bce_steps`. Raises InvalidArgumentError, before any
+    weight changes, if the loss or its gradient is not finite.
     """
     optimizer, names, shards = state.optimizer, objective.loss.names, config.shards or 1
     numbers, moving = replicas.shards(shards), state.model.non_trainable_weights
@@ -38,7 +39,7 @@ def make_train_step(
     reduced = None if config.precision == "float32" else in_precision(state.model, config.precision)
 
     def shard_sums(shard: Batch, moving_before: list[tf.Tensor], batch_size: int) -> tuple[list[tf.Tensor], Outputs]:
-        """Return the shard's part of the gradients, of the values of the loss, and of the moving averages."""
+        """Return the shard's part of the gradients, of the values of the loss, and of the changes of averages."""
         weights = state.trainable_variables
         seed_layers(state.model, shard.seed)
         for weight, before in zip(moving, moving_before, strict=True):
@@ -55,8 +56,10 @@ def make_train_step(
             minimized = optimizer.scale_loss(minimized)
         # A loss of the latents alone does not depend on the decoder.
         gradients = tape.gradient(minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # that of tf.gather is sparse
         share = shard.clean.shape[0] / batch_size
-        return [*gradients, *sums, *(share * weight for weight in moving)], outputs
+        changes = [share * (weight - before) for weight, before in zip(moving, moving_before, strict=True)]
+        return [*gradients, *sums, *changes], outputs
 
     if config.compile:
         shard_sums = tf.function(shard_sums, jit_compile=True)
@@ -87,8 +90,8 @@ def make_train_step(
             tf.debugging.assert_all_finite(checked, "the gradient"),
         ]
         with tf.control_dependencies(finite):
-            for weight, mean in zip(moving, others[len(names) :], strict=True):
-                weight.assign(mean)
+            for weight, before, change in zip(moving, moving_before, others[len(names) :], strict=True):
+                weight.assign(before + change)
             if config.max_gradient_norm is not None:
                 limit = config.max_gradient_norm * scale if is_scaled else config.max_gradient_norm
                 gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=gradient_norm)
@@ -100,22 +103,25 @@ def make_train_step(
             means["update_to_weight_ratio"] = tf.norm(flatten(weights) - before) / tf.norm(before)
             state.means.update(means, images=batch_size)
             if objective.loss.has_updates:
-                network = fused(state.model)
                 if not outputs:  # Of no images, for which TensorFlow cannot compute a network.
-                    one = network(tf.zeros([1, *batch.noisy.shape[1:]]))
+                    one = fused(state.model, training=False)(tf.zeros([1, *batch.noisy.shape[1:]]))
                     outputs.append(Outputs(*(None if part is None else part[:0] for part in one)))
-                objective.update(network, *whole(batch, outputs))
+                seed_layers(state.model, batch.seed)  # so that they do not depend on this worker's shards
+                objective.update(fused(state.model), *whole(batch, outputs, batch_size))
             state.step.assign_add(1)
             if config.ema_decay is not None:
                 state.update_average(config.ema_decay)
         return mean_loss
 
-    def whole(batch: Batch, outputs: Sequence[Outputs]) -> tuple[Batch, Outputs]:
+    def whole(batch: Batch, outputs: Sequence[Outputs], batch_size: int) -> tuple[Batch, Outputs]:
         """Return the images of all workers, and the network's outputs for them, given those of this worker's shards."""
-        noisy, clean, level = (replicas.gather(tensor) for tensor in batch[:3])
+
+        def gather(tensor: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(replicas.gather(tensor), [batch_size, *tensor.shape[1:]])
+
+        noisy, clean, level = (gather(tensor) for tensor in batch[:3])
         denoised, latents = (
-            None if parts[0] is None else replicas.gather(tf.concat(parts, axis=0))
-            for parts in zip(*outputs, strict=True)
+            None if parts[0] is None else gather(tf.concat(parts, axis=0)) for parts in zip(*outputs, strict=True)
         )
         return Batch(noisy, clean, level, batch.seed), Outputs(denoised, latents)
 

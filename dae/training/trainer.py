@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -47,6 +48,9 @@ from dae.workdir import workdir
 from dae.workdir.environment import environment
 from dae.workdir.workdir import Workdir
 
+# Above the number of any signal.
+CALLBACK_FAILED = 1000
+
 OnEpochEnd = Callable[[dict[str, float]], object]
 
 # One call of the train loop takes as many steps as process this many pixel values, those of 20 batches of 128 MNIST
@@ -91,7 +95,8 @@ def train(
         profile: Profile a few steps for TensorBoard's profile plugin.
         devices: Names of devices such as gpu:0 or cpu; by default all GPUs, or else the CPU.
         on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results and checkpoint
-            are on disk. An exception that it raises ends the call; the run can be resumed.
+            are on disk; of several workers, only the chief calls it. An exception that it raises ends the call; the run
+            can be resumed.
 
     Raises:
         UsageError: For a user's mistake, before anything is written.
@@ -120,7 +125,7 @@ def train(
         try:
             compare_workers(task.config, replicas)
             if replicas.is_chief:
-                task = start(run, task, state, checkpoints, sources, resume, console)
+                task = start_or_restore(run, task, state, checkpoints, sources, resume, console)
             checkpoints.share()
             config = task.config
             console.print(runtime.describe(config, replicas))
@@ -131,28 +136,19 @@ def train(
                     warn(f"--bce-steps: bce is part of the loss in all {total} steps, until {config.bce_steps}")
             evaluated = task.evaluated_objective(state.step)
             evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics, replicas)
-            with contextlib.ExitStack() as stack:
-                logger: Logger | NoLogger = NoLogger()
-                if replicas.is_chief:
-                    logger = stack.enter_context(
-                        Logger(
-                            run.path,
-                            config,
-                            task.evaluated_model,
-                            task.samples,
-                            console,
-                            int(state.step),
-                            task.examples,
-                        )
-                    )
-                train_epochs(task, state, objective, evaluate, checkpoints, logger, replicas, profile, on_epoch_end)
+            logger: contextlib.AbstractContextManager[Logger | NoLogger] = contextlib.nullcontext(NoLogger())
+            if replicas.is_chief:
+                step = int(state.step)
+                logger = Logger(run.path, config, task.evaluated_model, task.samples, console, step, task.examples)
+            with logger as reports:
+                train_epochs(task, state, objective, evaluate, checkpoints, reports, replicas, profile, on_epoch_end)
             report = outputs.write(run.path, task, state, evaluate, checkpoints, replicas)
-            replicas.highest(0)  # wait until the chief has written everything
+            replicas.maximum(0)  # wait until the chief has written everything
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
+            hint = f"; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
             raise RunError(
-                f"{lost}{first_line(error)}; earlier checkpoints are intact: continue with --resume --run-dir "
-                f"{run.path}"
+                f"{lost}{first_line(error)}{hint if (run.path / workdir.CONFIG).exists() else ''}"
             ) from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
@@ -161,7 +157,7 @@ def train(
     return report
 
 
-def start(
+def start_or_restore(
     run: Workdir,
     task: Task,
     state: TrainState,
@@ -187,17 +183,39 @@ def start(
 
 
 def compare_workers(config: RunConfig, replicas: Replicas) -> None:
-    """Raise UsageError if a worker has another configuration than the chief; warn of other versions and processors."""
-    own = {"config": to_json(config), **{name: environment()[name] for name in ("versions", "cpu")}}
+    """Raise UsageError if a worker has another configuration than the chief, or a GPU while the chief has none.
+
+    Warns of other versions, processors and GPUs.
+    """
+    if replicas.workers == 1:
+        return
+    own = {"config": to_json(config), **{name: environment()[name] for name in ("versions", "cpu", "gpus")}}
     chief, *others = [json.loads(text) for text in replicas.exchange(json.dumps(own).encode())]
     for worker, other in enumerate(others, start=1):
-        before, now = (from_json(each["config"], f"worker {worker}") for each in (chief, other))
-        differing = differences(before, now, ("data", "start_from"))
-        if differing:
+        expected, got = (from_json(each["config"], f"worker {worker}") for each in (chief, other))
+        if differing := differences(expected, got, ("data", "start_from")):
             raise UsageError(f"worker {worker} has another configuration than worker 0 ({differing})")
-        for name in ("versions", "cpu"):
+        if bool(chief["gpus"]) != bool(other["gpus"]):
+            raise UsageError(f"worker {worker} has the GPUs {other['gpus']}, worker 0 {chief['gpus']}; see --devices")
+        for name in ("versions", "cpu", "gpus"):
             if chief[name] != other[name]:
                 warn(f"worker {worker}: {name} {other[name]}, of worker 0 {chief[name]}; the last bits may differ")
+
+
+def check_states(state: TrainState, replicas: Replicas) -> None:
+    """Raise RunError if the weights or the optimizer of a worker differ from those of the chief."""
+    if replicas.workers == 1:
+        return
+    digest = hashlib.sha256()
+    for variable in (*state.model.variables, *state.optimizer.variables):
+        digest.update(np.asarray(variable).tobytes())
+    chief, *others = replicas.exchange(digest.digest())
+    for worker, other in enumerate(others, start=1):
+        if other != chief:
+            raise RunError(
+                f"the weights of worker {worker} differ from those of worker 0 after step {int(state.step)}; the loss, "
+                "the noise or the network is not a function of its inputs alone"
+            )
 
 
 @contextlib.contextmanager
@@ -298,11 +316,12 @@ def train_epochs(
                 step += num_steps
                 if step == last_step:
                     break  # the epoch's end is saved below
-                stop = replicas.highest(*pending[:1] or [0])
+                stop = replicas.maximum(*pending[:1] or [0])
                 if stop or step % checkpoint_every == 0:
                     stopwatch.update()
                     checkpoints.save()
                 if stop:
+                    replicas.maximum(0)  # wait until the chief has saved
                     raise Interrupted(stop, f"stopped and saved after step {step}")
             images_per_second = (int(state.means.images) - images_before) / (time.monotonic() - started)
 
@@ -320,15 +339,22 @@ def train_epochs(
                 "seconds": stopwatch.update(),
             }
             logger.write_epoch(line)
+            check_states(state, replicas)
             if epoch == first_epoch:
                 warn_if_collapsed(task)
             state.start_epoch()
             checkpoints.save_epoch(epoch, line.get("validation_loss"))
+            is_failing = False
             try:
                 if on_epoch_end is not None and replicas.is_chief:
+                    is_failing = True
                     on_epoch_end(line)
+                    is_failing = False
             finally:
-                if stop := replicas.highest(*pending[:1] or [0]):
+                stop = replicas.maximum(*pending[:1] or [CALLBACK_FAILED if is_failing else 0])
+                if stop == CALLBACK_FAILED and not is_failing:
+                    raise RunError(f"on_epoch_end has raised an exception on worker 0 after epoch {epoch}")
+                if stop != CALLBACK_FAILED and stop:
                     raise Interrupted(stop, f"stopped and saved after epoch {epoch}")
 
 

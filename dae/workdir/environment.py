@@ -24,7 +24,10 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_cores": cores(),
-        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
+        "gpus": [
+            tf.config.experimental.get_device_details(device).get("device_name", device.name)
+            for device in tf.config.get_visible_devices("GPU")
+        ],
     }
 
 

@@ -20,7 +20,7 @@ from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
 # Epochs end with a batch of one image, so that some shards, and some workers, have none.
-CONFIG = dataclasses.replace(TINY, train_examples=577, epochs=2, shards=4, intra_op_threads=1)
+CONFIG = dataclasses.replace(TINY, train_examples=577, epochs=2, shards=2, intra_op_threads=1)
 
 LOSSES = """
 import keras
@@ -42,8 +42,8 @@ class Scaled(keras.Layer):
     def call(self, clean, denoised):
         return (1 + 0 * self.scale) * tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
 
-    def update(self, clean, denoised):
-        self.scale.assign(0.9 * self.scale + 0.1 * tf.reduce_mean(denoised))
+    def update(self, clean, denoised, *, noisy, denoise):
+        self.scale.assign(0.9 * self.scale + 0.05 * tf.reduce_mean(denoised) + 0.05 * tf.reduce_mean(denoise(noisy)))
 """
 
 NETWORKS = """
@@ -58,10 +58,12 @@ def normalized(image_shape):
 """
 
 CONFIGS = {
-    "adam": CONFIG,
+    "adam": dataclasses.replace(CONFIG, shards=4),
     "soap": dataclasses.replace(CONFIG, optimizer="soap", max_gradient_norm=0.1, ema_decay=0.9),
     "losses": dataclasses.replace(CONFIG, loss="mse + 0.1*ssim + losses.py:masked + losses.py:Scaled", bce_steps=5),
-    "network": dataclasses.replace(CONFIG, model="networks.py:normalized", noise_level=(0.1, 0.5), patience=1),
+    "network": dataclasses.replace(
+        CONFIG, model="networks.py:normalized", loss="bce + losses.py:Scaled", noise_level=(0.1, 0.5), patience=1
+    ),
     "patches": dataclasses.replace(CONFIG, model="unet", patch_size=16, augment=True, noise="poisson"),
 }
 
@@ -103,12 +105,11 @@ def test_two_workers_give_the_bits_of_one_process(folder):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_any_number_of_devices_and_workers_gives_the_same_bits(name, folder):
     one_process(folder, name, "one")
-    for count in (2, 4):
-        one_process(folder, name, f"{count} devices", [f"cpu:{number}" for number in range(count)])
-        assert first_difference(folder / "one", folder / f"{count} devices") is None
-    for count in (4,) if name == "adam" else (2,):
-        several_workers(folder, count, name, f"{count} workers")
-        assert first_difference(folder / "one", folder / f"{count} workers") is None
+    count = 4 if name == "adam" else 2
+    one_process(folder, name, "devices", [f"cpu:{number}" for number in range(count)])
+    assert first_difference(folder / "one", folder / "devices") is None
+    several_workers(folder, count, name, "workers")
+    assert first_difference(folder / "one", folder / "workers") is None
 
 
 @pytest.mark.slow
@@ -128,9 +129,9 @@ def wait_for(path: Path, workers: list[subprocess.Popen]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("killed", "resumed_with"), [(0, 4), (1, 1)])
+@pytest.mark.parametrize(("killed", "resumed_with"), [(0, 2), (1, 1)])
 def test_a_killed_worker_ends_the_others_and_any_number_resumes(killed, resumed_with, folder):
-    long = dataclasses.replace(CONFIGS["losses"], train_examples=2000, epochs=4, checkpoint_every=3)
+    long = dataclasses.replace(CONFIGS["losses"], train_examples=2000, epochs=3, checkpoint_every=3)
     (folder / "long.json").write_text(to_json(long))
     one_process(folder, "long", "one")
     workers = start_workers(2, "--config", "long.json", "--run-dir", "two", "--resume", cwd=folder)
@@ -145,7 +146,7 @@ def test_a_killed_worker_ends_the_others_and_any_number_resumes(killed, resumed_
     assert "run.py: another worker has stopped: " in errors
     assert "continue with --resume --run-dir two" in errors
     assert not (folder / "two" / "report.json").exists()
-    assert 1 <= len(read_metrics(folder / "two")) < 4
+    assert 1 <= len(read_metrics(folder / "two")) < 3
     if resumed_with == 1:
         one_process(folder, "long", "two", resume=True)
     else:
@@ -163,7 +164,7 @@ def test_a_signal_to_any_worker_saves_and_stops_all(number, folder):
     workers[1].send_signal(number)
     for status, _, errors in ended(workers, timeout=60):
         assert status == 128 + number
-        assert "stopped and saved after step" in errors
+        assert "stopped and saved after" in errors
     several_workers(folder, 2, "long", "two", "--resume")
     assert first_difference(folder / "one", folder / "two") is None
 
@@ -182,7 +183,7 @@ def test_waiting_for_a_worker_that_does_not_start_ends(monkeypatch):
         addresses = tuple(f"127.0.0.1:{each.getsockname()[1]}" for each in (own, other))
     monkeypatch.setattr(replicas, "JOIN_TIMEOUT", 0.2)
     with pytest.raises(RunError, match=rf"^worker 0 has waited 0.2 s for {addresses[1]}; start the same command"):
-        replicas.Replicas((), 0, addresses).join()
+        replicas.Replicas((), 0, addresses).connect()
     with socket.create_server(("", int(addresses[0].split(":")[1]))):  # noqa: SIM117
         with pytest.raises(UsageError, match=f"^TF_CONFIG: cannot listen at {addresses[0]}"):
-            replicas.Replicas((), 0, addresses).join()
+            replicas.Replicas((), 0, addresses).connect()

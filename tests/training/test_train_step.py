@@ -273,3 +273,37 @@ def test_train_step_refuses_values_that_are_not_finite_before_anything_changes(l
         new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))(batch_of(images, images * factor))
     for value, expected in zip(values(state), before, strict=True):
         np.testing.assert_array_equal(value, expected, strict=True)
+
+
+def test_sparse_gradients_of_shards_are_added(mnist):
+    """tf.gather has a sparse gradient, as of a codebook."""
+
+    class Codebook(keras.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes = self.add_weight(shape=(4,), initializer="ones")
+
+        def call(self, clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+            error = tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
+            return error * tf.gather(self.codes.value, [1, 2, 2])[tf.newaxis, 0]
+
+    config = replace(MSE, shards=2)
+    loss = CompositeLoss((Term(1.0, "codebook", Codebook(), "codebook"),))
+    model = networks.build(config, (28, 28, 1))
+    state = TrainState(model, loss, keras.optimizers.SGD(1.0))
+    make_train_step(state, objective(loss, config, state.step), config)(first_batch(mnist.train, 64))
+    codes = loss.layers[0].codes.numpy()
+    assert codes[1] < 1
+    assert (codes[[0, 2, 3]] == 1).all()
+
+
+def test_frozen_weights_keep_their_bits(mnist):
+    config = replace(MSE, shards=3)
+    model = networks.build(config, (28, 28, 1))
+    model.layers[1].trainable = False
+    frozen = [weight.numpy() for weight in model.layers[1].weights]
+    train_step = new_train_step(new_state(config, model=model), config)
+    for batch in training_batches(mnist.train, replace(config, batch_size=10)).take(5):
+        train_step(batch)
+    for before, weight in zip(frozen, model.layers[1].weights, strict=True):
+        assert before.tobytes() == weight.numpy().tobytes()
