@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def main() -> None:
         raise UsageError(f"--rates: expected an odd number >= 3, got {arguments.rates}")
     if config.validation_examples == 0:
         raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
+    os.environ.pop("TF_CONFIG", None)  # each run has this process alone
     cli.import_tensorflow(config.onednn)
     from dae.evaluation.metrics import METRICS
 

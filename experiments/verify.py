@@ -1,6 +1,7 @@
 """Prove that a finished run can be reproduced, bit for bit: `python experiments/verify.py runs/NAME`."""
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class VerifyArguments:
 def main() -> None:
     run = Path(cli.parse(VerifyArguments).run)
     settings = config.read(run / "config.json")
+    os.environ.pop("TF_CONFIG", None)  # the bits are those of one process
     cli.import_tensorflow(settings.onednn)
     from dae.analysis.reproducibility import first_difference
     from dae.training.trainer import train
