@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dae import callables, plugins, runtime
-from dae.config import PYTHON_DATA, RunConfig, canonicalize, differences, from_json, to_json
+from dae.config import PYTHON_DATA, RunConfig, canonicalize
 from dae.data.datasets import Arrays
 from dae.data.noise import Noise
 from dae.data.pipeline import (
@@ -44,8 +41,8 @@ from dae.training.stopwatch import Stopwatch
 from dae.training.task import Task, prepare
 from dae.training.train_state import TrainState
 from dae.training.train_step import make_train_loop, make_train_step
+from dae.training.workers import check_states, compare_workers, silent
 from dae.workdir import workdir
-from dae.workdir.environment import environment
 from dae.workdir.workdir import Workdir
 
 # Above the number of any signal.
@@ -180,49 +177,6 @@ def start_or_restore(
         missing = "no run to resume, " if resume else ""
         console.print(*task.data.notes, f"{missing}writing to {run.path}")
     return dataclasses.replace(task, config=config)
-
-
-def compare_workers(config: RunConfig, replicas: Replicas) -> None:
-    """Raise UsageError if a worker has another configuration than the chief, or a GPU while the chief has none.
-
-    Warns of other versions, processors and GPUs.
-    """
-    if replicas.workers == 1:
-        return
-    own = {"config": to_json(config), **{name: environment()[name] for name in ("versions", "cpu", "gpus")}}
-    chief, *others = [json.loads(text) for text in replicas.exchange(json.dumps(own).encode())]
-    for worker, other in enumerate(others, start=1):
-        expected, got = (from_json(each["config"], f"worker {worker}") for each in (chief, other))
-        if differing := differences(expected, got, ("data", "start_from")):
-            raise UsageError(f"worker {worker} has another configuration than worker 0 ({differing})")
-        if bool(chief["gpus"]) != bool(other["gpus"]):
-            raise UsageError(f"worker {worker} has the GPUs {other['gpus']}, worker 0 {chief['gpus']}; see --devices")
-        for name in ("versions", "cpu", "gpus"):
-            if chief[name] != other[name]:
-                warn(f"worker {worker}: {name} {other[name]}, of worker 0 {chief[name]}; the last bits may differ")
-
-
-def check_states(state: TrainState, replicas: Replicas) -> None:
-    """Raise RunError if the weights or the optimizer of a worker differ from those of the chief."""
-    if replicas.workers == 1:
-        return
-    digest = hashlib.sha256()
-    for variable in (*state.model.variables, *state.optimizer.variables):
-        digest.update(np.asarray(variable).tobytes())
-    chief, *others = replicas.exchange(digest.digest())
-    for worker, other in enumerate(others, start=1):
-        if other != chief:
-            raise RunError(
-                f"the weights of worker {worker} differ from those of worker 0 after step {int(state.step)}; the loss, "
-                "the noise or the network is not a function of its inputs alone"
-            )
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Drop what is printed on stderr, such as warnings, which the chief prints too. An exception is not caught."""
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
-        yield
 
 
 def with_functions(
