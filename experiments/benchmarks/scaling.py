@@ -35,6 +35,8 @@ class ScalingArguments:
     """Steps per measurement."""
     rounds: int = 5
     """Measurements, of which the median is taken."""
+    max_workers: int = 4
+    """Measure the messages of two workers and more, up to this many."""
     latency: float | None = None
     """Milliseconds per message in the model (default: as measured between processes of this machine)."""
     bandwidth: float | None = None
@@ -138,7 +140,7 @@ def main() -> None:
     print(f"one process with one of these shards: {1e3 * half['seconds']:.2f} ms per step")
     # Both compute the same on the same cores.
     print(f"share of communication in a step of two workers: {1 - one['seconds'] / two['seconds']:.0%}")
-    times = {workers: measure(arguments, "messages", workers) for workers in (2, 3, 4)}
+    times = {workers: measure(arguments, "messages", workers) for workers in range(2, arguments.max_workers + 1)}
     for workers, seconds in times.items():
         columns = (f"{4e-3 * int(size):,.0f} kB in {1e3 * each:.2f} ms" for size, each in seconds.items())
         print(f"messages of {workers} workers: {', '.join(columns)}")

@@ -191,6 +191,19 @@ def test_denoise_throughput_compares_both_ways():
     assert all(0.3 < ratio < 3 for ratio in ratios)
 
 
+@pytest.mark.slow
+def test_scaling_measures_messages_and_models_more_workers():
+    done = run_subprocess("benchmarks/scaling.py", "--steps", 2, "--rounds", 1, "--max-workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "two workers with a shard each" in done.stdout
+    table = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in table] == ["1", "2", "4", "8", "16", "32", "64"]
+    rates = [float(row[2].replace(",", "")) for row in table]
+    assert rates == sorted(rates)
+    assert rates[0] > 0
+
+
+@pytest.mark.slow
 def test_kill_and_resume_ends_in_identical_runs():
     done = run_subprocess("benchmarks/kill_and_resume.py", "--kills", 2)
     assert done.returncode == 0, done.stderr

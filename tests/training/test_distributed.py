@@ -17,7 +17,7 @@ from dae.analysis.reproducibility import first_difference
 from dae.config import to_json
 from dae.errors import RunError, UsageError
 from dae.training import trainer
-from dae.workdir.workdir import read_metrics
+from dae.workdir.workdir import read_metrics, read_report
 
 # Epochs end with a batch of one image, so that some shards, and some workers, have none.
 CONFIG = dataclasses.replace(TINY, train_examples=577, epochs=2, shards=2, intra_op_threads=1)
@@ -167,6 +167,26 @@ def test_a_signal_to_any_worker_saves_and_stops_all(number, folder):
         assert "stopped and saved after" in errors
     several_workers(folder, 2, "long", "two", "--resume")
     assert first_difference(folder / "one", folder / "two") is None
+
+
+@pytest.mark.slow
+def test_fast_reduction_of_two_workers_has_only_one_order(folder):
+    one_process(folder, "adam", "one")
+    several_workers(folder, 2, "adam", "two", "--reduction", "fast")
+    assert read_report(folder / "one") == read_report(folder / "two")
+
+
+@pytest.mark.slow
+def test_workers_whose_weights_differ_fail(folder):
+    (folder / "losses.py").write_text(
+        LOSSES.replace("0.9 * self.scale", "1.0 * json.loads(os.environ['TF_CONFIG'])['task']['index']").replace(
+            "import keras", "import json\nimport os\nimport keras"
+        )
+    )
+    for status, _, errors in ended(start_workers(2, "--config", "losses.json", "--run-dir", "two", cwd=folder)):
+        assert status == 1
+        assert "the weights of worker 1 differ from those of worker 0 after step 10" in errors
+    assert not list((folder / "two" / "checkpoints" / "latest").glob("*"))
 
 
 @pytest.mark.slow
