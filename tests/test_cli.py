@@ -235,6 +235,7 @@ os.write(2, b"afterwards\\n")
 
 def test_ctrl_c_while_output_is_hidden_shows_it_without_a_second_traceback():
     code = "import os, signal, time\nfrom dae import cli\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
     code += "with cli._stderr_hidden():\n    time.sleep(0.2)\n    os.killpg(0, signal.SIGINT)\n    time.sleep(9)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
     assert done.returncode == -signal.SIGINT
