@@ -12,8 +12,8 @@ from dae.models.fused_layers import ENCODER, Network, Outputs
 def in_precision(model: keras.Model, precision: str) -> Network:
     """Return the function from noisy images to the outputs of `model`, whose layers compute in `precision`.
 
-    That is bfloat16 or float16, but for the last layer, which computes in float32, as do all layers with their
-    weights' gradients. Source: Micikevicius et al., Mixed Precision Training (2018), as in Keras's policy
+    That is bfloat16 or float16, but for the last layer, which computes in float32. Weights and the gradients with
+    respect to them are float32. Source: Micikevicius et al., Mixed Precision Training (2018), as in Keras's policy
     `mixed_float16`.
 
     Raises UsageError if the model has losses of activities, which would be those of another call.
@@ -21,9 +21,11 @@ def in_precision(model: keras.Model, precision: str) -> Network:
     if any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers()):
         raise UsageError("--precision: only float32 for networks with regularizers of activities")
 
+    last = model.outputs[0]._keras_history.operation
+
     def converted(layer: keras.Layer) -> keras.Layer:
         config: dict[str, Any] = layer.get_config()
-        if layer.output is not model.outputs[0]:
+        if layer is not last:
             config["dtype"] = f"mixed_{precision}"
         return type(layer).from_config(config)
 

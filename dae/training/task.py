@@ -26,6 +26,7 @@ from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models import contract as network_contract
 from dae.models import networks
+from dae.models.precision import in_precision
 from dae.optimizers import optimizers
 from dae.replicas import ALONE, Replicas
 from dae.training import memory
@@ -100,6 +101,8 @@ def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = 
     noise.check(config, image_shape)
     model = networks.build(config, image_shape, earlier=sketch)
     memory.check(config, model, splits, replicas.workers)
+    if config.precision != "float32":
+        in_precision(model, config.precision)  # may refuse the network
     # Of the last worker, on all workers; if there are few images, the first can have none.
     last = dataclasses.replace(replicas, worker=replicas.workers - 1)
     (batch,) = training_batches(splits.train, config, replicas=last).take(1)

@@ -118,9 +118,21 @@ def test_float16_with_gradients_that_are_never_finite_fails(tmp_path):
         trainer.train(config, tmp_path / "run", loss=steep, quiet=True)
 
 
-def test_regularizers_of_activities_need_float32():
-    image = layers.Input((28, 28, 1))
-    x = layers.Conv2D(4, 3, padding="same", activity_regularizer="l2")(image)
-    model = keras.Model(image, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
+def test_regularizers_of_activities_need_float32(tmp_path):
+    def regularized(image_shape):
+        image = layers.Input(image_shape)
+        x = layers.Conv2D(4, 3, padding="same", activity_regularizer="l2")(image)
+        return keras.Model(image, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
+
     with pytest.raises(UsageError, match=r"^--precision: .*regularizers of activities"):
-        in_precision(model, "bfloat16")
+        trainer.train(replace(TINY, precision="bfloat16"), tmp_path / "run", model=regularized, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_are_used_twice_compute_in_16_bits(batch):
+    image = layers.Input((28, 28, 1))
+    twice = layers.Conv2D(1, 3, padding="same", activation="relu")
+    model = keras.Model(image, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(twice(twice(image))))
+    denoised = in_precision(model, "bfloat16")(batch.noisy).denoised
+    assert denoised.dtype == tf.float32
+    np.testing.assert_allclose(denoised, model(batch.noisy), atol=2e-2)
