@@ -117,7 +117,8 @@ class ScheduleConfig:
     patience: int | None = None
     """Stop after N epochs in which the validation loss has not fallen below its lowest value (default: never)."""
     checkpoint_every: int | None = None
-    """Save a checkpoint every N steps too (default: at the end of each epoch and on SIGINT or SIGTERM)."""
+    """Save a checkpoint every N steps too (default: at the end of each epoch and on SIGINT, SIGTERM or
+    SIGUSR1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,8 @@ class RuntimeConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the images and the noise."""
     shards: int | None = None
-    """Parts of each batch that are computed in parallel, each with its own noise (default: one per core; recorded)."""
+    """Parts of each batch that are computed in parallel, each with its own noise (default: one per GPU, or else
+    per core; recorded)."""
     intra_op_threads: int | None = None
     """Threads within one operation (default: cores divided by shards; recorded)."""
     onednn: bool | None = None
