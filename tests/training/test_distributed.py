@@ -109,6 +109,8 @@ def test_any_number_of_devices_and_workers_gives_the_same_bits(name, folder):
     devices = [f"cpu:{number}" for number in range(count)]
     one_process(folder, name, "devices", devices)
     assert first_difference(folder / "one", folder / "devices") is None
+    if name == "patches":  # tests/data/test_pipeline.py compares the patches that workers make
+        return
     several_workers(folder, count, name, "workers", *(["--devices", *devices] if name == "soap" else []))
     assert first_difference(folder / "one", folder / "workers") is None
 
