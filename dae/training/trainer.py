@@ -119,11 +119,13 @@ def train(
         state = TrainState(task.model, task.loss, task.optimizer, average)
         objective = task.objective(state.step)
         checkpoints = Checkpoints(run.path / "checkpoints", state, replicas)
+        hint = ""
         try:
             compare_workers(task.config, replicas)
             if replicas.is_chief:
                 task = start_or_restore(run, task, state, checkpoints, sources, resume, console)
             checkpoints.share()
+            hint = f"; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
             config = task.config
             console.print(runtime.describe(config, replicas))
             console.print_layers(task.model)
@@ -143,10 +145,7 @@ def train(
             replicas.maximum(0)  # wait until the chief has written everything
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
-            raise RunError(
-                f"{lost}{first_line(error)}{hint if (run.path / workdir.CONFIG).exists() else ''}"
-            ) from error
+            raise RunError(f"{lost}{first_line(error)}{hint}") from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")

@@ -101,7 +101,7 @@ def test_finished_run_is_left_as_it_is(tiny_run, capsys):
 @pytest.mark.slow
 def test_best_epoch_is_kept(tmp_path):
     # With so high a learning rate some epochs are worse than those before them.
-    config = replace(TINY, learning_rate=0.1, initial_brightness=0.5, epochs=5)
+    config = replace(TINY, learning_rate=0.3, initial_brightness=0.5, epochs=8)
     report = trainer.train(config, tmp_path / "run", quiet=True)
     losses = [line["validation_loss"] for line in read_metrics(tmp_path / "run")]
     assert losses != sorted(losses, reverse=True)
