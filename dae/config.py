@@ -386,8 +386,7 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
     """
     changes: dict[str, Any] = {name: getattr(saved, name) for name in RECORDED if getattr(requested, name) is None}
     for name in PLUGIN_FIELDS:
-        before, now = (map_texts(getattr(config, name), plugins.without_paths) for config in (saved, requested))
-        if before == now:
+        if _without_paths(saved, name) == _without_paths(requested, name):
             changes[name] = getattr(saved, name)
     if saved.data == PYTHON_DATA and requested.data is None:  # the error will be that they were not passed again
         changes["data"] = PYTHON_DATA
@@ -411,13 +410,14 @@ def differences(before: RunConfig, now: RunConfig, allowed: Collection[str] = ()
 
     Places of users' files do not count.
     """
-
-    def comparable(config: RunConfig, name: str) -> Any:
-        value = getattr(config, name)
-        return map_texts(value, plugins.without_paths) if name in PLUGIN_FIELDS else value
-
     return "; ".join(
         f"{flag(name)} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
         for name in _field_types()
-        if name not in allowed and comparable(before, name) != comparable(now, name)
+        if name not in allowed and _without_paths(before, name) != _without_paths(now, name)
     )
+
+
+def _without_paths(config: RunConfig, name: str) -> Any:
+    """Return the value of a field, without the places of the users' files that it names."""
+    value = getattr(config, name)
+    return map_texts(value, plugins.without_paths) if name in PLUGIN_FIELDS else value

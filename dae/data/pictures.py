@@ -317,7 +317,7 @@ def _icc_profile(image: Image.Image) -> bytes | None:
 @_no_limit
 def _read_pillow(path: Path, source: _Source, at_least: tuple[int, int] | None) -> np.ndarray:
     """Return [H, W, C] or, with transparency, [H, W, C + 1]."""
-    # Given a path, Pillow maps some files, and then misreads a TIFF that is to be turned by a quarter.
+    # Given a path, Pillow maps some files, and then misreads a TIFF whose orientation is a quarter turn.
     with open(path, "rb") as file, Image.open(file, formats=sorted({*_FORMATS.values()})) as image:
         if at_least is not None and min(image.size) > 2 * max(at_least):
             image.draft(image.mode, (2 * max(at_least), 2 * max(at_least)))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-# SIGUSR1 is what SLURM and others can be told to send before they end a job.
+# Schedulers such as SLURM can send SIGUSR1 before they end a job.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -76,7 +76,7 @@ def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(image
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("change", [{}, {"patch_size": 16, "augment": True, "noise_level": (0.1, 0.5)}])
-def test_each_worker_makes_the_shards_of_its_own(workers, change, images):
+def test_each_worker_makes_only_its_shards(workers, change, images):
     """The last batch of an epoch has fewer images than there are shards, so that some shards have none."""
     config = dataclasses.replace(CONFIG, batch_size=33, shards=4, **change)
     group = [Replicas((), worker, ("a:1",) * workers) for worker in range(workers)]

@@ -229,7 +229,7 @@ def fails(number: int) -> Callable[..., None]:
 
 @pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
 def no_flock(request, monkeypatch) -> None:
-    """A file system without `flock`, as none is at hand here: the system call is replaced by one that fails."""
+    """No file system without `flock` is available here, so the system call is replaced by one that fails."""
     monkeypatch.setattr(fcntl, "flock", fails(request.param))
 
 
