@@ -1,4 +1,4 @@
-"""Denoising autoencoders in TensorFlow, with a training loop that its owner can read in one sitting.
+"""Denoising autoencoders in TensorFlow, with a training loop that is short enough to read in one sitting.
 
     import dae
     report = dae.train(dae.RunConfig(epochs=1), "runs/first")
@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # The train step is a tf.function, which no other backend of Keras can run.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["RunConfig", "UsageError", "denoise", "load_model", "train"]
 
 _LAZY_IMPORTS = {

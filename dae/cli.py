@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
-import secrets
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,31 +14,24 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from dae import config as config_module
-from dae.config import (
-    PRESETS,
-    DataConfig,
-    ModelConfig,
-    NoiseConfig,
-    OptimizationConfig,
-    RunConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-)
+from dae import resolved
+from dae.config import PRESETS, REMOVED, RunConfig, flag
 from dae.errors import Interrupted, RunError, UsageError, lookup
+from dae.resolved import Resolved
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigArguments:
     """The fields of RunConfig as flags, in the groups that --help shows."""
 
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
-    model_and_loss: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    data: config_module.DataConfig = dataclasses.field(default_factory=config_module.DataConfig)
+    noise: config_module.NoiseConfig = dataclasses.field(default_factory=config_module.NoiseConfig)
+    model_and_loss: config_module.ModelConfig = dataclasses.field(default_factory=config_module.ModelConfig)
+    optimization: config_module.OptimizationConfig = dataclasses.field(default_factory=config_module.OptimizationConfig)
+    schedule: config_module.ScheduleConfig = dataclasses.field(default_factory=config_module.ScheduleConfig)
+    runtime: config_module.RuntimeConfig = dataclasses.field(default_factory=config_module.RuntimeConfig)
 
-    @property
+    @functools.cached_property
     def config(self) -> RunConfig:
         """The configuration that the flags describe. Raises UsageError for a value out of range."""
         groups = (getattr(self, field.name) for field in dataclasses.fields(ConfigArguments))
@@ -54,7 +46,7 @@ class PresetArguments:
     """Start from a preset: default, fast (as good as the default in 2 epochs), good and best (better networks),
     tutorial or quick (a first look)."""
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
-    """Start from a config.json, such as that of another run."""
+    """Start from a config.json, such as that of another run; what that run derived is read from beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +71,35 @@ class _BaseArguments(PresetArguments):
 class RunArguments(ConfigArguments, _BaseArguments):
     """Train a denoising autoencoder."""
 
+    @functools.cached_property
+    def recorded(self) -> Resolved | None:
+        """The record of the run that is repeated or resumed, if there is one; digests only of what is not changed.
 
-def parse_run(argv: list[str] | None = None) -> RunArguments:
-    """Return the arguments of experiments/run.py, as `parse_config` does."""
-    return parse_config(RunArguments, argv)
+        Raises UsageError if the record is damaged.
+        """
+        path = _saved_config(self)
+        if path is None or not path.with_name(resolved.FILE).exists():
+            return None
+        recorded, saved = resolved.read(path.parent), config_module.read(path)
+        if any(getattr(saved, name) != getattr(self.config, name) for name in vars(self.data)):
+            recorded = dataclasses.replace(recorded, data_digest="")
+        if saved.start_from != self.config.start_from:
+            recorded = dataclasses.replace(recorded, weights_digest="")
+        return recorded
+
+    @property
+    def onednn(self) -> bool | None:
+        """Whether TensorFlow must be imported with oneDNN; None for its default."""
+        return self.recorded.onednn if self.recorded and self.config.onednn is None else self.config.onednn
+
+
+def _saved_config(arguments: _BaseArguments) -> Path | None:
+    """Return the path of the config.json that the flags start from, or None."""
+    if arguments.config_file is not None:
+        return Path(arguments.config_file)
+    path = Path(arguments.run_dir or "", "config.json")
+    is_resumed = arguments.resume and arguments.run_dir is not None and arguments.preset is None
+    return path if is_resumed and path.exists() else None
 
 
 def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
@@ -91,28 +108,21 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
     else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
+    for argument in sys.argv[1:] if argv is None else argv:
+        for name, replacement in REMOVED.items():
+            if argument.partition("=")[0].replace("_", "-") == flag(name):
+                raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
-    saved = Path(base.run_dir or "", "config.json")
     if base.preset is not None and base.config_file is not None:
         raise UsageError("--preset and --config: give only one of them")
-    if base.preset is not None:
-        config = lookup(PRESETS, base.preset, "--preset")
-    elif base.config_file is not None:
-        config = config_module.read(Path(base.config_file))
-    elif base.resume and base.run_dir and os.path.exists(saved):
-        config = config_module.read(saved)
-    else:
-        config = PRESETS["default"]
-    return parse(arguments_class, argv, default=arguments_class(**config_groups(config)))
-
-
-def config_groups(config: RunConfig) -> dict[str, Any]:
-    """Return the fields of ConfigArguments that describe `config`."""
-    groups: dict[str, Any] = {group.name: group.default_factory for group in dataclasses.fields(ConfigArguments)}
-    return {
-        name: group(**{field.name: getattr(config, field.name) for field in dataclasses.fields(group)})
-        for name, group in groups.items()
-    }
+    path = _saved_config(base)
+    fields = vars(config_module.read(path)) if path else lookup(PRESETS, base.preset or "default", "--preset")
+    groups = {}
+    for name, default in vars(ConfigArguments()).items():
+        groups[name] = dataclasses.replace(
+            default, **{field: fields[field] for field in vars(default) if field in fields}
+        )
+    return parse(arguments_class, argv, default=arguments_class(**groups))
 
 
 def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) -> Any:
@@ -131,15 +141,13 @@ def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) 
 
 
 def _one_line(box: str) -> str:
-    """Return tyro's error, a box of several lines with rules between its parts, as the one line of our contract."""
-    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    # The title stands above the first rule, or, on terminals with Unicode, within the upper edge.
-    parts = re.split(r"\n?[─-]{3,}\n?", "\n".join(lines[1:]).strip())
-    first, *others = (part.split("\n") for part in parts if part)
-    line = " ".join(first).partition("Got errors:")[0].strip()  # followed by an error for each type of a union
-    for part in others:
-        if part[0] in ("Perhaps you meant:", "Argument helptext:") and len(part) > 1:
-            line += f" ({'did you mean' if part[0].startswith('Perhaps') else 'allowed:'} {part[1]})"
+    """Return tyro's error, a box with rules below its title and its message, as the one line of our contract."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", box)
+    _, message, hint, *_ = re.split("[─-]{5,}", text)
+    line = " ".join(message.partition("Got errors:")[0].split())  # followed by an error for each type of a union
+    for title, meaning in (("Perhaps you meant:", "did you mean"), ("Argument helptext:", "allowed:")):
+        if title in hint:
+            line += f" ({meaning} {hint.partition(title)[2].strip().splitlines()[0].strip()})"
     return line
 
 
@@ -147,77 +155,52 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
     """Import TensorFlow with or without oneDNN, and without the messages that it prints meanwhile.
 
     It writes them straight to the file descriptor of stderr, whatever TF_CPP_MIN_LOG_LEVEL says. They are shown with
-    `verbose`, if that variable is 0, and if the import fails or ends the process.
+    `verbose`, or if that variable is 0.
     """
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
-    with contextlib.nullcontext() if is_shown else _stderr_hidden():
+    with contextlib.nullcontext() if is_shown else _mute_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
 
 
-# Reads stdin until a marker, or shows all of it on stderr if there is none.
-_SHOW_UNLESS_MARKED = """
-import os, sys
-hidden = b""
-while part := os.read(0, 65536):
-    hidden += part
-    if hidden.endswith(sys.argv[1].encode()):
-        break
-else:
-    os.write(2, hidden)
-"""
-
-
 @contextlib.contextmanager
-def _stderr_hidden() -> Iterator[None]:
-    """Withhold what is written to the file descriptor of stderr, and show it if the block fails.
-
-    Another process keeps it, and so shows it also if the block ends this process without an exception.
-    """
+def _mute_stderr() -> Iterator[None]:
+    """Drop what is written to the file descriptor of stderr."""
     sys.stderr.flush()
-    shown, marker = os.dup(2), secrets.token_hex()
-    # In another session, so that Ctrl-C does not end it too.
-    command = [sys.executable, "-I", "-S", "-c", _SHOW_UNLESS_MARKED, marker]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as keeper:
-        assert keeper.stdin is not None
-        os.dup2(keeper.stdin.fileno(), 2)
+    with open(os.devnull, "wb") as devnull, open(os.dup(2), "wb") as stderr:
+        os.dup2(devnull.fileno(), 2)
         try:
             yield
-            with contextlib.suppress(OSError):  # if something has ended the other process
-                os.write(2, marker.encode())
         finally:
-            os.dup2(shown, 2)
-            os.close(shown)
+            os.dup2(stderr.fileno(), 2)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main`, print a failure as one line on stderr, and exit.
 
-    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, 130, 143 and 138 after SIGINT,
-    SIGTERM and SIGUSR1.
+    Exit status: 0 for success, 2 for a user's mistake, 1 for a failure of the run, and 128 + the number of a signal
+    that stopped it: 129, 130, 138 or 143 for SIGHUP, SIGINT, SIGUSR1 or SIGTERM.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    message: object = None
+    status = 0
     try:
         main()
-        status = 0
     except UsageError as error:
-        status = _fail(error, 2)
+        status, message = 2, error
     except (RunError, OSError) as error:
-        status = _fail(error, 1)
+        status, message = 1, error
     except Interrupted as interruption:
-        status = _fail(interruption, 128 + interruption.signal_number)
+        status, message = 128 + interruption.signal_number, interruption
     except KeyboardInterrupt:
-        status = _fail("interrupted", 130)
+        status, message = 130, "interrupted"
+    if message is not None:
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    return status

@@ -1,12 +1,15 @@
-"""Exceptions for user errors, failed runs and interruption; `dae.cli` maps each to an exit status."""
+"""Exceptions for user errors, failed runs and interruption, which `dae.cli` maps to exit statuses; and warnings."""
 
 import contextlib
 import difflib
 import re
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -29,6 +32,11 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal.Signals(signal_number)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr, above a progress bar if there is one."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 # Lines that TensorFlow prints before the reason of an error in a graph.

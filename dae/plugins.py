@@ -1,11 +1,12 @@
-"""Load functions from users' own files: `path/to/my_losses.py:my_loss` in place of a built-in name.
+"""Functions from users' files and from Python, in place of built-in names.
 
-A file is run when a function is loaded from it. It may import installed packages, and read the files in its folder that
-it lists as `FILES = ["features.keras"]`, in the folder of `__file__`. It is kept with the run together with these: the
-run's folder holds copies in `code/`, and its config.json names the copy with the SHA-256 of all of them,
-`code/my_losses.py:my_loss@SHA256`. Files with another digest are refused before they run, so that resuming, rerunning
-or evaluating a run uses the code that trained it. To show a missing entry of FILES at the start of a run, not only when
-it is resumed, `__file__` is in a temporary folder that holds nothing but these files.
+`path/to/my_losses.py:my_loss` names a function in a file, which is run where it lies when a function is loaded from it.
+It may import installed packages, and read the files in its folder that it lists as `FILES = ["features.keras"]`. All of
+them are copied to `code/` in the run's folder, whose config.json names the copy with the SHA-256 of all of them,
+`code/my_losses.py:my_loss@SHA256`. Files with another digest are rejected before they run, so that resuming, rerunning
+or evaluating a run uses the code that trained it.
+
+`python:my_loss@SHA256` records a Python function by its source code. Such a run is resumed with the function itself.
 """
 
 import ast
@@ -15,20 +16,17 @@ import functools
 import hashlib
 import inspect
 import itertools
+import linecache
 import os
 import re
-import shutil
 import sys
-import tempfile
 import traceback
 import types
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from dae.errors import UsageError, lookup, suggestion
-
-T = TypeVar("T")
+from dae.errors import UsageError, as_usage_error, listed, lookup, shown, warn
 
 # A reference stands at the start of the text or after a space, + or *, so that it can be a term of a sum. Only absolute
 # paths may contain + and *: they arise when a relative path is made absolute, and its folder can have any name.
@@ -37,12 +35,18 @@ REFERENCE = (
     r"(?:@(?P<digest>[0-9a-f]{64}))?(?=\s*(?:\+|$))"
 )
 _REFERENCE = re.compile(REFERENCE)
-# Prefix of the temporary folders of users' files.
-_TEMPORARY = "dae-plugin-"
-# The configuration records a Python function that was passed to `dae.train` in this form.
 _CALLABLE = re.compile(r"python:(?P<function>\w+)@(?P<digest>[0-9a-f]{64})")
-# The functions of this process by that text.
-_REGISTERED: dict[str, Callable] = {}
+
+
+class _Recorded(NamedTuple):
+    function: Callable
+    source: str
+    identity: object  # equal for functions that compute the same
+
+
+# The Python functions of this process by the text that records them, and the modules by path and digest.
+_RECORDED: dict[str, _Recorded] = {}
+_MODULES: dict[tuple[str, str | None], types.ModuleType] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +73,18 @@ class Reference:
         for other in _names_in_files(files[name], f"{flag}: {self.path}"):
             files[other] = _read(os.path.join(folder, other), flag)
         if self.digest not in (None, _digest(*files.values())):
-            kept = "files" if len(files) > 1 else "file"
             raise UsageError(
-                f"{flag}: {self.path}: differs from the {kept} that the run was made with "
-                f"(expected SHA-256 {self.digest}, got {_digest(*files.values())}); restore the {kept}"
+                f"{flag}: {self.path}: differs from what the run was made with, with all in its FILES "
+                f"(expected SHA-256 {self.digest}, got {_digest(*files.values())}); restore it"
             )
         return files
 
 
 def _read(path: str, flag: str) -> bytes:
-    try:
+    with as_usage_error(f"{flag}: {path}", "cannot be read", OSError):
         if not os.path.isfile(path):  # reading a pipe or a device might never end
-            raise FileNotFoundError(None, "no such file")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UsageError(f"{flag}: {path}: cannot be read ({error.strerror})") from None
+            raise FileNotFoundError("no such file")
+        return Path(path).read_bytes()
 
 
 def _names_in_files(content: bytes, prefix: str) -> list[str]:
@@ -94,28 +94,24 @@ def _names_in_files(content: bytes, prefix: str) -> list[str]:
     except (SyntaxError, ValueError):  # reported, with the line, when the file is run
         return []
     for statement in statements:
-        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
-            continue
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        if "FILES" in [target.id for target in targets if isinstance(target, ast.Name)]:
-            try:
-                names = ast.literal_eval(statement.value)
-            except (ValueError, TypeError):
-                names = None
-            names = names if isinstance(names, list | tuple) else [None]
-            if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
-                raise UsageError(f"{prefix}: FILES: expected a list of names of files in the same folder")
-            return list(names)
+        value = getattr(statement, "value", None)
+        if value is not None and re.match(r"FILES\b", ast.unparse(statement)):  # also with an annotation
+            with contextlib.suppress(ValueError, TypeError):
+                names = list(ast.literal_eval(value))
+                if all(isinstance(name, str) and name == os.path.basename(name) for name in names):
+                    return names
+            raise UsageError(f"{prefix}: FILES: expected a list of names of files in the same folder")
     return []
 
 
-def references(text: str) -> list[Reference]:
-    """Return all references in the text of a setting, in order."""
-    return [Reference(**match.groupdict()) for match in _REFERENCE.finditer(text)]
+def _digest(content: bytes, *others: bytes) -> str:
+    """Return the SHA-256 of a file, or that of the digests of several."""
+    digests = [hashlib.sha256(file).hexdigest() for file in (content, *others)]
+    return digests[0] if not others else _digest("".join(digests).encode())
 
 
 def substitute(text: str, change: Callable[[Reference], object]) -> str:
-    """Return `text` with every reference replaced by `change(reference)`."""
+    """Return `text`, such as a sum of losses, with every reference replaced by `change(reference)`."""
     return _REFERENCE.sub(lambda match: str(change(Reference(**match.groupdict()))), text)
 
 
@@ -125,33 +121,31 @@ def with_absolute_paths_and_digests(text: str, flag: str) -> str:
     Raises UsageError, which names `flag`, if a file whose digest is needed cannot be read.
     """
 
-    def resolve(reference: Reference) -> Reference:
-        absolute = dataclasses.replace(reference, path=os.path.abspath(os.path.expanduser(reference.path)))
-        if absolute.digest:
-            return absolute
-        return dataclasses.replace(absolute, digest=_digest(*absolute.read(flag).values()))
+    def resolve(found: Reference) -> Reference:
+        found = dataclasses.replace(found, path=os.path.abspath(os.path.expanduser(found.path)))
+        return dataclasses.replace(found, digest=found.digest or _digest(*found.read(flag).values()))
 
     return substitute(text, resolve)
 
 
 def resolve_paths(text: str, folder: str | os.PathLike) -> str:
     """Return `text` with the paths of its references made absolute; relative ones are relative to `folder`."""
-    return substitute(text, lambda one: dataclasses.replace(one, path=os.path.join(os.path.abspath(folder), one.path)))
+    return substitute(text, lambda found: dataclasses.replace(found, path=os.path.abspath(Path(folder, found.path))))
 
 
 def without_paths(text: str) -> str:
     """Return `text` with each reference replaced by `function@digest`: equal results mean equal code in any folder."""
-    return substitute(text, lambda one: f"{one.function}@{one.digest}")
+    return substitute(text, lambda found: f"{found.function}@{found.digest}")
 
 
 def label(text: str) -> str:
     """Return `text` for display, with each reference replaced by the name of its function."""
-    return _CALLABLE.sub(r"\g<function>", substitute(text, lambda one: one.function))
+    return _CALLABLE.sub(r"\g<function>", substitute(text, lambda found: found.function))
 
 
 def source(text: str) -> str:
     """Return `text` for error messages, without digests."""
-    return _CALLABLE.sub(r"\g<function>", substitute(text, lambda one: f"{one.path}:{one.function}"))
+    return _CALLABLE.sub(r"\g<function>", substitute(text, lambda found: f"{found.path}:{found.function}"))
 
 
 def unique_names(names: Iterable[str], separator: str = "-") -> list[str]:
@@ -168,66 +162,127 @@ def numbered(name: str, separator: str = "-", suffix: str = "") -> Iterator[str]
     yield from (f"{name}{separator}{number}{suffix}" for number in itertools.count(2))
 
 
-def register(text: str, function: Callable) -> None:
-    """Let `load` return a Python function for the text that records it."""
-    _REGISTERED[text] = function
+def record(function: Any, field: str) -> str:
+    """Return the text that records a Python function in this field of a configuration; `load` then finds it.
 
-
-def call_with(argument: str, function: str, config: str) -> str:
-    """Return how `dae.train` is called with a function in place of the name in the field `argument`."""
-    return f"dae.train({config}, {argument}={f'[{function}]' if argument == 'metrics' else function})"
+    Its digest is that of the source code, or of the bytecode of a lambda or without source code, and of simple default
+    values. What else the function captures is not part of it: this is warned of, and a further function of this process
+    that differs in nothing else gets a number into its digest, so that they are not confused. Raises UsageError for
+    anything that is not a function or class written in Python.
+    """
+    inner, captured = _unwrapped(function)
+    methods = _methods(inner)
+    if not methods:
+        raise UsageError(f"--{field}: expected a function or class written in Python, got {shown(function)}")
+    name, code = re.sub(r"\W", "", inner.__name__), ""
+    with contextlib.suppress(OSError, TypeError):
+        code = inspect.getsource(inner)
+    # Python finds the source of a lambda with the rest of its lines only, such as another lambda, or `resume=True`.
+    content = code if code and name != "lambda" else repr([_bytecode(method.__code__) for method in methods])
+    defaults = [
+        value for method in methods for value in (*(method.__defaults__ or ()), *(method.__kwdefaults__ or {}).values())
+    ]
+    if all(isinstance(value, int | float | str | None) for value in defaults):
+        content += repr(defaults)
+    else:
+        captured.append("default values")
+    # A function that is defined again, as in a notebook, is the same; one that another function makes again is not.
+    identity = id(getattr(function, "__self__", function)) if captured else inner.__module__
+    for number in itertools.count(1):
+        text = f"python:{name}@{_digest(repr((content, number)).encode())}"
+        known = _RECORDED.get(text)
+        if known is None or known.identity == identity:
+            break
+    if captured and known is None:
+        warn(f"--{field}: {name}: a resume cannot check that this has not changed: {listed(captured)}")
+    _RECORDED[text] = _Recorded(function, code, identity)
+    return text
 
 
 def is_recorded_callable(text: str) -> bool:
-    """Return whether a setting records a Python function that was passed to `dae.train`."""
+    """Return whether a setting records a Python function."""
     return _CALLABLE.fullmatch(text) is not None
 
 
-def load(table: Mapping[str, T], name: str, flag: str) -> T:
+def sources(texts: Iterable[str]) -> dict[str, str]:
+    """Return the source code of the recorded Python functions among `texts`, by unique file name, where it is known."""
+    known = {text: _RECORDED[text].source for text in texts if text in _RECORDED and _RECORDED[text].source}
+    return {f"{name}.py": code for name, code in zip(unique_names(map(label, known)), known.values(), strict=True)}
+
+
+def load(table: Mapping[str, Any], name: str, flag: str) -> Any:
     """Return the entry of `table` called `name`, or the function that `name` refers to or records.
 
-    Runs the user's file that it refers to. Raises UsageError, which names `flag`, if there is no such entry, file or
-    function, if running the file fails, or if the recorded function has not been passed to `dae.train` in this process.
+    Runs the user's file that it refers to, once per process for each path and digest: later edits have no effect on a
+    name with a digest. Raises UsageError, which names `flag`, if there is no such entry, file or function, if running
+    the file fails, or if the recorded function is not known in this process.
     """
     if is_recorded_callable(name):
-        if name not in _REGISTERED:
-            call = call_with(flag.removeprefix("--"), label(name), "config")
-            raise UsageError(f"{flag}: {label(name)} was a Python function; pass it again: {call}")
-        return cast(T, _REGISTERED[name])
+        if name not in _RECORDED:
+            raise UsageError(f"{flag}: {label(name)} was a Python function; pass it again from Python")
+        return _RECORDED[name].function
     match = _REFERENCE.fullmatch(name)
     if match is None:
         return lookup(table, name, flag, "or your own FILE.py:FUNCTION")
     reference = Reference(**match.groupdict())
-    files = reference.read(flag)
-    file = os.path.abspath(reference.path)
-    with errors_with_line(f"{flag}: {reference.path}", file):
-        module = _run_module(file, tuple(files.items()))
-    function = vars(module).get(reference.function)
-    if not callable(function):
-        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise UsageError(
-            f"{flag}: {reference.path}: no function {reference.function!r}{suggestion(reference.function, own)} "
-            f"(functions: {', '.join(own) or 'none'})"
-        )
-    return function
+    functions = {name: value for name, value in vars(_module(reference, flag)).items() if callable(value)}
+    return lookup(functions, reference.function, f"{flag}: {reference.path}")
+
+
+def _module(reference: Reference, flag: str) -> types.ModuleType:
+    """Return the module of a file, and run the file unless this process has run it with the same path and digest.
+
+    `importlib` would read the file again, which may have changed since its digest was checked, and write a folder
+    `__pycache__` beside it.
+    """
+    path = os.path.abspath(reference.path)
+    key = path, reference.digest or _digest(*reference.read(flag).values())
+    if key not in _MODULES:
+        content = next(iter(reference.read(flag).values()))
+        module = types.ModuleType(f"dae_plugin_{_digest(repr(key).encode())}")
+        module.__file__ = path
+        sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
+        with errors_with_line(f"{flag}: {reference.path}", path):
+            exec(compile(content, path, "exec", dont_inherit=True), vars(module))
+        # TensorFlow reads the source code when it makes a graph, which may be after an edit.
+        linecache.cache[path] = (len(content), None, content.decode(errors="replace").splitlines(True), path)
+        _MODULES[key] = module
+    return _MODULES[key]
+
+
+def _unwrapped(function: Any) -> tuple[Any, list[str]]:
+    """Return the function or class within a partial, decorated or bound function, and what it captures."""
+    captured = []
+    while not isinstance(function, type):
+        if isinstance(function, functools.partial):
+            captured.append("arguments of partial")
+            function = function.func
+        elif inspect.ismethod(function):
+            captured.append("self")
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):  # `tf.function` has it too
+            captured += ["decorator"] * inspect.isfunction(function)
+            function = function.__wrapped__
+        else:
+            break
+    variables = dict.fromkeys(name for method in _methods(function) for name in method.__code__.co_freevars)
+    return function, captured + [name for name in variables if name != "__class__"]  # that of `super()`
+
+
+def _methods(function: Any) -> list[types.FunctionType]:
+    """Return the methods of a class, or the function itself, as far as they are written in Python."""
+    return list(filter(inspect.isfunction, vars(function).values() if isinstance(function, type) else [function]))
+
+
+def _bytecode(code: types.CodeType) -> str:
+    """Return the instructions and constants of a function, without line numbers."""
+    constants = [_bytecode(value) if isinstance(value, types.CodeType) else repr(value) for value in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
 
 
 def file_of(function: Callable) -> str:
     """Return the file that defines the function, or an empty string."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    with contextlib.suppress(ValueError):  # a function can wrap itself
-        function = inspect.unwrap(function)
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return code.co_filename if code else ""
-
-
-def parameters_of(function: Callable, prefix: str) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function by name. Raises UsageError with `prefix` if Python does not know them."""
-    try:
-        return inspect.signature(function).parameters
-    except (ValueError, TypeError) as error:  # as for some functions that are not written in Python
-        raise UsageError(f"{prefix}: its parameters are unknown ({error})") from None
+    return next((method.__code__.co_filename for method in _methods(_unwrapped(function)[0])), "")
 
 
 @contextlib.contextmanager
@@ -240,39 +295,8 @@ def errors_with_line(prefix: str, file: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         message = str(error).strip()
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines, message = [error.lineno], error.msg
         if message.startswith("in user code:"):  # TensorFlow puts the traceback of a graph into the message
             lines = [int(number) for number in re.findall(rf'File "{re.escape(file)}", line (\d+)', message)]
             message = message.splitlines()[-1].strip().removeprefix(f"{type(error).__name__}: ")
-        if _TEMPORARY in message:
-            prefix += ": reads a file that is not in its FILES"
         reason = f"{type(error).__name__}: {message.splitlines()[0].strip()}" if message else type(error).__name__
         raise UsageError(f"{prefix}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error
-
-
-# `importlib` is not used, because it would read the file again, which may have changed since its digest was checked,
-# and write a __pycache__ folder beside it.
-@functools.lru_cache(maxsize=64)
-def _run_module(path: str, files: tuple[tuple[str, bytes], ...]) -> types.ModuleType:
-    """Run the first of `files` as a module and return it; the same files are run only once per process."""
-    module = types.ModuleType(f"dae_plugin_{_digest(path.encode(), *(content for _, content in files))}")
-    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
-    weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
-    for name, content in files:
-        with open(os.path.join(folder, name), "wb") as file:
-            file.write(content)
-    module.__file__ = os.path.join(folder, files[0][0])
-    sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
-    try:
-        exec(compile(files[0][1], path, "exec", dont_inherit=True), vars(module))
-    except BaseException:
-        del sys.modules[module.__name__]
-        raise
-    return module
-
-
-def _digest(content: bytes, *others: bytes) -> str:
-    """Return the SHA-256 of a file, or that of the digests of several."""
-    digests = [hashlib.sha256(each).hexdigest() for each in (content, *others)]
-    return digests[0] if not others else _digest("".join(digests).encode())

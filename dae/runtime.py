@@ -1,20 +1,22 @@
-"""What computes a run: devices, shards, threads and oneDNN. They decide the last bits of its result."""
+"""Devices, shards, threads and oneDNN, which decide the last bits of a result."""
 
-import dataclasses
 import os
 import platform
 import shutil
-import subprocess
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
+
+# A private module, since no public one says whether TensorFlow uses oneDNN: that depends on the processor, unless an
+# environment variable is set. setup.cfg admits a single minor version of TensorFlow.
 from tensorflow.python.util import _pywrap_util_port
 
 from dae.config import RunConfig
 from dae.errors import UsageError, listed
 from dae.replicas import ALONE, Replicas
+from dae.resolved import Resolved
 
 # A shard has at least this many images, because starting the operations of a smaller one is expected to cost more than
 # another core saves. At the default batch size, this matters only with more than eight cores, where it was not
@@ -36,10 +38,8 @@ def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     parts = len([name for name in chosen if name.startswith("cpu:")])
     if parts and chosen != [f"cpu:{part}" for part in range(parts)]:
         raise UsageError(f"--devices: expected GPUs, or cpu:0, cpu:1 and so on, got {' '.join(names)}")
-    if unknown := [name for name in chosen if not parts and name not in known]:
-        raise UsageError(f"--devices: there is no {unknown[0]}; there are {listed(known)}")
-    if len(set(chosen)) < len(chosen):
-        raise UsageError(f"--devices: names a device twice: {' '.join(names)}")
+    if (not parts and not {*chosen} <= {*known}) or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--devices: expected some of {listed(known)}, got {' '.join(names)}")
     gpus = [] if parts else [physical["GPU"][int(name.removeprefix("gpu:"))] for name in chosen]
     kind = "CPU" if parts else "GPU"
     try:
@@ -58,24 +58,30 @@ def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(f"{kind}:{number}" for number in range(len(chosen)))
 
 
-def resolve(config: RunConfig, whole_batches: bool = False, replicas: Replicas = ALONE) -> RunConfig:
-    """Return `config` with the runtime settings that are None filled in, and set TensorFlow's number of threads.
+def resolve(
+    config: RunConfig,
+    whole_batches: bool = False,
+    replicas: Replicas = ALONE,
+    recorded: Resolved | None = None,
+) -> tuple[int, int, bool]:
+    """Return the number of shards and of threads, and whether to use oneDNN; and set the number of threads.
 
-    Batches are divided among the workers and devices of `replicas`, and for speed among the cores; but with
-    `whole_batches` not among the cores, unless `config` says so.
+    A setting of `config` comes first, then that of `recorded`, an earlier run that is resumed or repeated. By default,
+    batches are divided among the workers and devices of `replicas`, and for speed among the cores; but with
+    `whole_batches` not among the cores.
 
-    When the filled-in settings are recorded, they give the same bits on a machine with another number of cores. Threads
-    and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings are
-    slower than those that dae would choose, and raises UsageError if `config` requires other settings.
+    Threads and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings
+    are slower than the default, and raises UsageError if `config` or `recorded` requires other settings.
     """
     on_gpu = bool(tf.config.get_visible_devices("GPU"))
     devices, workers = max(1, len(replicas.devices)), replicas.workers
     parallel = devices if on_gpu or whole_batches else max(devices, cores())
-    each = max(1, min(parallel, config.batch_size // workers // MIN_SHARD_SIZE))
+    per_worker = max(1, min(parallel, config.batch_size // workers // MIN_SHARD_SIZE))
     if workers > 1:
-        each = 2 ** (each.bit_length() - 1)
-    shards = config.shards or workers * each
-    replicas.check(shards)
+        per_worker = 2 ** (per_worker.bit_length() - 1)
+    shards = config.shards or (recorded.shards if recorded else workers * per_worker)
+    threads = config.intra_op_threads or (recorded.intra_op_threads if recorded else None)
+    onednn = config.onednn if config.onednn is not None or recorded is None else recorded.onednn
     if config.compile and devices > 1:
         raise UsageError(
             f"--compile: needs a single device, got {', '.join(replicas.devices)}; choose one with --devices, or start "
@@ -85,17 +91,11 @@ def resolve(config: RunConfig, whole_batches: bool = False, replicas: Replicas =
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     if on_gpu and config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    return dataclasses.replace(
-        config,
-        onednn=_resolve_onednn(config.onednn),
-        shards=shards,
-        intra_op_threads=_resolve_threads(config.intra_op_threads, max(1, cores() // (shards // workers))),
-    )
+    default_threads = max(1, cores() // max(1, shards // workers))
+    return shards, _resolve_threads(threads, default_threads), _resolve_onednn(onednn)
 
 
 def _resolve_onednn(requested: bool | None) -> bool:
-    # This function is private, but there is no public one: TensorFlow decides by the processor, unless an environment
-    # variable is set.
     enabled = bool(_pywrap_util_port.IsMklEnabled())
     if requested not in (None, enabled):
         raise UsageError(
@@ -128,9 +128,7 @@ def _resolve_threads(requested: int | None, default: int) -> int:
 
 
 def _warn(how: str) -> None:
-    warnings.warn(
-        f"TensorFlow was started {how}, which is slower; import dae and train before any other use of it", stacklevel=5
-    )
+    warnings.warn(f"TensorFlow was started {how}, which is slower; import dae before any other use of it", stacklevel=5)
 
 
 def cores() -> int:
@@ -138,18 +136,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(config: RunConfig, replicas: Replicas = ALONE) -> str:
-    """Return, in one line, what a run with the resolved `config` computes on: processor, settings, GPUs, workers."""
-    count, shards, threads = cores(), config.shards or 1, config.intra_op_threads or 1
+def describe(resolved: Resolved, replicas: Replicas = ALONE) -> str:
+    """Return, in one line, the processor, settings, GPUs and workers that a run computes on."""
     parts = [
-        f"{cpu_name() or 'a processor'}, {_number(count, 'core')}: {_number(shards, 'shard')}, "
-        f"{_number(threads, 'thread')} each, oneDNN {'on' if config.onednn else 'off'}"
+        f"{cpu_name() or 'a processor'}, {_number(cores(), 'core')}: {_number(resolved.shards, 'shard')}, "
+        f"{_number(resolved.intra_op_threads, 'thread')} each, oneDNN {'on' if resolved.onednn else 'off'}"
     ]
     for gpu in tf.config.get_visible_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     if len(parts) == 1:
         parts.append(("" if tf.config.list_physical_devices("GPU") else _unused_gpu()) or "no GPU")
-    if (used := min(len(replicas.devices), shards // replicas.workers)) > 1:
+    if (used := min(len(replicas.devices), len(replicas.own_shards))) > 1:
         parts.append(f"on {used} devices")
     if replicas.workers > 1:
         parts.append(f"with {replicas.workers} workers")
@@ -164,13 +161,8 @@ def _unused_gpu() -> str:
     """Return a remark on an NVIDIA GPU that TensorFlow does not list, or an empty string if there is none."""
     if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1"):
         return f"GPUs are hidden by CUDA_VISIBLE_DEVICES={hidden}"
-    present = any(Path("/dev").glob("nvidia[0-9]*"))
-    if not present and (command := shutil.which("nvidia-smi")) is not None:  # there are no such devices in WSL
-        try:
-            listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=10)
-            present = listed.returncode == 0 and "GPU 0" in listed.stdout
-        except (OSError, subprocess.TimeoutExpired):
-            present = False
+    # There is no such device in WSL, but the command.
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
     return "a GPU is present, but TensorFlow cannot use it (pip install 'tensorflow[and-cuda]')" if present else ""
 
 

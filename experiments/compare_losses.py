@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from dae import cli
-from dae.config import RunConfig, flag
+from dae.config import RunConfig
 from dae.errors import UsageError, lookup
 
 
@@ -17,7 +17,7 @@ from dae.errors import UsageError, lookup
 class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
     """Train losses, or values of another setting, with the same seeds, and compare them; repeat the command to resume.
 
-    Runs with the same seed have the same initial weights, order of images and noise.
+    Runs with the same seed have the same initial weights, shuffled order and noise.
     """
 
     losses: tuple[str, ...] = ()
@@ -41,17 +41,17 @@ class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
 def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
     """Return the field and its values. Raises UsageError for a mistake, before TensorFlow is imported."""
     config = arguments.config
-    if arguments.values and arguments.field is None:
-        raise UsageError("--values: expected the name of their field, such as --field optimizer")
     if arguments.field is None:
-        if not arguments.losses or (config.loss != RunConfig.loss and arguments.config_file is None):
-            raise UsageError("--losses: expected one or more, such as bce mse; --loss is a flag of run.py")
+        if arguments.values or not arguments.losses:
+            raise UsageError("--losses: expected one or more, such as bce mse; or --field and --values")
+        if config.loss != RunConfig.loss and arguments.config_file is None:
+            raise UsageError("--losses: --loss is a flag of run.py; leave it out")
         field, values = "loss", list(arguments.losses)
     else:
         if not arguments.values or arguments.losses:
             raise UsageError("--values: expected one or more values of --field, and no --losses")
         field = arguments.field.replace("-", "_")
-        lookup({each.name: each for each in dataclasses.fields(RunConfig)}, field, "--field")
+        lookup(RunConfig.__dataclass_fields__, field, "--field")
         if field == "seed":
             raise UsageError("--field: seed is what repeats a run; see --seeds")
         values = [parse_value(text) for text in arguments.values]
@@ -76,17 +76,15 @@ def main() -> None:
     config, output = arguments.config, Path(arguments.output)
     field, values = compared(arguments)
     if arguments.seeds < 1:
-        raise UsageError(f"--seeds: expected a whole number >= 1, got {arguments.seeds}")
+        raise UsageError(f"--seeds: expected an integer >= 1, got {arguments.seeds}")
     if arguments.rates < 3 or arguments.rates % 2 == 0:
         raise UsageError(f"--rates: expected an odd number >= 3, got {arguments.rates}")
-    if config.validation_examples == 0:
-        raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
     os.environ.pop("TF_CONFIG", None)  # each run has this process alone
     cli.import_tensorflow(config.onednn)
     from dae.evaluation.metrics import METRICS
 
     try:
-        from dae.analysis import comparison, comparison_report
+        from dae.analysis import comparison
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[compare]'") from None
     lookup(METRICS, arguments.metric, "--metric")
@@ -94,9 +92,9 @@ def main() -> None:
     first = config.seed + arguments.tune
     seeds = range(first, first + arguments.seeds)
     configs = comparison.candidates(field, values, config)
-    rates = arguments.rates if arguments.tune else None
-    result, trained = comparison.compare(field, configs, seeds, arguments.metric, output, rates)
-    comparison_report.save(result, arguments.metric, output, trained)
+    rates = arguments.rates if arguments.tune else 0
+    result = comparison.compare(field, configs, seeds, arguments.metric, output, rates)
+    comparison.save(result, arguments.metric, output, config)
     print(comparison.conclusion(result, arguments.metric))
     print(f"tables and plots: {output}/comparison.md, .csv, .json, .png; curves: tensorboard --logdir {output}")
 

@@ -4,13 +4,15 @@ from dae import cli
 
 
 def main() -> None:
-    arguments = cli.parse_run()
-    cli.import_tensorflow(arguments.config.onednn, arguments.verbose)
+    arguments = cli.parse_config(cli.RunArguments)
+    config = arguments.config
+    cli.import_tensorflow(arguments.onednn, arguments.verbose)
     from dae.training.trainer import train
 
     train(
-        arguments.config,
+        config,
         arguments.run_dir,
+        recorded=arguments.recorded,
         resume=arguments.resume,
         quiet=arguments.quiet,
         profile=arguments.profile,

@@ -1,13 +1,13 @@
 """Measure denoisers on the same noisy test images: `python experiments/score_table.py`; `--help` lists the flags."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dae import cli
-from dae.config import PRESETS, RunConfig
-from dae.errors import UsageError, lookup
-
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+from dae.config import PRESETS, RunConfig, preset
+from dae.errors import UsageError, as_usage_error, lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class ScoreTableArguments:
     seeds: int = 3
     """Number of runs per preset, with the seeds 0, 1, ..."""
     runs: tuple[str, ...] = ()
-    """Folders of further finished runs; those that differ only in their seeds share a row."""
+    """Folders of further finished runs. Runs that differ only in their seeds share a row, which is named by the nearest
+    preset and the flags that differ from it."""
     models: tuple[str, ...] = ()
     """Also these .keras or .h5 files, a row for each."""
     filters: tuple[str, ...] | None = None
@@ -30,111 +31,99 @@ class ScoreTableArguments:
     tune_examples: int = 200
     """Validation images that each of them is tuned on."""
     classical_examples: int | None = None
-    """Test images for them and for the posterior mean (default: all)."""
-    noise_levels: tuple[float, ...] | None = None
-    """Also a table of PSNR at these noise levels (without values: 0.1, 0.2, ... 1)."""
-    level_examples: int = 1000
-    """Test images of that table for the best filter and for the posterior mean."""
+    """Test images for them and for the posterior mean (default: all); multiples of 500 have the networks' noise."""
     dataset: str = RunConfig.dataset
     """As --dataset of run.py."""
     output: str = "runs/score_table"
-    """Folder of score_table.md, .csv and .png, of noise_levels.csv and .png, and of the runs."""
+    """Folder of score_table.md, .csv and .png, and of the runs."""
 
 
-def check(arguments: ScoreTableArguments) -> None:
-    """Raise UsageError for a mistake that can be found without the images."""
-    for name in arguments.presets:
-        lookup(PRESETS, name, "--presets")
-    if arguments.seeds < 1:
-        raise UsageError(f"--seeds: expected a whole number >= 1, got {arguments.seeds}")
-    for level in arguments.noise_levels or ():
-        if not 0 < level < float("inf"):
-            raise UsageError(f"--noise-levels: expected finite numbers > 0, got {level}")
+def train(presets: Sequence[str], seeds: int, config: RunConfig, output: Path) -> list[Path]:
+    """Train the presets with each seed on the images and the noise of `config`, and return the folders of the runs.
+
+    Raises UsageError, before the first run, if a folder holds another run or is in use.
+    """
+    from dae.analysis.comparison import many_runs
+    from dae.training import trainer
+    from dae.workdir import workdir
+
+    configs = {
+        output / name / f"seed-{seed}": preset(name, seed=seed, dataset=config.dataset)
+        for name in presets
+        for seed in range(seeds)
+    }
+    for folder, config in configs.items():
+        with workdir.opened(folder, config, resume=True):
+            pass
+    with many_runs():
+        for folder, config in configs.items():
+            if not (folder / workdir.REPORT).exists():
+                print(f"training {folder}")
+                trainer.train(config, folder, resume=True, quiet=True)
+    return list(configs)
 
 
 def main() -> None:
     arguments = cli.parse(ScoreTableArguments)
-    check(arguments)
+    for name in arguments.presets:
+        lookup(PRESETS, name, "--presets")
+    if arguments.seeds < 1:
+        raise UsageError(f"--seeds: expected an integer >= 1, got {arguments.seeds}")
+    os.environ.pop("TF_CONFIG", None)  # each run has this process alone
     cli.import_tensorflow()
     from dae import runtime
-    from dae.data import datasets, noise
+    from dae.data import datasets
     from dae.evaluation.evaluate import check_fits
+    from dae.files import check_output
     from dae.plugins import unique_names
     from dae.workdir.model_files import load_model
 
     try:
-        from dae.analysis import classical, score_table, score_table_report
+        from dae.analysis import classical, score_table
+        from dae.analysis.denoisers import SAMPLES, Score, model_trial, no_denoising, score
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[baselines]'") from None
 
-    config, output = RunConfig(dataset=arguments.dataset), Path(arguments.output)
+    config = RunConfig(dataset=arguments.dataset)
+    output = Path(arguments.output)
     data = datasets.load(config)
-    filters = list(classical.METHODS) if arguments.filters is None else list(dict.fromkeys(arguments.filters))
+    filters = tuple(classical.FILTERS) if arguments.filters is None else arguments.filters
     for name in filters:
-        lookup(classical.METHODS, name, "--filters")
-    tested = len(data.test) if arguments.classical_examples is None else arguments.classical_examples
-    for flag, count, lowest, highest in (
-        ("--tune-examples", arguments.tune_examples, 1, len(data.validation)),
-        ("--classical-examples", tested, score_table.SHOWN, len(data.test)),
-        ("--level-examples", arguments.level_examples, 1, len(data.test)),
+        lookup(classical.FILTERS, name, "--filters")
+    tuned, tested = arguments.tune_examples, arguments.classical_examples
+    tested = len(data.test) if tested is None else tested
+    for flag, count, least, most in (
+        ("--tune-examples", tuned, 1, len(data.validation)),
+        ("--classical-examples", tested, SAMPLES, len(data.test)),
     ):
-        if not lowest <= count <= highest:
-            raise UsageError(f"{flag}: expected a whole number from {lowest} to {highest}, got {count}")
-    # One thread, so that every denoiser is timed on one core. Presets are trained in other processes.
+        if not least <= count <= most:
+            raise UsageError(f"{flag}: expected an integer from {least} to {most}, got {count}")
+    # One thread, so that every denoiser is timed on one core. A run computes its shards in parallel all the same.
     runtime.resolve(RunConfig(shards=1, intra_op_threads=1))
-    trained = {
-        (name, seed): output / name / f"seed-{seed}" for name in arguments.presets for seed in range(arguments.seeds)
-    }
-    for (name, seed), folder in trained.items():
-        preset = dataclasses.replace(PRESETS[name], seed=seed, dataset=arguments.dataset)
-        score_table.check_run(folder, noise.with_noise_level(preset, data.train))
-    others = [Path(name) for name in arguments.runs]
-    for folder in others:
+    runs, models = [Path(name) for name in arguments.runs], [Path(name) for name in arguments.models]
+    for folder in runs:
         score_table.check_test_images(folder, config)
-    models = [Path(name) for name in arguments.models]
-    for path in (*others, *models):
+    for path in (*runs, *models):
         check_fits(load_model(path), data.test)
-    score_table.make_folder(output)
-
-    for (name, seed), folder in trained.items():
-        if not (folder / "report.json").exists():
-            print(f"training {folder}")
-            flags = ("--preset", name, "--seed", str(seed), "--dataset", arguments.dataset)
-            score_table.train_in_process(Path(__file__).with_name("run.py"), folder, flags)
-    runs = [*trained.values(), *others]
+    with as_usage_error("--output", "cannot be written", OSError):
+        output.mkdir(parents=True, exist_ok=True)
+    check_output(output / "score_table.md", (".md",), "--output")
+    runs = [*train(arguments.presets, arguments.seeds, config, output), *runs]
     groups = score_table.group_runs(runs)
-    rows: list[score_table.Row] = []
-
-    def add(row: score_table.Row) -> None:
-        rows.append(row)
-        print(f"{row.name}: {row.estimate('psnr').mean:.2f} dB on {row.images:,} test images")
-
-    add(score_table.noisy_row(config, data.test))
-    for name, folders in groups.items():
-        add(score_table.run_row(name, folders, config, data.test))
-    names = unique_names([*groups, *(path.stem for path in models)])[len(groups) :]
-    for name, path in zip(names, models, strict=True):
-        add(score_table.model_row(name, path, config, data.test))
-    add(score_table.posterior_row(config, data, tested))
-    levels: list[score_table.LevelResult] = []
-    with classical.processes(runtime.cores()) as executor:
-        tuned = [score_table.tune(name, config, data.validation, arguments.tune_examples, executor) for name in filters]
-        for one in tuned:
-            add(score_table.filter_row(one, config, data.test, tested, executor))
-        if arguments.noise_levels is not None:
-            best = max(tuned, key=lambda one: one.psnr).name if tuned else None
-            blind = {
-                name: folders for name, folders in groups.items() if score_table.trained_on_a_range(folders, config)
-            }
-            if not blind:
-                print("--noise-levels: none of the runs was trained on a range of levels; see --runs")
-            examples = arguments.tune_examples, arguments.level_examples
-            results = score_table.level_results(
-                config, data, arguments.noise_levels or LEVELS, best, blind, *examples, executor
-            )
-            levels = list(results)
-    tuned_on = arguments.tune_examples if filters else 0
-    print(score_table_report.save(output, rows, config, data, runs, tuned_on, levels))
+    with classical.processes(runtime.cores()) as pool:
+        names = unique_names([*groups, *(path.stem for path in models)])[len(groups) :]
+        trials = [
+            no_denoising(data.test, config),
+            *score_table.run_trials(groups, config, data.test),
+            *(model_trial(name, path, config, data.test) for name, path in zip(names, models, strict=True)),
+            score_table.posterior_trial(config, data, tested),
+            *score_table.filter_trials(filters, config, data, tuned, tested, pool),
+        ]
+        scores: list[Score] = []
+        for result in score(trials):
+            scores.append(result)
+            print(f"{result.trial.denoiser}: {result.metrics['psnr']:.2f} dB")
+    print(score_table.save(output, scores, data, tuned))
     print(f"table, picture and all values: {output}/score_table.md, .png, .csv")
 
 

@@ -9,14 +9,14 @@ from dae.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class ShowNoiseArguments:
-    """Plot what each noise model does to an image at each level."""
+    """Plot an image with each noise model at each level."""
 
     noises: tuple[str, ...] | None = None
     """Noise models, one per row (default: all)."""
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     """Levels, one per column."""
     output: str = "noise.png"
-    """Where to write the plot."""
+    """PNG file to write."""
     dataset: str = "mnist"
     """As --dataset of run.py."""
     data: str | None = None
@@ -36,20 +36,18 @@ def main() -> None:
     cli.import_tensorflow()
     from dae import plugins
     from dae.data import datasets, noise, pipeline
+    from dae.files import check_output
     from dae.reporting import plots
-    from dae.workdir.files import check_output
 
     check_output(Path(arguments.output), (".png",), "--output")
-    images = datasets.load(config).test
+    image = datasets.load(config).test[:1]
     noises = arguments.noises or tuple(noise.NOISES)
     rows: dict[str, list] = {label: [] for label in plugins.unique_names(map(plugins.label, noises))}
-    for number, (name, row) in enumerate(zip(noises, rows.values(), strict=True)):
-        number %= len(images)
-        one = images[number : number + 1]
+    for name, row in zip(noises, rows.values(), strict=True):
         for level in arguments.noise_levels:
             settings = dataclasses.replace(config, noise=name, noise_level=level)
-            noise.check(settings, (*one.shapes[0], one.channels))
-            row.append(pipeline.sample_batch(one, settings, "shown").noisy[0].numpy())
+            noise.check(settings, (*image.shapes[0], image.channels), (level, level))
+            row.append(pipeline.sample_batch(image, settings, "shown").noisy[0].numpy())
     plots.save_grid(Path(arguments.output), rows, [f"level {level:g}" for level in arguments.noise_levels])
     print(f"plot: {arguments.output}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from dae import cli, config
+from dae import cli, config, resolved
 from dae.errors import Interrupted, RunError
 
 
@@ -21,9 +21,9 @@ class VerifyArguments:
 
 def main() -> None:
     run = Path(cli.parse(VerifyArguments).run)
-    settings = config.read(run / "config.json")
+    settings, recorded = config.read(run / "config.json"), resolved.read(run)
     os.environ.pop("TF_CONFIG", None)  # the bits are those of one process
-    cli.import_tensorflow(settings.onednn)
+    cli.import_tensorflow(recorded.onednn)
     from dae.analysis.reproducibility import first_difference
     from dae.training.trainer import train
     from dae.workdir.workdir import read_report
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rerun = Path(scratch) / "rerun"
         try:
-            train(settings, rerun)
+            train(settings, rerun, recorded=recorded)
         except Interrupted as interruption:
             raise Interrupted(interruption.signal_number, "stopped; nothing was compared") from None
         difference = first_difference(run, rerun)

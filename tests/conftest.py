@@ -1,15 +1,19 @@
-"""Fixtures that several packages of tests share: MNIST and a small finished run."""
+"""Fixtures that several packages of tests share: MNIST, users' files and small finished runs."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 from helpers import TINY
 from hypothesis import settings
+from runs import config_of, write_files
 
 from dae import runtime
 from dae.config import RunConfig
 from dae.data import datasets
+from dae.models import networks
 from dae.training import trainer
 
 runtime.select_devices(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])  # for tests of several devices
@@ -30,3 +34,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     trainer.train(TINY, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(mnist: datasets.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the rows of runs.py name."""
+    folder = tmp_path_factory.mktemp("files")
+    write_files(folder, mnist.test.pixels)
+    networks.build(config_of(folder, seed=7), (16, 16, 1)).save(folder / "start.keras")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the folder of the finished, uninterrupted run of a row, which it trains only once."""
+    folder = tmp_path_factory.mktemp("finished")
+
+    @functools.cache
+    def train(name: str) -> Path:
+        trainer.train(config_of(files, name), folder / name, quiet=True)
+        return folder / name
+
+    return train

@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from dae.errors import UsageError, as_usage_error, first_line, listed, lookup
+from dae.errors import UsageError, as_usage_error, first_line, listed, lookup, shown, warn
 
 
 def test_first_line_is_the_first_line_of_the_message_or_the_type():
@@ -26,6 +26,17 @@ def test_first_line_of_an_error_in_a_graph_is_its_reason():
 def test_listed_shows_at_most_five_values():
     assert listed(range(5)) == "0, 1, 2, 3, 4"
     assert listed(range(7)) == "0, 1, 2, 3, 4, ..."
+
+
+def test_shown_is_one_line_of_a_limited_length():
+    assert shown("a\nb") == r"'a\nb'"
+    assert shown([[1], [2]]) == "[[1], [2]]"
+    assert len(shown("x" * 1000)) == 203
+
+
+def test_warnings_go_to_stderr(capsys):
+    warn("beware")
+    assert capsys.readouterr() == ("", "warning: beware\n")
 
 
 def test_as_usage_error_converts_only_the_given_kinds():

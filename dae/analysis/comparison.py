@@ -1,265 +1,203 @@
 """Comparison of values of one setting, such as losses: their runs, statistics and a written conclusion.
 
-Runs with the same seed share initial weights, order of images and noise, so differences are paired by seed. Each run is
+Runs with the same seed share initial weights, shuffled order and noise, so differences are paired by seed. Each run is
 represented by the epoch whose model it kept, the one with the lowest validation loss. Values are ranked by metrics,
 never by their losses, which are not comparable. A run that is no better than the best constant image did not learn: it
 is counted, but never averaged. Source: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks
 (2021).
 """
 
-import collections
+import contextlib
 import dataclasses
 import itertools
+import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from dae import config as config_module
 from dae import plugins
-from dae.analysis.statistics import LEVEL, Difference, Estimate, differences, estimate
-from dae.analysis.tuning import Progress, Tuning, kept_line, planned_epochs, tune
-from dae.config import RunConfig, canonicalize, flag
-from dae.data.images import value_range
-from dae.data.pipeline import Batch, evaluation_batches
+from dae.analysis import report, statistics
+from dae.analysis.report import LEVEL, Row
+from dae.analysis.statistics import Estimate
+from dae.analysis.tuning import Tuning, kept_line, metrics_of, tune_learning_rate
+from dae.config import RunConfig, flag
+from dae.data.images import default_range
+from dae.data.pipeline import evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
-from dae.evaluation.evaluate import compiled_by_shape
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
-from dae.models.fused_layers import fused
+from dae.files import atomic_write
+from dae.reporting import plots
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
-from dae.workdir.model_files import load_model
-from dae.workdir.workdir import read_metrics, read_report, slug
+from dae.workdir.workdir import read_report, slug
 
 SPLITS = ("validation", "test")
+FAILED, INTERVAL = "did not learn", f"{LEVEL:.0%} interval"
 
 
 def candidates(field: str, values: Sequence[Any], config: RunConfig) -> dict[str, RunConfig]:
     """Return, by the name of each value of `field`, the configuration with it."""
     changes: list[dict[str, Any]] = [{field: value} for value in values]
-    configs = [canonicalize(dataclasses.replace(config, **change)) for change in changes]
+    configs = [dataclasses.replace(config, **change) for change in changes]
     # A value can be compared with itself, so names may have to be numbered.
-    names = plugins.unique_names(slug(_text(getattr(one, field))).strip("-") for one in configs)
+    names = plugins.unique_names(slug(str(getattr(candidate, field))).strip("-") for candidate in configs)
     return dict(zip(names, configs, strict=True))
 
 
-def _text(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The results of a finished run, or of one that diverged."""
+
+    name: str
+    """The compared value."""
+    seed: int
+    epoch: int
+    """The epoch whose model it kept; 0 if it diverged."""
+    learned: bool
+    """True if it is better than the best constant image."""
+    seconds: float
+    """Training time, without tuning."""
+    metrics: dict[str, float]
+    """By name, such as validation_psnr and test_psnr; empty if it diverged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The metrics of finished runs, one value per seed for each compared value."""
+    """The runs of each compared value, one per seed."""
 
     field: str
     """The field of RunConfig whose values are compared."""
     names: list[str]
     """The compared values; differences are from the first."""
     seeds: list[int]
-    runs: dict[str, list[str]]
-    """By name: the folders of the runs, one per seed."""
-    epochs: dict[str, list[int]]
-    """By name: the epoch whose model each run kept."""
-    learned: dict[str, list[bool]]
-    """By name: whether each run is better than the best constant image."""
-    seconds: dict[str, float]
-    """By name: training time of all runs, without tuning."""
-    metrics: dict[str, dict[str, dict[str, list[float]]]]
-    """By split (validation or test), metric and name: one value per seed."""
+    metrics: list[str]
+    """The metrics of the runs: the package's, and those of --metrics."""
+    runs: list[Run]
     tunings: dict[str, Tuning] = dataclasses.field(default_factory=dict)
     """By name: the result of tuning; empty if learning rates were not tuned."""
-    scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """By name, and by the name of a loss: its mean over the test images and the seeds that learned."""
 
-    def estimates(self, split: str, metric: str) -> dict[str, Estimate]:
-        """Return for each name the mean over the seeds that learned, with its interval; NaN if none did."""
-        values = self.metrics[split][metric]
-        return {
-            name: estimate([value for value, learned in zip(values[name], self.learned[name], strict=True) if learned])
-            for name in self.names
-        }
+    def runs_of(self, name: str) -> list[Run]:
+        """Return the runs of a compared value."""
+        return [run for run in self.runs if run.name == name]
 
-    def differences(self, split: str, metric: str) -> dict[str, Difference]:
-        """Return for each other name the difference from the first, over the seeds in which both learned."""
-        values, (first, *others) = self.metrics[split][metric], self.names
-        pairs = []
-        for name in others:
-            both = [all(learned) for learned in zip(self.learned[first], self.learned[name], strict=True)]
-            pairs.append((list(itertools.compress(values[first], both)), list(itertools.compress(values[name], both))))
-        return dict(zip(others, differences(pairs), strict=True))
+    def estimates(self, metric: str) -> dict[str, Estimate]:
+        """Return by name the statistics of a metric such as test_psnr over the seeds that learned."""
+        return statistics.estimates(
+            {name: {run.seed: run.metrics[metric] for run in self.runs_of(name) if run.learned} for name in self.names}
+        )
+
+
+@contextlib.contextmanager
+def many_runs() -> Iterator[None]:
+    """Train several runs in this process within the block; an interruption says to repeat the command.
+
+    Within it, TensorFlow does not warn of retracing: it mistakes the functions that the runs compile for one function.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "tf.function retracing" not in record.getMessage()
+
+    tf.get_logger().addFilter(is_other)
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.signal_number, f"{stop}; repeat the command to continue") from None
+    finally:
+        tf.get_logger().removeFilter(is_other)
 
 
 def compare(
-    field: str,
-    configs: Mapping[str, RunConfig],
-    seeds: Sequence[int],
-    metric: str,
-    output: Path,
-    tuning_rates: int | None = None,
-) -> tuple[Comparison, dict[str, RunConfig]]:
-    """Train every configuration with each seed; return the comparison, and the configurations that were trained.
+    field: str, configs: Mapping[str, RunConfig], seeds: Sequence[int], metric: str, output: Path, tuning_rates: int = 0
+) -> Comparison:
+    """Train every configuration with each seed, and return the comparison.
 
-    With `tuning_rates`, the learning rate of each is tuned first, in so many rates, with the configuration's own seed;
-    `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in `output`/NAME/tuning/rate-R and
-    `output`/NAME/tuned/seed-N. Finished ones are skipped and others resumed, so that the same call continues after any
-    interruption, to the same result. Raises UsageError for whatever would fail later, before the first run.
+    With `tuning_rates`, the learning rate of each is first tuned on a grid of that many rates, with the configuration's
+    own seed; `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in
+    `output`/NAME/tuning/rate-R and `output`/NAME/tuned/seed-N. Finished ones are skipped and others resumed, so that
+    the same call continues after any interruption, to the same result. Raises UsageError for whatever would fail later,
+    before the first run.
     """
-    # TensorFlow would warn of retracing, because it mistakes the functions that the runs compile for one function.
-    tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     tasks = {name: prepare(config) for name, config in configs.items()}
-    # Or else runs of other noise levels, which resuming allows if none is given, would be taken for these.
-    configs = {
-        name: dataclasses.replace(config, noise_level=tasks[name].config.noise_level)
-        for name, config in configs.items()
-    }
     for task in tasks.values():
         if not len(task.data.validation):
             raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
     # Runs at a tuned learning rate are apart from those at the given one.
-    parents = {name: output / name / ("tuned" if tuning_rates else "") for name in configs}
-    runs = {name: [parent / f"seed-{seed}" for seed in seeds] for name, parent in parents.items()}
-    check_output(output, configs, runs)
-    epochs = {name: config.epochs for name, config in configs.items()}
-    tuning_epochs = [planned_epochs(count, tuning_rates) for count in epochs.values() if tuning_rates]
-    progress = Progress(len(seeds) * sum(epochs.values()) + sum(tuning_epochs))
-    tunings: dict[str, Tuning] = {}
-    trained = dict(configs)
-    try:
+    folders = {
+        (name, seed): output / name / ("tuned" if tuning_rates else "") / f"seed-{seed}"
+        for seed, name in itertools.product(seeds, configs)
+    }
+    for name, config in configs.items():
+        check_output(output / name, config)
+    trained, tunings = dict(configs), dict[str, Tuning]()
+    with many_runs():
         for name, config in configs.items() if tuning_rates else ():
-            tunings[name] = tune(config, metric, tuning_rates or 0, output / name / "tuning", progress)
+            tunings[name] = tune_learning_rate(config, metric, tuning_rates, output / name / "tuning")
             trained[name] = dataclasses.replace(config, learning_rate=tunings[name].best)
-        for (number, seed), name in itertools.product(enumerate(seeds), configs):
-            with progress.part(f"{name}, seed {seed}", epochs[name]) as advance:
-                config = dataclasses.replace(trained[name], seed=seed)
-                try:
-                    report = train(config, runs[name][number], resume=True, quiet=True, on_epoch_end=advance)
-                    outcome = f"kept epoch {report['epoch']} of {config.epochs}"
-                except Diverged as error:
-                    outcome = str(error)
-            progress.bar.write(f"{name}, seed {seed}: {outcome}")
-    except Interrupted as stop:
-        raise Interrupted(stop.signal_number, f"{stop}; repeat the command to continue") from None
-    finally:
-        progress.close()
-    comparison = gather(field, runs, seeds, constant_scores(tasks, metric), metric)
-    scores = score_by_losses(comparison, tasks) if field == "loss" else {}
-    return dataclasses.replace(comparison, tunings=tunings, scores=scores), trained
-
-
-def constant_scores(tasks: Mapping[str, Task], metric: str) -> dict[str, float]:
-    """Return `constant_score` by name; it depends on the images alone, and is computed once for equal ones."""
-    by_digest = {task.config.data_digest: task for task in tasks.values()}
-    scores = {digest: constant_score(task, metric) for digest, task in by_digest.items()}
-    return {name: scores[task.config.data_digest] for name, task in tasks.items()}
+        progress = tqdm(folders.items(), unit=" runs", disable=None)
+        for (name, seed), folder in progress:
+            try:
+                finished = train(dataclasses.replace(trained[name], seed=seed), folder, resume=True, quiet=True)
+                outcome = f"kept epoch {finished['epoch']} of {trained[name].epochs}"
+            except Diverged as error:
+                outcome = str(error)
+            progress.write(f"{name}, seed {seed}: {outcome}")
+    constants = {name: constant_score(task, metric) for name, task in tasks.items()}
+    metrics = list(next(iter(tasks.values())).metrics)
+    runs = [read_run(*named, folder, metrics, metric, constants[named[0]]) for named, folder in folders.items()]
+    return Comparison(field, list(configs), list(seeds), metrics, runs, tunings)
 
 
 def constant_score(task: Task, metric: str) -> float:
     """Return the metric on validation images of the best constant image: the mean or the median of training images."""
     images, config = task.data.train[:10_000], task.config
-    black, white = value_range(images, config.value_range)
+    black, white = config.value_range or default_range(images.dtype)
     # One value for each pixel, or, if images have several sizes, for each channel.
     axes = (0,) if images.sizes is None and config.patch_size is None else tuple(range(images.pixels.ndim - 1))
     scores = []
     for constant in (images.clean.mean(axis=axes), np.median(images.clean, axis=axes)):
-        total, count = 0.0, 0
-        for batch in evaluation_batches(task.data.validation, task.config, "validation"):
-            constants = tf.broadcast_to(tf.cast((constant - black) / (white - black), tf.float32), batch.clean.shape)
-            total += float(tf.reduce_sum(METRICS[metric](batch.clean, constants)))
-            count += len(batch.clean)
-        scores.append(total / count)
+        scaled = ((constant - black) / (white - black)).astype(np.float32)
+        values = [
+            METRICS[metric](batch.clean, tf.broadcast_to(scaled, batch.clean.shape)).numpy()
+            for batch in evaluation_batches(task.data.validation, config, "validation")
+        ]
+        scores.append(float(np.concatenate(values).mean()))
     return max(scores) if metric in HIGHER_IS_BETTER else min(scores)
 
 
-def gather(
-    field: str,
-    runs: Mapping[str, Sequence[Path]],
-    seeds: Sequence[int],
-    constants: Mapping[str, float],
-    metric: str,
-) -> Comparison:
-    """Read the metrics of finished runs, and of runs that diverged, which did not learn.
-
-    `runs` maps each name to its runs' folders, one per seed, and `constants` each name to the metric that a run must
-    exceed to have learned.
-    """
-    names = list(runs)
-    comparison = Comparison(
-        field,
-        names,
-        list(seeds),
-        runs={name: list(map(str, folders)) for name, folders in runs.items()},
-        epochs={name: [] for name in names},
-        learned={name: [] for name in names},
-        seconds=dict.fromkeys(names, 0.0),
-        metrics={split: {metric: {name: [] for name in names} for metric in METRICS} for split in SPLITS},
-    )
-    for name, folder in [(name, folder) for name, folders in runs.items() for folder in folders]:
-        lines = read_metrics(folder) if (folder / workdir.METRICS).exists() else []
-        comparison.seconds[name] += sum(each["seconds"] for each in lines)
-        if (folder / workdir.REPORT).exists():
-            report, line = read_report(folder), kept_line(lines)
-        else:  # it diverged
-            report = line = collections.defaultdict(lambda: math.nan, epoch=0)
-        comparison.epochs[name].append(int(report["epoch"]))
-        for split, source in zip(SPLITS, (line, report), strict=True):
-            for each in METRICS:
-                comparison.metrics[split][each][name].append(source[f"{split}_{each}"])
-        better = line[f"validation_{metric}"] - constants[name]
-        comparison.learned[name].append(bool(better > 0 if metric in HIGHER_IS_BETTER else better < 0))
-    return comparison
-
-
-def score_by_losses(comparison: Comparison, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
-    """Return the mean of each compared loss over the test images, for the networks that were trained on each loss.
-
-    Left out as scorers are losses that need more than clean and denoised images, or have weights.
-    """
-    scorers = {name: task.loss for name, task in tasks.items() if not task.loss.inputs and not task.loss.layers}
-    task = next(iter(tasks.values()))
-
-    @compiled_by_shape
-    def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
-        denoised = fused(task.model, training=False)(batch.noisy).denoised
-        return {name: tf.reduce_sum(loss(batch.clean, denoised)["loss"]) for name, loss in scorers.items()}
-
-    scores: dict[str, dict[str, list[float]]] = {}
-    for name in comparison.names:
-        scores[name] = {scorer: [] for scorer in scorers}
-        for folder, seed, learned in zip(
-            comparison.runs[name], comparison.seeds, comparison.learned[name], strict=True
-        ):
-            if not learned:
-                continue
-            task.model.set_weights(load_model(Path(folder)).get_weights())
-            totals = dict.fromkeys(scorers, 0.0)
-            for batch in evaluation_batches(task.data.test, dataclasses.replace(task.config, seed=seed), "test"):
-                for scorer, total in batch_sums(batch).items():
-                    totals[scorer] += float(total)
-            for scorer, total in totals.items():
-                scores[name][scorer].append(total / len(task.data.test))
-    return {
-        name: {scorer: float(np.mean(values)) if values else math.nan for scorer, values in by_scorer.items()}
-        for name, by_scorer in scores.items()
-    }
+def read_run(name: str, seed: int, folder: Path, metrics: Sequence[str], metric: str, constant: float) -> Run:
+    """Return the results of the run in `folder`, which has learned if its `metric` is better than `constant`."""
+    lines = metrics_of(folder)
+    seconds = sum(epoch["seconds"] for epoch in lines)
+    if not (folder / workdir.REPORT).exists():  # it diverged
+        return Run(name, seed, 0, False, seconds, {})
+    results = kept_line(lines) | read_report(folder)
+    values = {column: results[column] for column in (f"{split}_{each}" for split in SPLITS for each in metrics)}
+    better = values[f"validation_{metric}"] - constant
+    learned = better > 0 if metric in HIGHER_IS_BETTER else better < 0
+    return Run(name, seed, int(results["epoch"]), learned, seconds, values)
 
 
 def conclusion(comparison: Comparison, metric: str) -> str:
     """Return, a sentence per line, what can and what cannot be concluded from the metrics on validation images."""
-    estimates = comparison.estimates("validation", metric)
-    learned = [name for name in comparison.names if any(comparison.learned[name])]
-    ranked = sorted(learned, key=lambda name: estimates[name].mean, reverse=metric in HIGHER_IS_BETTER)
+    estimates = comparison.estimates(f"validation_{metric}")
+    learned = [name for name in comparison.names if not math.isnan(estimates[name].mean.mean)]
+    ranked = sorted(learned, key=lambda name: estimates[name].mean.mean, reverse=metric in HIGHER_IS_BETTER)
     count = len(comparison.seeds)
     sentences = [
         f"By mean {metric} on validation images over {count} seed{'s' if count > 1 else ''}, from best to worst: "
-        + (", ".join(f"{name} ({estimates[name].mean:.5g})" for name in ranked) or "none")
+        + (", ".join(f"{name} ({estimates[name].mean.mean:.5g})" for name in ranked) or "none")
         + "."
     ]
     for name in comparison.names:
-        if failed := comparison.learned[name].count(False):
+        if failed := sum(not run.learned for run in comparison.runs_of(name)):
             sentences.append(
                 f"{name} did not learn in {failed} of {count} seeds (no better than the best constant image); these "
                 "runs are left out of all means and differences."
@@ -267,45 +205,132 @@ def conclusion(comparison: Comparison, metric: str) -> str:
     if count == 1:
         sentences.append("A single seed does not show how much of this is due to chance; use --seeds 3 or more.")
     first = comparison.names[0]
-    for name, difference in comparison.differences("validation", metric).items():
-        interval = f"{difference.mean:+.3g}, 95 % interval [{difference.low:+.3g}, {difference.high:+.3g}]"
-        if difference.identical:
-            sentences.append(f"{name} and {first} are identical in every seed.")
-        elif difference.p_corrected < 1 - LEVEL:
-            better = (difference.mean > 0) == (metric in HIGHER_IS_BETTER)
+    for name, estimate in estimates.items():
+        if math.isnan(estimate.p):
+            continue
+        mean, low, high = estimate.difference
+        interval = f"{mean:+.3g}, 95 % interval [{low:+.3g}, {high:+.3g}], corrected p = {estimate.p_corrected:.2g}"
+        if estimate.p_corrected < 1 - LEVEL:
+            is_better = (mean > 0) == (metric in HIGHER_IS_BETTER)
+            sentences.append(f"{name} is {'better' if is_better else 'worse'} than {first}: {interval}.")
+        else:
             sentences.append(
-                f"{name} is {'better' if better else 'worse'} than {first}: {interval}, corrected p = "
-                f"{difference.p_corrected:.2g}."
-            )
-        elif not math.isnan(difference.p):
-            sentences.append(
-                f"{name} and {first}: no significant difference, {interval}, corrected p = "
-                f"{difference.p_corrected:.2g}, which does not prove that there is none."
+                f"{name} and {first}: no significant difference, {interval}, which does not prove that there is none."
             )
     if comparison.tunings:
         rates = ", ".join(f"{name} {tuning.best:g}" for name, tuning in comparison.tunings.items())
         sentences.append(f"Learning rates, tuned on validation images with a seed that no final run has: {rates}.")
         for name, tuning in comparison.tunings.items():
-            if tuning.is_at_edge:
+            if tuning.best in (min(tuning.scores), max(tuning.scores)):
                 sentences.append(f"The best learning rate of {name} is at the edge of those tried; it may be better.")
     rate = "" if comparison.tunings or comparison.field == "learning_rate" else "the same learning rate for all, and "
     sentences.append(
-        f"These results hold for {rate}these settings and this number of epochs; only differences from {first} were "
-        "tested."
+        f"These results hold for {rate}these settings and epochs; only differences from {first} were tested."
     )
     return "\n".join(sentences)
 
 
-def check_output(output: Path, configs: Mapping[str, RunConfig], runs: Mapping[str, Sequence[Path]]) -> None:
-    """Raise UsageError if a run in `output` has other settings than those of its name, or is in use."""
-    for name, config in configs.items():
-        for folder in runs[name]:
-            if folder.exists():
-                workdir.has_run(folder)
-        for file in sorted((output / name).glob("**/config.json")):
-            saved = config_module.read(file)
-            changes: dict[str, Any] = {"seed": saved.seed}
-            if file.parent.parent != output / name:  # a run of tuning, or at a tuned rate
-                changes["learning_rate"] = saved.learning_rate
-            with workdir.opened(file.parent, dataclasses.replace(config, **changes), resume=True):
-                pass
+def check_output(folder: Path, config: RunConfig) -> None:
+    """Raise UsageError if a run in `folder` has other settings than `config`, or is in use."""
+    for file in sorted(folder.glob("**/config.json")):
+        saved = config_module.read(file)
+        changes: dict[str, Any] = {"seed": saved.seed}
+        if file.parent.parent != folder:  # a run of tuning, or at a tuned rate
+            changes["learning_rate"] = saved.learning_rate
+        with workdir.opened(file.parent, dataclasses.replace(config, **changes), resume=True):
+            pass
+
+
+def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -> None:
+    """Write comparison.md, .csv (a row per split, metric and name), .json and .png.
+
+    `metric` ranks the names, and `config` has the settings that all runs share.
+    """
+    rows: list[Row] = [
+        {"split": split, "metric": name, comparison.field: value} | dataclasses.asdict(estimate)
+        for split, name in itertools.product(SPLITS, comparison.metrics)
+        for value, estimate in comparison.estimates(f"{split}_{name}").items()
+    ]
+    report.write_csv(folder / "comparison.csv", rows)
+    sentences = conclusion(comparison, metric)
+    everything = {"ranked_by": metric, "statistics": rows, "conclusion": sentences}
+    everything = report.without_nan(dataclasses.asdict(comparison) | everything)
+    atomic_write(folder / "comparison.json", json.dumps(everything, indent=2) + "\n")
+    text = f"# Comparison of {', '.join(f'`{name}`' for name in comparison.names)}\n\n"
+    text += "".join(f"- {sentence}\n" for sentence in sentences.splitlines()) + "\n"
+    for title, table in _tables(comparison, metric):
+        text += f"{title}\n\n{report.table(table)}" if table else ""
+    varied = {comparison.field, "seed", *(["learning_rate"] if comparison.tunings else [])}
+    flags = [
+        f"{flag(name)} {value}"
+        for name, value in vars(config).items()
+        if value != getattr(RunConfig(), name) and name not in varied
+    ]
+    text += f"Seeds {', '.join(map(str, comparison.seeds))}; {' '.join(flags) or 'default settings'}.\n"
+    atomic_write(folder / "comparison.md", text)
+    panels = list(itertools.product(SPLITS, ("psnr", "ssim", "mse", "bce")))
+    figure, axes = plots.panels(len(panels), 4, (3, 0.8 + 0.25 * len(comparison.names)))
+    for axis, (split, name) in zip(axes, panels, strict=True):
+        for position, estimate in enumerate(comparison.estimates(f"{split}_{name}").values()):
+            mean, low, high = estimate.mean
+            axis.errorbar(mean, position, xerr=[[mean - low], [high - mean]], fmt="o", color="#0072b2", capsize=3)
+        axis.set_yticks(range(len(comparison.names)), comparison.names)
+        axis.label_outer()
+        axis.set(title=f"{split} {report.TITLES[name]}", ylim=(len(comparison.names) - 0.5, -0.5))
+        axis.tick_params(axis="x", labelsize="small")
+        axis.grid(axis="x", alpha=0.3)
+    plots.save(folder / "comparison.png", figure)
+
+
+def _tables(comparison: Comparison, metric: str) -> Iterator[tuple[str, Sequence[Row]]]:
+    """Yield the title of each table, and its rows, of which there can be none."""
+    field, first, tunings = comparison.field, comparison.names[0], comparison.tunings
+    for split in SPLITS:
+        estimates = {column: comparison.estimates(f"{split}_{column}") for column in comparison.metrics}
+        title = (
+            f"{split.capitalize()} images: mean over seeds [{INTERVAL}], and paired difference from `{first}` "
+            f"[{INTERVAL}], p, and p corrected for the number of comparisons (Holm, separately for each metric)"
+        )
+        means: list[Row] = [
+            {field: f"`{name}`"} | {column: _mean(found[name]) for column, found in estimates.items()}
+            for name in comparison.names
+        ]
+        differences: list[Row] = [
+            {field: f"`{name}` - `{first}`"} | {column: _difference(found[name]) for column, found in estimates.items()}
+            for name in comparison.names[1:]
+        ]
+        yield title, means + differences
+    rates = sorted({rate for tuning in tunings.values() for rate in tuning.scores})
+    rows = [
+        {field: f"`{name}`"} | {f"{rate:g}": _rate(tuning, rate) for rate in rates} for name, tuning in tunings.items()
+    ]
+    yield f"Tuning: validation {metric} by learning rate, and after how many epochs; the chosen rate is bold", rows
+    counts = []
+    for name in comparison.names:
+        runs, tuning = comparison.runs_of(name), tunings.get(name)
+        row: Row = {
+            field: f"`{name}`",
+            "tuning runs": len(tuning.scores) if tuning else 0,
+            "minutes of tuning": f"{tuning.seconds / 60 if tuning else 0:.1f}",
+            FAILED: sum(not run.learned for run in runs),
+            "minutes": f"{sum(run.seconds for run in runs) / 60:.1f}",
+            "kept epochs": ", ".join(str(run.epoch) for run in runs),
+        }
+        counts.append(row)
+    yield "Runs, and minutes of training", counts
+
+
+def _mean(estimate: Estimate) -> Any:
+    return FAILED if math.isnan(estimate.mean.mean) else estimate.mean
+
+
+def _difference(estimate: Estimate) -> str:
+    p_values = "" if math.isnan(estimate.p) else f" p {estimate.p:.2g}, {estimate.p_corrected:.2g}"
+    return report.format_value(estimate.difference, "+.4f") + p_values or FAILED
+
+
+def _rate(tuning: Tuning, rate: float) -> str:
+    if rate not in tuning.scores:
+        return ""
+    text = report.format_value(tuning.scores[rate]) or "diverged"
+    return f"{f'**{text}**' if rate == tuning.best else text} ({tuning.epochs[rate]})"

@@ -1,4 +1,4 @@
-"""Whether two runs are identical, bit for bit, and if not, what differs first."""
+"""The first difference between two runs, which should be identical, bit for bit."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from dae.workdir.workdir import METRICS, REPORT, read_metrics
 
 # Durations are not results.
 DURATIONS = ("seconds", "images_per_second")
-IMAGES = ("denoised.png", "curves.png")
 NOT_RESULTS = ("seconds/", "_CHECKPOINTABLE_OBJECT_GRAPH")
 
 
@@ -23,74 +22,52 @@ def first_difference(run: Path, other: Path) -> str | None:
     In the order in which a run writes them: the lines of metrics.jsonl, TensorBoard's events, every tensor of the last
     checkpoints (weights, optimizer, best result), the report, the plots.
     """
-    for difference in _differences(run, other):
-        return difference
+    results, other_results = dict(_results(run)), dict(_results(other))
+    for name in results | other_results:
+        values = results.get(name, "missing"), other_results.get(name, "missing")
+        if values[0] != values[1]:
+            texts = [value if isinstance(value, str) else "present" for value in values]
+            return f"{name} differs" if texts[0] == texts[1] else f"{name} is {texts[0]} and {texts[1]}"
     return None
 
 
-def _differences(run: Path, other: Path) -> Iterator[str]:
-    lines, other_lines = read_metrics(run), read_metrics(other)
-    for line, other_line in zip(lines, other_lines, strict=False):
-        yield from _field_differences(f"{METRICS}, epoch {line['epoch']}", line, other_line)
-    if len(lines) != len(other_lines):
-        yield f"{METRICS}: {len(lines)} epochs and {len(other_lines)}"
+def _results(run: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each result in a run's folder; numbers in JSON files are texts.
+
+    Of texts, NaN equals NaN, and 0.0 differs from -0.0.
+    """
+    numbered = [(f"{METRICS}, epoch {line['epoch']}", line) for line in read_metrics(run)]
+    for file, line in [*numbered, (REPORT, json.loads((run / REPORT).read_text()))]:
+        for name, value in line.items():
+            if name not in DURATIONS:
+                yield f"{file}: {name}", json.dumps(value)
     for name in ("train", "validation", "test"):
-        folder = Path("tensorboard") / name
-        events, other_events = _events(run / folder), _events(other / folder)
-        for (step, tag), value in events.items():
-            if other_events.get((step, tag)) != value:
-                yield f"{folder}, step {step}: {tag}"
-        if events.keys() != other_events.keys():
-            yield f"{folder}: {len(events)} values and {len(other_events)}"
+        yield from _events(run, f"tensorboard/{name}")
     for name in ("latest", "best"):
-        folder = Path("checkpoints") / name
-        tensors, other_tensors = _tensors(run / folder), _tensors(other / folder)
-        if tensors.keys() != other_tensors.keys():
-            yield f"{folder}: the names of the tensors"
-        for key, tensor in tensors.items():
-            if _bits(tensor) != _bits(other_tensors[key]):
-                yield f"{folder}: {key}"
-    yield from _field_differences(REPORT, *(json.loads((folder / REPORT).read_text()) for folder in (run, other)))
-    for name in IMAGES:
-        if (run / name).read_bytes() != (other / name).read_bytes():
-            yield name
+        folder = f"checkpoints/{name}"
+        for prefix in saved_in(run / folder)[-1:]:
+            reader = tf.train.load_checkpoint(str(prefix))
+            for key in sorted(reader.get_variable_to_shape_map()):
+                if not key.startswith(NOT_RESULTS):
+                    array = np.asarray(reader.get_tensor(key))
+                    yield f"{folder}: {key}", (array.dtype, array.shape, array.tobytes())
+    for name in ("denoised.png", "curves.png"):
+        yield name, (run / name).read_bytes()
 
 
-def _field_differences(where: str, values: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
-    for name in values | other:
-        # As text, in which NaN equals NaN, and 0.0 differs from -0.0.
-        if name not in DURATIONS and json.dumps(values.get(name)) != json.dumps(other.get(name)):
-            yield f"{where}: {name} is {values.get(name)} and {other.get(name)}"
-
-
-def _events(folder: Path) -> dict[tuple[int, str], bytes]:
-    """Return the value of every (step, tag) in the event files of a folder, except durations and run/.
+def _events(run: Path, folder: str) -> Iterator[tuple[str, bytes]]:
+    """Yield each value in the event files of a folder, except durations and run/.
 
     Raises ValueError if a step has two values.
     """
-    values: dict[tuple[int, str], bytes] = {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):
+    names = set()
+    for file in sorted((run / folder).glob("events.out.tfevents.*")):
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
             for value in event.summary.value:
-                if (event.step, value.tag) in values:
-                    raise ValueError(f"{folder}: two values of {value.tag} at step {event.step}")
+                name = f"{folder}, step {event.step}: {value.tag}"
+                if name in names:
+                    raise ValueError(f"{run}: two values of {name}")
+                names.add(name)
                 if not value.tag.startswith(("speed/", "run/")):
-                    values[event.step, value.tag] = value.tensor.SerializeToString()
-    return values
-
-
-def _bits(tensor: np.ndarray | bytes) -> tuple:
-    array = np.asarray(tensor)
-    return array.dtype, array.shape, array.tobytes()
-
-
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Return every result in the last checkpoint of a folder by its name there; empty if there is none."""
-    prefixes = saved_in(folder)
-    if not prefixes:
-        return {}
-    reader = tf.train.load_checkpoint(str(prefixes[-1]))
-    return {
-        key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map() if not key.startswith(NOT_RESULTS)
-    }
+                    yield name, value.tensor.SerializeToString()

@@ -1,64 +1,41 @@
 """Statistics over seeds: confidence intervals, paired differences and corrected p-values. Needs SciPy."""
 
-import contextlib
 import dataclasses
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+from dae.analysis.report import Interval, interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % t-interval; the bounds are NaN for a single seed."""
+    """The mean over seeds of a metric of one setting, and its paired difference from the first setting."""
 
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference(Estimate):
-    """The mean over seeds of a loss's metric minus that of the first loss, with the p-values of the paired t-test.
-
-    `p_corrected` is Holm's, over the comparisons of one metric. P-values are NaN for a single seed. `identical` says
-    that every seed gave exactly the same value.
-    """
-
-    p: float
-    p_corrected: float
-    identical: bool
+    mean: Interval
+    difference: Interval = dataclasses.field(default=Interval(math.nan))
+    """NaN for the first setting."""
+    p: float = math.nan
+    """The p-value of the paired t-test; NaN for fewer than two seeds."""
+    p_corrected: float = math.nan
+    """Holm's, over the comparisons of one metric."""
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of one value per seed and its 95 % t-interval, or NaN. Source: SciPy's `ttest_1samp`."""
-    if not values:
-        return Estimate(math.nan, math.nan, math.nan)
-    mean = float(np.mean(values))
-    if len(set(values)) == 1 and len(values) > 1:  # no variance, for which SciPy returns NaN
-        return Estimate(mean, mean, mean)
-    with _no_warnings():
-        interval = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
-    return Estimate(mean, float(interval.low), float(interval.high))
-
-
-def differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Difference]:
-    """Compare the second values of each pair, one per seed, with the first ones. Source: SciPy's `ttest_rel`."""
-    paired = [np.subtract(other, first).tolist() for first, other in pairs]
-    identical = [len(each) > 0 and not any(each) for each in paired]
-    with _no_warnings():
-        p_values = [
-            1.0 if same else float(stats.ttest_rel(other, first).pvalue)
-            for (first, other), same in zip(pairs, identical, strict=True)
-        ]
-    return [
-        Difference(**vars(estimate(each)), p=p, p_corrected=p_corrected, identical=same)
-        for each, p, p_corrected, same in zip(paired, p_values, holm(p_values), identical, strict=True)
+def estimates(values: Mapping[str, Mapping[int, float]]) -> dict[str, Estimate]:
+    """Compare the values of each setting, by seed, with those of the first in the seeds that both have."""
+    first, *others = values
+    differences = [
+        [value - values[first][seed] for seed, value in values[name].items() if seed in values[first]]
+        for name in others
     ]
+    p_values = [_p_value(paired) for paired in differences]
+    compared = zip(map(interval, differences), p_values, holm(p_values), strict=True)
+    means = {name: interval(list(by_seed.values())) for name, by_seed in values.items()}
+    return {first: Estimate(means[first])} | {
+        name: Estimate(means[name], *found) for name, found in zip(others, compared, strict=True)
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -73,9 +50,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Ignore SciPy's warnings about single seeds and nearly equal values."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
+def _p_value(differences: Sequence[float]) -> float:
+    """Return the p-value of the two-sided t-test of mean 0; 1 if all differences are 0."""
+    if len(differences) < 2:
+        return math.nan
+    if not any(differences):
+        return 1.0
+    with np.errstate(divide="ignore"):  # equal differences have no standard error
+        t = np.abs(np.mean(differences)) / stats.sem(differences)
+    return float(2 * stats.t.sf(t, len(differences) - 1))

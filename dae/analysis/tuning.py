@@ -9,47 +9,21 @@ Learning Reality Check (2020), for the same budget for everything that is compar
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.errors import Diverged, RunError
 from dae.evaluation.metrics import HIGHER_IS_BETTER
-from dae.training.trainer import OnEpochEnd, train
+from dae.training.trainer import train
 from dae.workdir.workdir import METRICS, read_metrics
 
 # Neighbouring rates differ by this factor, so that two rates make a decade.
 RATE_FACTOR = 10**0.5
 # Half of the runs are kept after a quarter of the epochs, and again half of these after half of the epochs.
 ROUNDS = (4, 2, 1)
-# How often the grid is widened by a decade where the best rate is the lowest or the highest.
+# The grid is widened by a decade at most this often, where the best rate is the lowest or the highest.
 MAX_WIDENINGS = 2
-
-
-class Progress:
-    """One progress bar over the epochs of many runs, with the remaining time."""
-
-    def __init__(self, epochs: int) -> None:
-        self.bar = tqdm(total=epochs, unit=" epochs", disable=None)
-
-    def extend(self, epochs: int) -> None:
-        """Expect further epochs."""
-        self.bar.total += epochs
-        self.bar.refresh()
-
-    @contextlib.contextmanager
-    def part(self, description: str, epochs: int) -> Iterator[OnEpochEnd]:
-        """Yield the function to call after each epoch of a part; at its end, all of its epochs count as done."""
-        self.bar.set_description(description)
-        end = self.bar.n + epochs
-        yield lambda line: self.bar.update()
-        self.bar.update(end - self.bar.n)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self.bar.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +31,12 @@ class Tuning:
     """The result of tuning the learning rate of one configuration."""
 
     scores: dict[float, float]
-    """By learning rate, in ascending order: the metric on validation images; NaN if the run diverged."""
+    """By learning rate: the metric on validation images; NaN if the run diverged."""
     epochs: dict[float, int]
-    """By learning rate: how many epochs it was trained for."""
+    """By learning rate: the number of epochs it was trained for."""
     best: float
     """The best learning rate among those that were trained for all epochs."""
-    is_at_edge: bool
-    """Whether the best rate is the lowest or the highest that was tried."""
-    seconds: float
+    seconds: float = 0.0
     """Training time of all runs."""
 
 
@@ -72,25 +44,25 @@ class Paused(Exception):
     """A run has been trained for as many epochs as it was asked for."""
 
 
-def train_until(config: RunConfig, folder: Path, epochs: int, on_epoch_end: OnEpochEnd) -> list[dict[str, float]]:
+def train_until(config: RunConfig, folder: Path, epochs: int) -> list[dict[str, float]]:
     """Train the run in `folder` until the end of its epoch number `epochs`; return the lines of its metrics.jsonl.
 
-    A run that has come so far is left alone, and others are resumed. `on_epoch_end` is that of `train`. Raises RunError
-    if the run fails.
+    A run that has come so far is left alone, and others are resumed. Raises RunError if the run fails.
     """
 
     def pause(line: dict[str, float]) -> None:
-        on_epoch_end(line)
         if line["epoch"] >= epochs:
             raise Paused
 
-    lines = read_metrics(folder) if (folder / METRICS).exists() else []
-    if len(lines) < epochs:
-        try:
+    if len(metrics_of(folder)) < epochs:
+        with contextlib.suppress(Paused):
             train(config, folder, resume=True, quiet=True, on_epoch_end=pause)
-        except Paused:
-            lines = read_metrics(folder)
-    return lines[:epochs]
+    return metrics_of(folder)[:epochs]
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's metrics.jsonl; a run that diverged in its first epoch has none."""
+    return read_metrics(folder) if (folder / METRICS).exists() else []
 
 
 def kept_line(lines: list[dict[str, float]]) -> dict[str, float]:
@@ -98,86 +70,59 @@ def kept_line(lines: list[dict[str, float]]) -> dict[str, float]:
     return min(lines, key=lambda line: line["validation_loss"])
 
 
-def planned_epochs(epochs: int, rates: int) -> int:
-    """Return how many epochs tuning takes with a grid of `rates` rates that is not widened."""
-    total = done = 0
-    for count, until in _rounds(epochs, rates):
-        total, done = total + count * (until - done), until
-    return total
-
-
-def _rounds(epochs: int, rates: int) -> list[tuple[int, int]]:
-    """Return, for each round, how many runs are trained, and until which epoch."""
-    rounds: list[tuple[int, int]] = []
-    for divisor in ROUNDS:
-        until = math.ceil(epochs / divisor)
-        if not rounds or until > rounds[-1][1]:
-            rounds.append((rates if not rounds else math.ceil(rounds[-1][0] / 2), until))
-    return rounds
-
-
-def tune(config: RunConfig, metric: str, rates: int, folder: Path, progress: Progress) -> Tuning:
+def tune_learning_rate(config: RunConfig, metric: str, rates: int, folder: Path) -> Tuning:
     """Tune the learning rate of `config` around its present value, with a grid of an odd number of rates.
 
-    The runs are in `folder`/rate-R. The result is a function of the arguments, however often the process was killed and
-    the call repeated; only the seconds differ. Raises RunError if every rate of the grid diverges.
+    The runs are in `folder`/rate-R; a line is printed for each. The result is a function of the arguments, however
+    often the process was killed and the call repeated; only the seconds differ. Raises RunError if every rate diverges.
     """
     sign = 1 if metric in HIGHER_IS_BETTER else -1
     scores: dict[float, float] = {}
     trained: dict[float, int] = {}
-    seconds: dict[float, float] = {}
+
+    def rate_of(step: int) -> float:
+        """Return the rate so many steps from the present one, rounded to two significant digits."""
+        return float(f"{config.learning_rate * RATE_FACTOR**step:.2g}") if step else config.learning_rate
+
+    def run_of(rate: float) -> Path:
+        return folder / f"rate-{rate:g}"
 
     def score(rate: float, until: int) -> None:
-        run = folder / f"rate-{rate:g}"
-        with progress.part(f"{folder.parent.name}, rate {rate:g}", until - trained.get(rate, 0)) as advance:
-            try:
-                lines = train_until(dataclasses.replace(config, learning_rate=rate), run, until, advance)
-                scores[rate] = kept_line(lines)[f"validation_{metric}"]
-            except Diverged:  # as may happen at a high rate
-                lines = read_metrics(run) if (run / METRICS).exists() else []
-                scores[rate] = math.nan
-        trained[rate], seconds[rate] = until, sum(line["seconds"] for line in lines)
+        try:
+            lines = train_until(dataclasses.replace(config, learning_rate=rate), run_of(rate), until)
+            scores[rate] = kept_line(lines)[f"validation_{metric}"]
+        except Diverged:  # as may happen at a high rate
+            scores[rate] = math.nan
+        trained[rate] = until
+        print(f"{folder.parent.name}, rate {rate:g}: validation {metric} {scores[rate]:.4f} after epoch {until}")
 
-    def ranked(candidates: list[float]) -> list[float]:
-        return sorted(candidates, key=lambda rate: -math.inf if math.isnan(scores[rate]) else sign * scores[rate])[::-1]
+    def ranked(candidates: Iterable[float]) -> list[float]:
+        return sorted(candidates, key=lambda rate: math.inf if math.isnan(scores[rate]) else -sign * scores[rate])
 
-    grid = [_grid_rate(config.learning_rate, step) for step in range(-(rates // 2), rates // 2 + 1)]
-    survivors = grid
-    for count, until in _rounds(config.epochs, rates):
-        survivors = ranked(survivors)[:count] if trained else grid
+    def best() -> float:
+        return ranked(rate for rate in scores if trained[rate] == config.epochs)[0]
+
+    low, high = -(rates // 2), rates // 2
+    grid = survivors = [rate_of(step) for step in range(low, high + 1)]
+    rounds = sorted({math.ceil(config.epochs / divisor) for divisor in ROUNDS})
+    for until in rounds:
+        if scores:
+            survivors = ranked(survivors)[: math.ceil(len(survivors) / 2)]
         for rate in survivors:
             score(rate, until)
-    others = ranked([rate for rate in grid if rate not in survivors])
-    while math.isnan(scores[ranked(survivors)[0]]):
-        if not others:
-            rates_tried = f"{min(scores):g} to {max(scores):g}"
-            raise RunError(f"--tune: {folder.parent.name} fails at each learning rate from {rates_tried}")
-        survivors = [*survivors, others.pop(0)]
-        progress.extend(config.epochs - trained[survivors[-1]])
-        score(survivors[-1], config.epochs)
-    best = ranked(survivors)[0]
-    low, high = -(rates // 2), rates // 2
-    for _ in range(MAX_WIDENINGS):
-        if best not in (min(scores), max(scores)):
-            break
-        steps = (low - 2, low - 1) if best == min(scores) else (high + 1, high + 2)
-        low, high = min(low, *steps), max(high, *steps)
-        progress.extend(2 * config.epochs)
-        wider = [_grid_rate(config.learning_rate, step) for step in steps]
-        for rate in wider:
+    for rate in ranked(set(grid) - set(survivors)):
+        if math.isnan(scores[best()]):  # then all survivors have diverged
             score(rate, config.epochs)
-        survivors = [*survivors, *wider]
-        best = ranked(survivors)[0]
-    in_order = sorted(scores)
-    return Tuning(
-        {rate: scores[rate] for rate in in_order},
-        {rate: trained[rate] for rate in in_order},
-        best,
-        best in (in_order[0], in_order[-1]),
-        sum(seconds.values()),
-    )
-
-
-def _grid_rate(centre: float, step: int) -> float:
-    """Return the rate `step` places from `centre`; others than the centre have two significant digits."""
-    return centre if step == 0 else float(f"{centre * RATE_FACTOR**step:.2g}")
+    if math.isnan(scores[best()]):
+        raise RunError(f"--tune: {folder.parent.name} fails at each rate from {min(scores):g} to {max(scores):g}")
+    for _ in range(MAX_WIDENINGS):
+        if best() == min(scores):
+            low, added = low - 2, (low - 2, low - 1)
+        elif best() == max(scores):
+            high, added = high + 2, (high + 1, high + 2)
+        else:
+            break
+        for step in added:
+            score(rate_of(step), config.epochs)
+    seconds = sum(line["seconds"] for rate in scores for line in metrics_of(run_of(rate)))
+    return Tuning(dict(sorted(scores.items())), trained, best(), seconds)

@@ -1,259 +1,199 @@
-"""Images from arrays: NumPy's .npz and .npy, and IDX, MNIST's own format, plain or gzipped; or arrays in memory.
+"""Images from arrays: NumPy's .npz and .npy, IDX (MNIST's own format, plain or gzipped), and arrays in memory.
 
-Data files need not be trusted. Pickled objects are refused, and memory stays bounded: what a file claims of its size is
+Data files need not be trusted. Pickled objects are rejected, and memory stays bounded: the size that a file claims is
 compared with its actual size before anything is allocated, and pixels are read in blocks. Labels are ignored.
 """
 
 import contextlib
 import gzip
 import math
-import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from dae.config import RunConfig
 from dae.data import layout, storage
-from dae.data.images import Images, Parts, pair, to_grey
-from dae.errors import UsageError, as_usage_error, shown
+from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.errors import UsageError, as_usage_error
 
 # The names of MNIST's files and of those of its many successors: train-images-idx3-ubyte, train-images.idx3-ubyte.
 IDX_NAME = re.compile(r"(?:.*[-_])?(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
+_File = IO[bytes] | BufferedIOBase
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class _Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-    def tell(self) -> int: ...
-
-
 class _Array(NamedTuple):
-    """An array that has not been read yet."""
+    """An array, or a file whose next bytes are the array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    blocks: Callable[[], Iterator[np.ndarray]]
-    """Returns the array in parts, [n, ...], in order."""
+    values: np.ndarray | _File
 
 
-def read_npz(path: Path, config: RunConfig) -> Parts:
-    """Read the images of an .npz file: clean ones, or pairs, of one part or of several.
+def read(path: Path, config: RunConfig) -> RawSplits:
+    """Read the images of an .npz, .npy or IDX file, or of a folder of IDX files.
 
-    Arrays are named as Keras does, x_train and x_test; by part and role, such as noisy_train and clean_train
-    (dae/data/layout.py); or, if there is only one, at will. If y is an array of images, x is noisy and y clean. Raises
-    UsageError, as all functions here, for any other or damaged file.
+    The arrays of an .npz file are named as Keras does, x_train and x_test, or by split and role, such as noisy_train
+    and clean_train (dae/data/layout.py); a single array may have any name. If y is an array of images, x is noisy and
+    y clean. Raises UsageError for a damaged or unsupported file.
     """
-    with _errors_of(path, ".npz file"), zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
-        arrays = {}
+    # zipfile, gzip and NumPy raise many types.
+    with as_usage_error(f"--data: {path}", "not readable", Exception), contextlib.ExitStack() as stack:
+        return _images(_open(path, stack), config)
+
+
+def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) -> RawSplits:
+    """Return the images of an array, or of several with names as in an .npz file, or of what NumPy converts to one."""
+    named = data if isinstance(data, Mapping) else {"": data}
+    with as_usage_error("data", "expected arrays", ValueError, TypeError):
+        arrays = {str(name): np.asarray(array) for name, array in named.items()}
+        return _images({name: _Array(array.shape, array.dtype, array) for name, array in arrays.items()}, config)
+
+
+def idx_files(folder: Path) -> list[Path]:
+    """Return the IDX files of images in a folder, sorted. Raises UsageError for a folder that cannot be read."""
+    with as_usage_error(f"--data: {folder}", "cannot be read", OSError):
+        return sorted(path for path in folder.iterdir() if IDX_NAME.fullmatch(path.name))
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, _Array]:
+    """Open the files of `read`, which `stack` closes, and return their arrays by name; a single one may have none."""
+    if path.suffix == ".npy":
+        return {"": _npy(stack.enter_context(open(path, "rb")), path.stat().st_size)}
+    arrays: dict[str, _Array] = {}
+    if path.suffix == ".npz":
+        archive = stack.enter_context(zipfile.ZipFile(path))
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
                 name = member.filename.removesuffix(".npy")
-                file = stack.enter_context(archive.open(member))
                 with as_usage_error(name):
-                    arrays[name] = _npy(file, member.file_size)
-        return _images(arrays, config)
-
-
-def read_npy(path: Path, config: RunConfig) -> Parts:
-    """Read an .npy file, which has only one part."""
-    with _errors_of(path, ".npy file"), open(path, "rb") as file:
-        return _images({"": _npy(file, path.stat().st_size)}, config)
-
-
-def read_idx(files: list[Path], config: RunConfig) -> Parts:
-    """Read the IDX files among `files`: training and test images, or those of a single file.
-
-    A plain file takes precedence over the same file with .gz.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(files, key=lambda path: (path.suffix == ".gz", path)):
-        match = IDX_NAME.fullmatch(path.name)
+                    arrays[name] = _npy(stack.enter_context(archive.open(member)), member.file_size)
+        return arrays
+    paths = idx_files(path) if path.is_dir() else [path]
+    for idx_path in paths:
+        match = IDX_NAME.fullmatch(idx_path.name)
         if match is None:
-            continue
-        part = layout.TRAIN if match[1] == "train" else layout.TEST
-        if part in found and path.name != found[part].name + ".gz":
-            raise UsageError(f"--data: {path.parent}: has both {found[part].name} and {path.name}; keep only one")
-        found.setdefault(part, path)
-    if list(found) == [layout.TEST]:
-        found = {layout.TRAIN: found[layout.TEST]}
-    images = {}
-    for part, path in found.items():
-        with _errors_of(path, "IDX file"), gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            images[part] = _read(_idx(file, path), "", config)
-    return Parts(images, [])
+            raise UsageError("expected a folder, or an .npz, .npy or IDX file (such as train-images-idx3-ubyte)")
+        split = layout.TRAIN if len(paths) == 1 or match[1] == "train" else layout.TEST
+        if split in arrays:
+            raise UsageError(f"has two files of {split} images, such as {idx_path.name}; keep only one")
+        opened = (gzip.open if match[2] else open)(idx_path, "rb")
+        arrays[split] = _idx(stack.enter_context(opened))
+    return arrays
 
 
-def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) -> Parts:
-    """Return the images of an array, or of several with names as in an .npz file."""
-    arrays = data if isinstance(data, Mapping) else {"": data}
-
-    def unread(array: np.ndarray) -> _Array:
-        length = max(1, storage.BLOCK // max(1, array[:1].nbytes))
-        return _Array(
-            array.shape,
-            array.dtype,
-            lambda: (array[start : start + length] for start in range(0, len(array), length)),
-        )
-
-    with as_usage_error("data"):
-        for name, array in arrays.items():
-            if not isinstance(name, str):
-                raise UsageError(f"expected names of arrays, such as 'x_train', got {shown(name)}")
-            if not isinstance(array, np.ndarray):
-                raise UsageError(
-                    f"{name + ': ' if name else ''}expected a NumPy array, got {type(array).__name__}"
-                    + ("; paths belong in RunConfig(data=...)" if isinstance(array, str | os.PathLike) else "")
-                )
-        return _images({name: unread(np.atleast_1d(array)) for name, array in arrays.items()}, config)
-
-
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise UsageError unless `shape` is [N, H, W] or [N, H, W, C] with N >= 1, H and W >= 11 and C 1 or 3."""
-    if len(shape) not in (3, 4) or shape[0] < 1 or min(shape[1:3]) < 11 or shape[3:] not in ((), (1,), (3,)):
-        raise UsageError(
-            f"expected shape [N, H, W] or [N, H, W, C] with N >= 1, H and W >= 11 (the window of SSIM) and "
-            f"C 1 or 3, got {shape}"
-        )
-
-
-def _images(arrays: Mapping[str, _Array], config: RunConfig) -> Parts:
-    """Choose the arrays that hold images by their names, and read them."""
+def _images(arrays: Mapping[str, _Array], config: RunConfig) -> RawSplits:
     # Labels, and whatever else is stored beside the images, have fewer dimensions.
     chosen = {name: array for name, array in arrays.items() if len(array.shape) >= 3 or len(arrays) == 1}
     if not chosen:
-        found = [f"{name} of shape {array.shape} and type {array.dtype}" for name, array in arrays.items()]
-        raise UsageError(f"expected images, [N, H, W] or [N, H, W, C], got {', '.join(found) or 'no array'}")
-    places = {name: layout.of_name(name)._replace(key="") for name in chosen}
-    axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in chosen}
-    if {"y"} in axes.values():  # Keras's names for what goes into a network and what should come out
-        for name, axis in axes.items():
-            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis))
-            places[name] = places[name]._replace(role=places[name].role or role)
+        raise UsageError("expected images, [N, H, W] or [N, H, W, C], got none")
     notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
     images = {}
-    for part, names in layout.divide(places).items():
+    for split, names in layout.divide(_meanings(chosen)).items():
         if len(names) > 1:
             raise UsageError(
                 "expected one array of images, or several with names such as x_train and x_test, or noisy and clean, "
                 f"got {', '.join(name for name, _ in names)}"
             )
         ((clean, noisy),) = names
-        images[part] = _read(chosen[clean], clean, config)
+        images[split] = _read({name: chosen[name] for name in (clean, noisy) if name is not None}, config)
         if noisy is not None:
-            images[part] = pair(images[part], _read(chosen[noisy], noisy, config, is_noisy=True))
-            notes.append(f"{part} pairs: {noisy} is noisy, {clean} is clean")
-    return Parts(images, notes)
+            notes.append(f"{split} pairs: {noisy} is noisy, {clean} is clean")
+    return images, notes
 
 
-def _read(array: _Array, name: str, config: RunConfig, is_noisy: bool = False) -> Images:
-    """Read an array of images; their values must be in the configured range, and those of noisy ones if clipped."""
-    with as_usage_error(name) if name else contextlib.nullcontext():
-        if array.dtype.hasobject:
-            raise UsageError("expected an array of numbers, got Python objects")
-        check_shape(array.shape)
-        dtype = _stored_type(array.dtype, config.value_range is not None)
-        low, high = config.value_range or ((0, 1) if dtype == np.float32 else (-math.inf, math.inf))
-        if is_noisy and not config.clip_noise:
-            low, high = -math.inf, math.inf
-        to_grey_too = config.grey and array.shape[3:] == (3,)
-        shape = (*array.shape[:3], 1 if to_grey_too else (*array.shape, 1)[3])
-
-        def blocks() -> Iterator[np.ndarray]:
-            count = 0
-            for block in array.blocks():
-                with np.errstate(over="ignore"):  # to infinity, which is refused
-                    block = block.astype(dtype, copy=False)
-                block = block.reshape(len(block), *array.shape[1:3], -1)
-                if dtype == np.float32 or config.value_range is not None:
-                    _check_values(block, low, high, count, is_noisy)
-                count += len(block)
-                yield to_grey(block) if to_grey_too else block
-
-        return Images(storage.materialize(shape, blocks(), dtype))
+def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Place]:
+    meanings = {name: layout.of_name(name)._replace(key="") for name in names}
+    # Keras calls the input of a network x and its target y.
+    axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in names}
+    if {"y"} in axes.values():
+        for name, axis in axes.items():
+            role = {"x": layout.NOISY, "y": layout.CLEAN}.get("".join(axis))
+            meanings[name] = meanings[name]._replace(role=meanings[name].role or role)
+    return meanings
 
 
-def _stored_type(dtype: np.dtype, has_value_range: bool) -> np.dtype:
-    """Return the type in which pixels are kept: that of the file, or float32 for other floats and integers."""
+def _read(arrays: Mapping[str, _Array], config: RunConfig) -> Images:
+    """Read an array of clean images, or of a clean and a noisy one the pairs; grey if `config` says so."""
+    shapes, dtypes = [], []
+    for name, array in arrays.items():
+        with as_usage_error(name) if name else contextlib.nullcontext():
+            check_shape(array.shape)
+            dtypes.append(_stored_type(array.dtype, config))
+        channels = 1 if config.grey else math.prod(array.shape[3:])
+        shapes.append((*array.shape[:3], channels))
+    dtype, shape = np.result_type(*dtypes), shapes[0]
+    if len(set(shapes)) > 1 or len({kept.kind for kept in dtypes}) > 1:
+        got = " and ".join(f"{shape} {kept}" for shape, kept in zip(shapes, dtypes, strict=True))
+        raise UsageError(f"expected clean and noisy images of equal shapes and types, got {got}")
+
+    def converted(block: np.ndarray, kept: np.dtype) -> np.ndarray:
+        with np.errstate(over="ignore"):  # to infinity, which datasets.py rejects
+            pixels = block.astype(kept, copy=False).reshape(*block.shape[:3], -1)
+        return rescaled(to_grey(pixels) if pixels.shape[3] > shape[3] else pixels, dtype)
+
+    length = max(
+        1, storage.BLOCK // max(math.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
+    )
+    blocks = (
+        np.concatenate(list(map(converted, parts, dtypes)), axis=-1)
+        for parts in zip(*(_blocks(array, length) for array in arrays.values()), strict=True)
+    )
+    stored = (*shape[:3], len(arrays) * shape[3])
+    return Images(storage.materialize(stored, blocks, dtype), is_paired=len(arrays) == 2)
+
+
+def _stored_type(dtype: np.dtype, config: RunConfig) -> np.dtype:
     if dtype.type in (np.uint8, np.uint16):
         return np.dtype(dtype.type)  # in this machine's byte order
-    if (dtype.kind == "f" and dtype.itemsize <= 8) or (dtype.kind in "iub" and has_value_range):
+    if (dtype.kind == "f" and dtype.itemsize <= 8) or (dtype.kind in "iub" and config.value_range):
         return np.dtype(np.float32)
     raise UsageError(
-        f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; add --value-range with the "
-        "values of black and white"
+        f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; --value-range allows integers"
     )
 
 
-def _check_values(block: np.ndarray, low: float, high: float, start: int, is_noisy: bool) -> None:
-    """Raise UsageError for a value that is not finite and in [low, high]; `start` is the number of the first image."""
-    wrong = ~((block >= low) & (block <= high) & np.isfinite(block))
-    if wrong.any():
-        index = int(np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))[0])
-        value = block[index][wrong[index]].flat[0]
-        raise UsageError(
-            f"expected values from {low:g} (black) to {high:g} (white), got {value:g} in image {start + index + 1}; "
-            "--value-range sets others" + (", and --no-clip-noise allows any in noisy images" if is_noisy else "")
-        )
-
-
-def npy_header(file: _Readable, size: int) -> tuple[tuple[int, ...], np.dtype, bool]:
+def npy_header(file: _File, size: int) -> tuple[tuple[int, ...], np.dtype, bool]:
     """Return the shape and type of the .npy array in a file of `size` bytes, and whether it is in Fortran order.
 
-    Leaves `file` at its first value. Raises UsageError for another version or size, and ValueError if it is no array.
+    Leaves `file` at its first value. Raises UsageError, ValueError or KeyError for another size or format.
     """
-    magic = np.lib.format.read_magic(file)
-    if magic not in _NPY_HEADERS:
-        raise UsageError(f"expected .npy format 1.0 or 2.0, got {magic}")
-    shape, fortran_order, dtype = _NPY_HEADERS[magic](file)
+    shape, fortran_order, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
     # Labels can be Python objects; they are not read.
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
         raise UsageError(f"shape {shape} does not match the size of the file")
     return shape, dtype, fortran_order
 
 
-def _npy(file: _Readable, size: int) -> _Array:
+def _npy(file: _File, size: int) -> _Array:
     shape, dtype, fortran_order = npy_header(file, size)
-    if not fortran_order or len(shape) < 2:
-        return _Array(shape, dtype, lambda: _blocks(file, shape, dtype))
-    if math.prod(shape) * dtype.itemsize > storage.IN_MEMORY:
-        raise UsageError("too large for an array in Fortran order; save np.ascontiguousarray of it")
-    return _Array(shape, dtype, lambda: iter([np.frombuffer(file.read(), dtype).reshape(shape, order="F")]))
+    if fortran_order and len(shape) > 2:
+        raise UsageError("an array in Fortran order; save np.ascontiguousarray of it")
+    return _Array(shape, dtype, file)
 
 
-def _idx(file: _Readable, path: Path) -> _Array:
-    """Read the header of an IDX file. Source of the format: yann.lecun.com/exdb/mnist."""
+def _idx(file: _File) -> _Array:
+    # Source of the format: yann.lecun.com/exdb/mnist.
     zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
     if zeros != 0 or kind != 8 or dimensions not in (3, 4):
         raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
-    shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-    if path.suffix != ".gz" and math.prod(shape) != path.stat().st_size - file.tell():
-        raise UsageError(f"shape {shape} does not match the size of the file")
-    return _Array(shape, np.dtype(np.uint8), lambda: _blocks(file, shape, np.dtype(np.uint8)))
+    return _Array(struct.unpack(f">{dimensions}I", file.read(4 * dimensions)), np.dtype(np.uint8), file)
 
 
-def _blocks(file: _Readable, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yield the images of `shape` from the current position of `file` to its end, in blocks."""
-    image_bytes = math.prod(shape[1:]) * dtype.itemsize
-    block_images = max(1, storage.BLOCK // image_bytes)
-    for start in range(0, shape[0], block_images):
-        count = min(block_images, shape[0] - start)
-        content = file.read(count * image_bytes)
-        if len(content) != count * image_bytes:
-            raise EOFError(f"ends within image {start + len(content) // image_bytes + 1} of {shape[0]}")
-        yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
-    if file.read(1):
-        raise ValueError(f"continues after image {shape[0]}, the last")
-
-
-@contextlib.contextmanager
-def _errors_of(path: Path, kind: str) -> Iterator[None]:
-    """Raise errors of reading a file as a UsageError in one line with its name."""
-    with as_usage_error(
-        f"--data: {path}", f"not a readable {kind}", Exception
-    ):  # zipfile, gzip, NumPy raise many types
-        yield
+def _blocks(array: _Array, length: int) -> Iterator[np.ndarray]:
+    """Yield an array in blocks of `length` images. Raises ValueError if a file does not end with the last image."""
+    file, dtype = array.values, array.dtype
+    for start in range(0, array.shape[0], length):
+        if isinstance(file, np.ndarray):
+            yield file[start : start + length]
+        else:
+            shape = (min(length, array.shape[0] - start), *array.shape[1:])
+            yield np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+    if not isinstance(file, np.ndarray) and file.read(1):
+        raise ValueError(f"continues after image {array.shape[0]}, the last")

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import TiffImagePlugin as tiff
 
 from dae.errors import UsageError, first_line
-from dae.workdir.files import atomic_path
+from dae.files import atomic_path
 
 # Pillow's format for each suffix.
 _FORMATS = {

@@ -1,8 +1,8 @@
 """Storage of pixels: in memory, or, if they are too many, in a memory-mapped temporary file.
 
-The system keeps as much of a mapped file in memory as there is room for, and reads the rest on demand. Both ways give
-the same bits. The file has no name, so it disappears with the process, however that ends. It lies in TMPDIR, or else in
-/var/tmp, which is on a disk even where /tmp is in memory.
+The system keeps as much of a mapped file in memory as there is room for, and reads the rest on demand. The pixels have
+the same bits either way. The file has no name, so it disappears with the process, however that ends. It lies in TMPDIR,
+or else in /var/tmp, which is on a disk even where /tmp is in memory.
 """
 
 import contextlib
@@ -51,13 +51,6 @@ def materialize(shape: tuple[int, ...], blocks: Iterable[np.ndarray], dtype: np.
             count += len(block)
         # Mapped for writing, though nothing writes to it, because NumPy exports no read-only array to TensorFlow.
         return np.memmap(file, dtype, "r+", shape=(count, *shape[1:]))
-
-
-def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return a new array of the images at `indices`, in that order."""
-    parts = -(-images[0].nbytes * len(indices) // BLOCK)
-    blocks = (images[some] for some in np.array_split(indices, parts))
-    return materialize((len(indices), *images.shape[1:]), blocks, images.dtype)
 
 
 def gather_fn(images: np.ndarray) -> Callable[[Any], Any]:

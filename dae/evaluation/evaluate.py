@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -10,33 +10,32 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data.images import Images
-from dae.data.pipeline import Batch, evaluation_batches, sample_batch, split_batch
+from dae.data.pipeline import Batch, sample_batch
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 from dae.models.sizes import fitting_size
-from dae.replicas import ALONE, Replicas
+from dae.replicas import ALONE, Replicas, split
 
 T = TypeVar("T")
 
-Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+# A function from a prefix and batches to the means of the metrics, named with the prefix: `validation_psnr`.
+Evaluate = Callable[[str, Iterable[Batch]], dict[str, float]]
 
 
 def make_evaluator(
     model: keras.Model,
     objective: Objective | None = None,
-    shards: int = 1,
     metrics: Mapping[str, Loss] = METRICS,
     replicas: Replicas = ALONE,
 ) -> Evaluate:
-    """Return the function from batches to the means of the loss's values and all `metrics` over images.
+    """Return the function from a prefix and batches to the means of the loss's values and all `metrics` over images.
 
-    Every image has the same weight, also in a smaller last batch; sums are float64. Without images there are no means.
-    The function is compiled for each size of images, so make it once. Each batch is computed in `shards` parts in
-    parallel. Images of a size that `model` does not take are mirrored at the edges up to one that it takes. With
-    several workers, each calls the function with some of the batches, and gets the means over all.
+    Every image has the same weight; sums are float64. The function is compiled for each size of images, so make it
+    once. Each batch is computed in the shards of `replicas`. Images of a size that `model` does not take are mirrored
+    at the edges up to one that it takes. With several workers, each calls it with some of the batches.
     """
     names = [*(objective.loss.names if objective else ()), *metrics]
 
@@ -44,48 +43,41 @@ def make_evaluator(
     def batch_sums(batch: Batch) -> dict[str, tf.Tensor]:
         network = fused(model, training=False)
         shard_sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
-        parts = min(shards, batch.clean.shape[0])
-        for number, shard in enumerate(split_batch(batch, parts)):
-            with replicas.on_device(number, parts):
-                outputs, values = objective(network, shard) if objective else (network(shard.noisy), {})
-                values |= {name: metric(shard.clean, outputs.denoised) for name, metric in metrics.items()}
+        shards = min(replicas.shards, batch.clean.shape[0])
+        for shard in split(batch, shards):
+            with replicas.on_device(shard.number, shards):
+                images = shard.batch
+                outputs, values = objective.values(network, images) if objective else (network(images.noisy), {})
+                values |= {name: metric(images.clean, outputs.denoised) for name, metric in metrics.items()}
                 for name, value in values.items():
                     shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums) for name, sums in shard_sums.items()}
 
-    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(prefix: str, batches: Iterable[Batch]) -> dict[str, float]:
         rows = [[batch.clean.shape[0], *batch_sums(batch).values()] for batch in batches]
-        everywhere = b"".join(replicas.exchange(np.array(rows, np.float64).tobytes()))
-        sums = np.frombuffer(everywhere).reshape(-1, 1 + len(names))
+        of_all_workers = b"".join(replicas.exchange(np.array(rows, np.float64).tobytes()))
+        sums = np.frombuffer(of_all_workers).reshape(-1, 1 + len(names))
         # A sum that is rounded only once does not depend on the order, and so not on the number of workers.
         images, *totals = (math.fsum(column) if np.isfinite(column).all() else sum(column) for column in sums.T)
-        return {name: total / images for name, total in zip(names, totals, strict=True)} if images else {}
+        return {f"{prefix}_{name}": total / images for name, total in zip(names, totals, strict=True) if images}
 
     return evaluate
 
 
-def compiled_by_shape(function: Callable[[Batch], T]) -> Callable[[Batch], T]:
-    """Return `function` with a graph for each shape of images.
+def compiled_by_shape(function: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Return `function`, of a batch or a tensor, with a graph for each shape.
 
     A tf.function alone would do the same, but would warn the user if there are many shapes.
     """
     compiled, graphs = tf.function(function), {}
 
-    def call(batch: Batch) -> T:
-        shape = tuple(batch.clean.shape)
-        if shape not in graphs:
-            graphs[shape] = compiled.get_concrete_function(batch)
-        return graphs[shape](batch)
+    def call(batch: Any) -> T:
+        shapes = tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(batch))
+        if shapes not in graphs:
+            graphs[shapes] = compiled.get_concrete_function(batch)
+        return graphs[shapes](batch)
 
     return call
-
-
-def evaluate_test(
-    evaluate: Evaluate, config: RunConfig, images: Images, replicas: Replicas = ALONE
-) -> dict[str, float]:
-    """Return the metrics `test_psnr` ... on test images, with the noise of `config`."""
-    means = evaluate(evaluation_batches(images, config, "test", replicas))
-    return {f"test_{name}": value for name, value in means.items()}
 
 
 class Samples(NamedTuple):

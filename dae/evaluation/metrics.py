@@ -9,6 +9,7 @@ from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.errors import UsageError
+from dae.losses.contract import check_finite, check_per_image
 from dae.losses.losses import Loss, bce, mse
 from dae.losses.ssim import ssim
 
@@ -24,22 +25,14 @@ def bce_excess(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
 
 
 def accuracy(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """Share of pixels whose denoised value, rounded at 0.5, equals the clean one exactly; grey pixels never do.
+    """Fraction of pixels whose denoised value, rounded at 0.5, equals the clean one exactly; grey pixels never do.
 
     Source: Keras's `accuracy` for such a network, which the tutorial prints.
     """
     return tf.reduce_mean(keras.metrics.binary_accuracy(clean, denoised), axis=[1, 2, 3])
 
 
-METRICS: dict[str, Loss] = {
-    "bce": bce,
-    "bce_excess": bce_excess,
-    "mse": mse,
-    "psnr": psnr,
-    "ssim": ssim,
-    "accuracy": accuracy,
-}
-
+METRICS: dict[str, Loss] = {function.__name__: function for function in (bce, bce_excess, mse, psnr, ssim, accuracy)}
 HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 
 
@@ -58,13 +51,8 @@ def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
         with plugins.errors_with_line(source, plugins.file_of(function)):
             values = function(batch.clean, batch.noisy)
-            expected = f"float32 [{len(batch.clean)}], one value per image"
-            if not tf.is_tensor(values) or values.dtype != tf.float32 or values.shape != (len(batch.clean),):
-                got = f"{values.dtype.name} {values.shape}" if tf.is_tensor(values) else type(values).__name__
-                raise UsageError(f"{source}: expected {expected}, got {got}")
-            wrong = tf.boolean_mask(values, ~tf.math.is_finite(values))
-            if len(wrong):
-                raise UsageError(f"{source}: expected finite values, got {float(wrong[0])}")
+            check_per_image(values, len(batch.clean), source)
+            check_finite(values, "finite values", source)
             tf.function(function).get_concrete_function(batch.clean, batch.noisy)
         functions[name] = function
     return functions

@@ -23,7 +23,7 @@ from dae.data.image_folder import find_files
 from dae.data.images import default_range, shape_as_batch
 from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, as_usage_error, listed
-from dae.workdir.files import atomic_path
+from dae.files import atomic_path
 
 if TYPE_CHECKING:
     from dae.inference.denoise import Denoiser

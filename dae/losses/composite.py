@@ -1,4 +1,4 @@
-"""`CompositeLoss`: what a run minimizes, a weighted sum of losses."""
+"""Weighted sums of losses: `Term`, a loss with its weight, and `CompositeLoss`, the sum of terms."""
 
 import dataclasses
 import inspect
@@ -15,14 +15,14 @@ from dae.losses.losses import LOSSES, Loss
 from dae.plugins import errors_with_line, file_of
 from dae.seeding import derive_seed, keras_seed
 
-# What a loss can declare as keyword-only parameters, with the meaning of each; `Objective.inputs` makes them.
+# The keyword-only parameters that a loss can declare, and their values, which `Objective.inputs` returns.
 INPUTS = {
     "noisy": "the noisy images, float32 `[batch, H, W, C]`; they can leave [0, 1] with `--no-clip-noise`",
     "second_noisy": "a second noisy copy of the clean images, with independent noise of the same level",
     "latents": "the output of the layer `encoder` for `noisy`; float32, its first dimension is `batch`",
     "noise_level": "the noise level of each image, float32 `[batch, 1, 1, 1]`",
-    "step": "how many training steps are done, an int64 scalar",
-    "progress": "the share of the run's training steps that are done, a float32 scalar from 0 to 1",
+    "step": "the number of training steps done, an int64 scalar",
+    "progress": "the fraction of the run's training steps that are done, a float32 scalar from 0 to 1",
     "seed": "a seed for TensorFlow's stateless operations, int64 `[2]`; differs between steps and between shards",
     "denoise": "the network as a function, images -> denoised images, with gradients",
     "encode": "the network's encoder as a function, images -> latents, with gradients",
@@ -31,96 +31,54 @@ INPUTS = {
 }
 
 
-# The source of a term that is the sum of the network's own losses.
-REGULARIZATION = "the network's regularizers"
+class _Call:
+    """A loss or its method `update`, called with the images and those of INPUTS that it declares."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """One weighted loss; `source` names its file and function for error messages."""
-
-    weight: float
-    name: str
-    function: Loss
-    source: str
-
-    def __post_init__(self) -> None:
-        """Raise UsageError if the parameters of the function are not those of a loss."""
-        for function in filter(None, (self.function, self.update_function)):
-            self.parameters(function)
-
-    @property
-    def layer(self) -> keras.Layer | None:
-        """The loss, if it is a Keras layer, and so can have weights."""
-        function: Any = self.function
-        return function if isinstance(function, keras.Layer) else None
-
-    @property
-    def update_function(self) -> Callable[..., object] | None:
-        """The loss's method `update`, which trains the loss's weights, or None if there is no such method."""
-        return getattr(self.function, "update", None)
-
-    def parameters(self, function: Callable) -> tuple[int, list[str]]:
-        """Return how many images `function` takes (2: clean and denoised), and the names of INPUTS that it declares."""
-        parameters = plugins.parameters_of(getattr(function, "call", function), f"--loss: {self.source}")
-        required = [one for one in parameters.values() if one.default is one.empty]
+    def __init__(self, function: Callable, prefix: str) -> None:
+        """Read the parameters of `function`. Raises UsageError if they are not those of a loss."""
+        parameters = inspect.signature(getattr(function, "call", function)).parameters.values()
         positional = [
-            one for one in parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+            found for found in parameters if found.kind in (found.POSITIONAL_ONLY, found.POSITIONAL_OR_KEYWORD)
         ]
-        images = [one.name for one in positional if one.default is one.empty]
-        misplaced = [one.name for one in positional if one.name in INPUTS]
-        problem = ""
-        for one in required:
-            if one.kind is one.KEYWORD_ONLY and one.name not in INPUTS:
-                problem = f"unknown input {one.name!r}{suggestion(one.name, INPUTS)} (known: {', '.join(INPUTS)})"
+        images = [found.name for found in positional if found.default is found.empty]
+        misplaced = [found.name for found in positional if found.name in INPUTS]
         if (len(images) != 2 and images not in ([], ["denoised"])) or misplaced:
-            got = ", ".join(one.name for one in positional)
-            problem = f"expected (clean, denoised), (denoised) or no positional parameters, got ({got})"
-        if misplaced:
-            problem += f"; write * before {misplaced[0]}, because further inputs are keyword-only"
-        if problem:
-            raise UsageError(f"--loss: {self.source}: {problem}")
-        keywords = [one.name for one in parameters.values() if one.kind is one.KEYWORD_ONLY and one.name in INPUTS]
-        return len(images), keywords
+            hint = f"; write * before {misplaced[0]}, because further inputs are keyword-only" if misplaced else ""
+            raise UsageError(
+                f"{prefix}: expected (clean, denoised), (denoised) or no positional parameters, got "
+                f"({', '.join(found.name for found in positional)}){hint}"
+            )
+        by_keyword = [found for found in parameters if found.kind is found.KEYWORD_ONLY]
+        for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in INPUTS):
+            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, INPUTS)} (known: {', '.join(INPUTS)})")
+        self.function, self.images = function, len(images)  # clean and denoised ones, denoised ones, or none
+        self.inputs = [found.name for found in by_keyword if found.name in INPUTS]
 
-    @property
-    def is_builtin(self) -> bool:
-        """Whether the loss is one of LOSSES, or the regularization of the network."""
-        return self.function in LOSSES.values() or self.is_regularization
+    def __call__(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any]) -> Any:
+        images = (clean, denoised)[2 - self.images :]
+        return self.function(*images, **{name: inputs[name] for name in self.inputs})
 
-    @property
-    def is_regularization(self) -> bool:
-        """Whether the loss is that of the network's regularizers."""
-        return self.source == REGULARIZATION
 
-    @property
-    def sees_clean(self) -> bool:
-        """Whether the loss takes the clean images."""
-        return self.parameters(self.function)[0] == 2
+class Term:
+    """A loss in a sum: a function, or a Keras layer, which can have weights and a method `update` that trains them.
 
-    @property
-    def inputs(self) -> set[str]:
-        """The names of INPUTS that the loss declares."""
-        functions = filter(None, (self.function, self.update_function))
-        return {name for function in functions for name in self.parameters(function)[1]}
+    Its value for (clean, denoised, inputs) is the loss of each image, float32 [batch], without the weight.
+    """
 
-    def __call__(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any]) -> tf.Tensor:
-        """Return the loss of each image, float32 [batch], without the weight."""
-        return self._call(self.function, clean, denoised, inputs)
-
-    def update(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any]) -> None:
-        """Train the loss's weights with a batch, if the loss has a method for it."""
-        if self.update_function is not None:
-            self._call(self.update_function, clean, denoised, inputs)
-
-    def _call(self, function: Callable, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any]) -> Any:
-        images, names = self.parameters(function)
-        return function(*(clean, denoised)[2 - images :], **{name: inputs[name] for name in names})
+    def __init__(self, weight: float, name: str, function: Loss, source: str, is_regularization: bool = False) -> None:
+        """Describe a loss; `source` is its file and function. Raises UsageError if its parameters are not allowed."""
+        self.weight, self.name, self.function, self.source = weight, name, function, source
+        self.is_regularization = is_regularization
+        self.layer: keras.Layer | None = function if isinstance(function, keras.Layer) else None
+        self.call = _Call(function, f"--loss: {source}")
+        self.update = _Call(function.update, f"--loss: {source}") if hasattr(function, "update") else None
+        self.sees_clean = self.call.images == 2
+        self.inputs = {*self.call.inputs, *(self.update.inputs if self.update else ())}
 
 
 @dataclasses.dataclass(frozen=True)
 class CompositeLoss:
-    """The sum of weight * loss over one or more terms."""
+    """The sum of the terms of `--loss`, each multiplied by its weight."""
 
     terms: tuple[Term, ...]
 
@@ -142,13 +100,13 @@ class CompositeLoss:
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """Weights of terms that are trained with those of the network: of each layer without a method `update`."""
-        layers = [layer for layer in self.layers if not hasattr(layer, "update")]
+        layers = [term.layer for term in self.terms if term.layer is not None and term.update is None]
         return [variable for layer in layers for variable in layer.trainable_variables]
 
     @property
     def has_updates(self) -> bool:
         """Whether any term has a method `update`."""
-        return any(term.update_function is not None for term in self.terms)
+        return any(term.update for term in self.terms)
 
     def __call__(
         self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any] | None = None
@@ -157,19 +115,13 @@ class CompositeLoss:
 
         `inputs` are those of INPUTS that the terms declare.
         """
-        values = [term(clean, denoised, inputs or {}) for term in self.terms]
-        weighted = [
-            value if term.weight == 1 else term.weight * value for term, value in zip(self.terms, values, strict=True)
-        ]
-        total = tf.add_n(weighted) if len(weighted) > 1 else weighted[0]
+        values = [term.call(clean, denoised, inputs or {}) for term in self.terms]
+        total = tf.add_n([term.weight * value for term, value in zip(self.terms, values, strict=True)])
         return dict(zip(self.names, [total, *values], strict=False))
 
 
 def with_regularization(loss: CompositeLoss, model: keras.Model) -> CompositeLoss:
-    """Return `loss` plus the losses of the network's regularizers, as Keras's `fit` adds them, if it has any.
-
-    They replace those of another network, if `loss` has them.
-    """
+    """Return `loss` plus the losses of this network's regularizers, instead of those of another one."""
 
     def regularization(denoised: tf.Tensor) -> tf.Tensor:
         # Losses of activities are those of the last call, the one that returned `denoised`.
@@ -177,8 +129,13 @@ def with_regularization(loss: CompositeLoss, model: keras.Model) -> CompositeLos
 
     terms = [term for term in loss.terms if not term.is_regularization]
     if model.losses or len(terms) < len(loss.terms):  # losses of activities exist only after a call
-        terms.append(Term(1.0, "regularization", regularization, REGULARIZATION))
+        terms.append(Term(1.0, "regularization", regularization, "the network's regularizers", True))
     return CompositeLoss(tuple(terms))
+
+
+def has_updates(text: str) -> bool:
+    """Return whether a loss of `config.loss` has a method `update`; runs the users' files, but creates no weights."""
+    return any(hasattr(plugins.load(LOSSES, term.name, "--loss"), "update") for term in expression.parse(text))
 
 
 def build(text: str, seed: int = 0) -> CompositeLoss:
@@ -187,33 +144,21 @@ def build(text: str, seed: int = 0) -> CompositeLoss:
     Runs the users' files that it names. The initial weights of a loss are drawn from `seed`. Raises UsageError if there
     is no such loss.
     """
-    terms = expression.parse(text)
+    parsed = expression.parse(text)
     # The names of terms must differ, also from "total", which is TensorBoard's name for the sum.
-    _, *names = plugins.unique_names(["total", *(plugins.label(term.name) for term in terms)], separator="_")
-    return CompositeLoss(
-        tuple(
-            _term(
-                term.weight,
-                name,
-                plugins.load(LOSSES, term.name, "--loss"),
-                plugins.source(term.name),
-                seed,
-            )
-            for term, name in zip(terms, names, strict=True)
-        )
-    )
-
-
-def _term(weight: float, name: str, function: Any, source: str, seed: int) -> Term:
-    """Return a term; a class is instantiated, with initial weights drawn from `seed`."""
-    if isinstance(function, keras.Layer):
-        raise UsageError(f"--loss: {source}: expected a function or a class, got a layer; pass its class")
-    if inspect.isclass(function):
-        if not issubclass(function, keras.Layer):
-            raise UsageError(f"--loss: {source}: expected a function or a subclass of keras.Layer, got another class")
-        with (
-            keras_seed(derive_seed(seed, f"initial weights of loss {name}")),
-            errors_with_line(f"--loss: {source}", file_of(function.__init__)),
-        ):
-            function = function()
-    return Term(weight, name, function, source)
+    _, *names = plugins.unique_names(["total", *(plugins.label(term.name) for term in parsed)], separator="_")
+    terms = []
+    for (weight, reference), name in zip(parsed, names, strict=True):
+        function: Any = plugins.load(LOSSES, reference, "--loss")
+        source = plugins.source(reference)
+        is_class = inspect.isclass(function)
+        if isinstance(function, keras.Layer) or (is_class and not issubclass(function, keras.Layer)):
+            raise UsageError(f"--loss: {source}: expected a function or a subclass of keras.Layer itself")
+        if is_class:
+            with (
+                keras_seed(derive_seed(seed, f"initial weights of loss {name}")),
+                errors_with_line(f"--loss: {source}", file_of(function.__init__)),
+            ):
+                function = function()
+        terms.append(Term(weight, name, function, source))
+    return CompositeLoss(tuple(terms))

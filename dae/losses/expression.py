@@ -36,13 +36,13 @@ def parse(text: str) -> tuple[WeightedName, ...]:
         match = _TERM.match(text, position)
         if match is None:
             raise UsageError(
-                f"--loss: invalid expression {text!r} at {text[position:].strip()!r}{_correction(text)}; "
+                f"--loss: invalid expression {text!r} at {text[position:].strip()!r}; "
                 "expected terms NAME or WEIGHT*NAME, joined by +"
             )
         term = WeightedName(float(match["weight"] or 1), match["name"])
         if not 0 < term.weight < math.inf:
             raise UsageError(f"--loss: the weight of {term.name} must be a finite number > 0, got {match['weight']}")
-        if term.name in [other.name for other in terms]:
+        if term.name in (earlier.name for earlier in terms):
             raise UsageError(f"--loss: {term.name} occurs twice in {text!r}; give it one weight")
         terms.append(term)
         position, at_end = match.end(), match["end"] != "+"
@@ -52,9 +52,3 @@ def parse(text: str) -> tuple[WeightedName, ...]:
 def canonical(text: str) -> str:
     """Return the canonical spelling: `1*bce+.1 * ssim` becomes `bce + 0.1*ssim`. Raises UsageError as `parse` does."""
     return " + ".join(map(str, parse(text)))
-
-
-def _correction(text: str) -> str:
-    """Return `; did you mean 'x'?` if a superfluous operator is all that is wrong."""
-    guess = re.sub(r"[\s*+]*\+[\s*+]*", " + ", text).strip(" *+")
-    return f"; did you mean {guess!r}?" if guess != text.strip() and _TERM.match(guess) else ""

@@ -5,17 +5,18 @@ train step takes the mean over the batch. A loss may declare further inputs as k
 `composite.INPUTS`. Write your own in any file (docs/losses.md), or add one here and to `LOSSES`.
 """
 
+import math
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from dae.losses.regularizers import contractive, sparse_latents, total_variation
 from dae.losses.self_supervised import noise2noise, noise2void, recorrupted, sure
 from dae.losses.ssim import multiscale_ssim
 from dae.losses.ssim import ssim as structural_similarity
 
 Loss = Callable[..., tf.Tensor]
+"""A function of images, and perhaps of further inputs, that returns one value per image, float32 [batch]."""
 
 
 def bce(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -96,6 +97,37 @@ def frequency(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
         return tf.abs(tf.signal.rfft2d(tf.transpose(images, [0, 3, 1, 2]))) / pixels**0.5
 
     return tf.reduce_mean(tf.abs(magnitudes(clean) - magnitudes(denoised)), axis=[1, 2, 3])
+
+
+def total_variation(denoised: tf.Tensor) -> tf.Tensor:
+    """(|dy/drow| + |dy/dcolumn|), sum over pairs of neighbouring pixels, divided by the number of pixels: in [0, 2].
+
+    Flat areas cost nothing, noise and edges do. Source: `tf.image.total_variation`; Rudin, Osher and Fatemi, Nonlinear
+    Total Variation Based Noise Removal Algorithms (1992), in its anisotropic form.
+    """
+    return tf.image.total_variation(denoised) / math.prod(denoised.shape[1:])
+
+
+def sparse_latents(*, latents: tf.Tensor) -> tf.Tensor:
+    """|h|, mean over the latents h: >= 0; makes more of them 0.
+
+    Source: the L1 penalty of Goodfellow, Bengio and Courville, Deep Learning (2016), section 14.2.1.
+    """
+    return tf.reduce_mean(tf.abs(latents), axis=range(1, len(latents.shape)))
+
+
+def contractive(*, noisy: tf.Tensor, encode: Callable[[tf.Tensor], tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """||J||^2 / n, the squared Frobenius norm of the Jacobian J of n latents with respect to the noisy pixels: >= 0.
+
+    Estimated without bias as |v J|^2 / n, with one standard normal v for each image and step. Source: Rifai et al.,
+    Contractive Auto-Encoders (2011); the estimate is Hutchinson's (1989).
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(noisy)
+        latents = encode(noisy)
+    probe = tf.random.stateless_normal(tf.shape(latents), seed)
+    gradient = tape.gradient(latents, noisy, output_gradients=probe)
+    return tf.reduce_sum(tf.square(gradient), axis=[1, 2, 3]) / math.prod(latents.shape[1:])
 
 
 SUPERVISED: dict[str, Loss] = {

@@ -1,16 +1,18 @@
 """What a run minimizes: its loss, with the further inputs that the terms declare as keyword-only parameters."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import tensorflow as tf
 
+from dae import plugins
 from dae.config import RunConfig
 from dae.data.noise import Noise
-from dae.data.pipeline import Batch, corruption
+from dae.data.pipeline import Batch
 from dae.losses.composite import CompositeLoss
 from dae.losses.losses import bce
-from dae.models.fused_layers import Network, Outputs
+from dae.models.fused_layers import Network, Outputs, SeededNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,43 +21,63 @@ class Objective:
 
     loss: CompositeLoss
     config: RunConfig
+    corrupt: Noise
+    """The run's noise, with clipping."""
     total_steps: int
     """Training steps of the whole run."""
     step: tf.Variable
     """Training steps done, an int64 scalar."""
-    corrupt: Noise = dataclasses.field(init=False)
 
-    def __post_init__(self) -> None:
-        # Here, and not in a graph, because a user's noise is read from its file.
-        object.__setattr__(self, "corrupt", corruption(self.config))
+    def __call__(self, network: Network, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Return what a train step minimizes, and the mean of each value of the loss over the images of `batch`.
 
-    def __call__(self, network: Network, batch: Batch) -> tuple[Outputs, dict[str, tf.Tensor]]:
+        These differ only in the first `bce_steps` steps (see `warms_up`). All are float32 scalars.
+        """
+        outputs, values = self.values(network, batch)
+        means = {name: tf.reduce_mean(value) for name, value in values.items()}
+        if not self.warms_up:
+            return means["loss"], means
+        mixed = functools.partial(self._mixed, means["loss"], batch.clean, outputs.denoised)
+        return tf.cond(self.step < self.config.bce_steps, mixed, lambda: means["loss"]), means
+
+    def values(self, network: Network, batch: Batch) -> tuple[Outputs, dict[str, tf.Tensor]]:
         """Return the outputs of `network` for a batch, and the values of the loss, as `CompositeLoss` does."""
         outputs = network(batch.noisy)
         return outputs, self.loss(batch.clean, outputs.denoised, self.inputs(network, batch, outputs))
 
-    def update(self, network: Network, batch: Batch, outputs: Outputs) -> None:
-        """Call the method `update` of each term that has one, with a batch and the network's outputs for it."""
-        inputs = self.inputs(network, batch, outputs)
-        for term in self.loss.terms:
-            term.update(batch.clean, outputs.denoised, inputs)
+    def after_step(self, network: SeededNetwork, batch: Batch) -> None:
+        """Call the method `update` of each term that has one, with a batch and the updated network's outputs for it."""
+        if self.loss.has_updates:
+            seeded = network(batch.seed)
+            outputs = seeded(batch.noisy)
+            inputs = self.inputs(seeded, batch, outputs)
+            for update in (term.update for term in self.loss.terms if term.update):
+                update(batch.clean, outputs.denoised, inputs)
 
     @property
-    def starts_as_bce(self) -> bool:
-        """Whether `bce_steps` of the configuration has an effect.
+    def warms_up(self) -> bool:
+        """Whether the run starts with the BCE warm-up, because many losses do not learn from random weights.
 
         Weights of a finished run have learned already. A loss that never sees the clean images is minimized from the
-        first step, because bce would show it these.
+        first step, because BCE would show it these.
         """
         supervised = [term.function for term in self.loss.terms if term.sees_clean]
         others = [term for term in self.loss.terms if not term.sees_clean and not term.is_regularization]
         starts_anew = self.config.bce_steps > 0 and self.config.start_from is None
         return starts_anew and bool(supervised) and (supervised != [bce] or bool(others))
 
-    @property
-    def bce_share(self) -> tf.Tensor:
-        """The weight of bce in the next step, a float32 scalar that falls linearly from 1 to 0 in `bce_steps` steps."""
-        return tf.maximum(1 - tf.cast(self.step / max(self.config.bce_steps, 1), tf.float32), 0)
+    def describe(self) -> str:
+        """Return the loss, and the steps of its warm-up if there are any, for display."""
+        loss = plugins.label(self.config.loss)
+        return f"BCE warm-up, then {loss} from step {self.config.bce_steps}" if self.warms_up else loss
+
+    def _mixed(self, loss: tf.Tensor, clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
+        """Return the weighted mean of BCE and `loss`; the weight of BCE falls linearly from 1 to 0."""
+        weight = 1 - tf.cast(self.step / self.config.bce_steps, tf.float32)
+        mean_bce = tf.reduce_mean(bce(clean, denoised))
+        # BCE has the scale of the loss, since after larger gradients Adam would long take smaller steps.
+        scale = tf.stop_gradient(tf.math.divide_no_nan(tf.abs(loss), mean_bce))
+        return weight * scale * mean_bce + (1 - weight) * loss
 
     def inputs(self, network: Network, batch: Batch, outputs: Outputs) -> dict[str, Any]:
         """Return the value of each of INPUTS. In a graph, those that no term asks for are not computed."""

@@ -1,7 +1,7 @@
 """Losses that need no clean image. Their minimum is that of `mse`, if the noise is what they assume.
 
 Clipping gives noise a mean other than zero (at level 0.5 a black pixel becomes 0.195 on average), which they would
-learn, so all of them refuse clipped noise.
+learn, so all of them reject clipped noise.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def noise2noise(denoised: tf.Tensor, *, second_noisy: tf.Tensor, config: RunConf
 
     For noise of mean zero that is not clipped. Source: Lehtinen et al., Noise2Noise (2018).
     """
-    _check_zero_mean("noise2noise", config)
+    _check_noise("noise2noise", config)
     return tf.reduce_mean(tf.square(denoised - second_noisy), axis=[1, 2, 3])
 
 
@@ -34,7 +34,7 @@ def noise2void(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: R
     Source: Krull, Buchholz and Jug, Noise2Void (2019), with the grid of Batson and Royer, Noise2Self (2019): no masked
     pixel is the neighbour of another, which would then show its noise.
     """
-    _check_zero_mean("noise2void", config)
+    _check_noise("noise2void", config)
     start_seed, neighbour_seed = tf.unstack(tf.random.split(seed, 2))
     batch, height, width, _ = tf.unstack(tf.shape(noisy))
     start = tf.random.stateless_uniform((2, batch, 1, 1, 1), start_seed, 0, 2, tf.int32)
@@ -45,8 +45,8 @@ def noise2void(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: R
     choice = tf.random.stateless_uniform(tf.shape(masked), neighbour_seed, 0, len(offsets), tf.int32)
     neighbour = tf.reduce_sum(tf.one_hot(choice, len(offsets), axis=0) * neighbours, axis=0)
     error = tf.where(masked, denoise(tf.where(masked, neighbour, noisy)) - noisy, 0.0)
-    share = tf.reduce_mean(tf.cast(masked, tf.float32), axis=[1, 2, 3])
-    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3]) / share
+    fraction = tf.reduce_mean(tf.cast(masked, tf.float32), axis=[1, 2, 3])
+    return tf.reduce_mean(tf.square(error), axis=[1, 2, 3]) / fraction
 
 
 PROBE_STEP = 0.1  # with 0.01, preset `fast` (seed 0) ends 2 dB lower
@@ -67,7 +67,7 @@ def sure(
     Gaussian noise that is not clipped. Source: Stein, Estimation of the Mean of a Multivariate Normal Distribution
     (1981); the estimate is that of Ramani, Blu and Unser, Monte-Carlo SURE (2008).
     """
-    _check_gaussian("sure", config)
+    _check_noise("sure", config, only_gaussian=True)
     probe = tf.sign(tf.random.stateless_uniform(tf.shape(noisy), seed, -1.0, 1.0))
     divergence = probe * (denoise(noisy + PROBE_STEP * probe) - denoised) / PROBE_STEP
     variance = tf.square(noise_level)
@@ -85,26 +85,14 @@ def recorrupted(
     Both images have independent noise, so this is MSE plus a constant. For Gaussian noise that is not clipped. Source:
     Pang, Zheng, Quan and Ji, Recorrupted-to-Recorrupted (2021).
     """
-    _check_gaussian("recorrupted", config)
+    _check_noise("recorrupted", config, only_gaussian=True)
     added = noise_level * tf.random.stateless_normal(tf.shape(noisy), seed)
     error = denoise(noisy + RECORRUPTION * added) - (noisy - added / RECORRUPTION)
     return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
 
 
-def _check_zero_mean(name: str, config: RunConfig) -> None:
+def _check_noise(name: str, config: RunConfig, only_gaussian: bool = False) -> None:
     if config.clip_noise:
-        raise UsageError(
-            f"--loss: {name}: assumes noise of mean zero, which clipping shifts, so that the network would learn the "
-            "shift; add --no-clip-noise"
-        )
-    if config.noise in NOT_ZERO_MEAN:
-        raise UsageError(f"--loss: {name}: assumes noise of mean zero, which --noise {config.noise} is not")
-
-
-def _check_gaussian(name: str, config: RunConfig) -> None:
-    if config.noise != "gaussian" or config.clip_noise:
-        clipped = ", clipped" if config.clip_noise else ""
-        raise UsageError(
-            f"--loss: {name}: its formula holds only for Gaussian noise that is not clipped, got {config.noise}"
-            f"{clipped}; use --noise gaussian --no-clip-noise"
-        )
+        raise UsageError(f"--loss: {name}: assumes noise of mean zero, which clipping shifts; add --no-clip-noise")
+    if config.noise in NOT_ZERO_MEAN or (only_gaussian and config.noise != "gaussian"):
+        raise UsageError(f"--loss: {name}: its formula does not hold for {config.noise} noise; use --noise gaussian")

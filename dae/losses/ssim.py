@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
+from dae.data.images import MIN_SIDE
 from dae.errors import UsageError
 
-WINDOW, SIGMA = 11, 1.5
+WINDOW, SIGMA = MIN_SIDE, 1.5
 # Larger images fall back to `tf.image.ssim`: the cost per pixel of the matrix products grows with the side.
 MAX_SIDE = 256
 # (0.01 L)^2 and (0.03 L)^2 for the range L = 1.
@@ -43,8 +44,7 @@ def multiscale_ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """
     if min(clean.shape[1:3]) < MIN_MULTISCALE_SIDE:
         raise UsageError(
-            f"--loss: ms_ssim: expected images of at least {MIN_MULTISCALE_SIDE} x {MIN_MULTISCALE_SIDE} pixels, got "
-            f"{clean.shape[1]} x {clean.shape[2]}; use ssim"
+            f"--loss: ms_ssim: expected images of at least 161 x 161 pixels, got {clean.shape[1:3]}; use ssim"
         )
     product = 1.0
     for scale, weight in enumerate(SCALE_WEIGHTS, start=1):

@@ -1,27 +1,28 @@
-"""The networks by name: functions `(image_shape, width) -> keras.Model`, from noisy to denoised images.
+"""The networks by name, the network of a configuration with its initial weights, and the contract of a network.
 
-To add one, write a function in a new module and list it in `MODELS`, or in your own file: `--model FILE.py:FUNCTION`.
-The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of Keras's own layers. TensorBoard shows
-the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
+To add a network, write a function in `architectures.py` and list it in `MODELS`, or in your own file:
+`--model FILE.py:FUNCTION`. The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of Keras's own
+layers. TensorBoard shows the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
 """
 
+import inspect
 import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from dae import plugins
 from dae.config import RunConfig
-from dae.errors import UsageError
-from dae.models.blog import blog
-from dae.models.conv import conv
-from dae.models.dncnn import dncnn
-from dae.models.fused_layers import ENCODER
-from dae.models.patches import patches
-from dae.models.unet import unet
+from dae.data.pipeline import Batch
+from dae.errors import UsageError, first_line
+from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
 from dae.seeding import derive_seed, keras_seed
+from dae.workdir.model_files import MODEL_FILES, save_model
 
-Shape = tuple[int, int, int]
 # Called with the shape (H, W, C) of an image and, unless it is 1, the setting `width`.
 NetworkFunction = Callable[..., keras.Model]
 
@@ -36,10 +37,8 @@ def load(config: RunConfig) -> NetworkFunction:
 def build(config: RunConfig, image_shape: Shape, earlier: keras.Model | None = None) -> keras.Model:
     """Return the network that `config` names, with its initial weights, for images of `image_shape`.
 
-    If the network ends in a sigmoid, its last bias gives the first outputs the brightness `config.initial_brightness`,
-    so that no step is spent on learning it; None leaves the bias as it is. Initializers without a seed get one that is
-    a function of `config.seed`. Raises UsageError if the function is not that of a network for such images, or if the
-    network has weights of an `earlier` one that it returned.
+    Initializers without a seed get one that is a function of `config.seed`. Raises UsageError if the function is not
+    that of a network for such images, or if the network has weights of an `earlier` one that it returned.
     """
     # Names of layers, and so of weights in TensorBoard, are then the same in any process.
     keras.backend.clear_session(free_memory=False)
@@ -47,8 +46,6 @@ def build(config: RunConfig, image_shape: Shape, earlier: keras.Model | None = N
     if earlier is not None and {id(weight) for weight in earlier.weights} & {id(weight) for weight in model.weights}:
         source = f"--model: {plugins.source(config.model)}"
         raise UsageError(f"{source}: returns the same weights whenever it is called; build a new network")
-    if config.initial_brightness is not None:
-        _set_brightness(model, config.initial_brightness)
     return model
 
 
@@ -65,9 +62,9 @@ def sketch(config: RunConfig, image_shape: Shape) -> keras.Model | None:
 
 
 def _model(config: RunConfig, image_shape: Shape) -> keras.Model:
-    """Return what the network's function returns, once it is known to be a model for such images."""
+    """Return the model that the network's function returns, after a check that it is one for such images."""
     function, source = load(config), f"--model: {plugins.source(config.model)}"
-    if config.width != 1 and "width" not in plugins.parameters_of(function, source):
+    if config.width != 1 and "width" not in inspect.signature(function).parameters:
         raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
     errors = plugins.errors_with_line(source, plugins.file_of(function))
     with keras_seed(derive_seed(config.seed, "initial weights")), errors:
@@ -83,8 +80,11 @@ def _model(config: RunConfig, image_shape: Shape) -> keras.Model:
     return model
 
 
-def _set_brightness(model: keras.Model, brightness: float) -> None:
-    """Set the bias of the last layer with weights to the logit of `brightness`, if the last activation is a sigmoid."""
+def set_brightness(model: keras.Model, brightness: float) -> None:
+    """Give the first outputs this mean brightness, in (0, 1), by the last bias, if the network ends in a sigmoid.
+
+    So no step is spent on learning it. The bias becomes the logit of `brightness`.
+    """
     activations = [layer.activation for layer in model.layers if hasattr(layer, "activation")]
     biases = [getattr(layer, "bias", None) for layer in model.layers if layer.weights]
     if activations[-1:] == [keras.activations.sigmoid] and biases and biases[-1] is not None:
@@ -92,7 +92,58 @@ def _set_brightness(model: keras.Model, brightness: float) -> None:
         biases[-1].assign(keras.ops.full(biases[-1].shape, logit))
 
 
-def encoder(model: keras.Model) -> keras.Model | None:
-    """Return the part of `model` from noisy images to the latents, the output of its layer `encoder`, if it has one."""
-    layers = [layer for layer in model.layers if layer.name == ENCODER]
-    return keras.Model(model.inputs, layers[0].output) if layers else None
+def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
+    """Check `model`, which was built for `config`, on a batch of training images, before a run writes anything.
+
+    The network must return finite values in [0, 1], have a gradient for every weight, and have the same initial weights
+    whenever it is built; and plain Keras must save and load it. Otherwise UsageError is raised, which names the file
+    and the function.
+    """
+    source = f"--model: {plugins.source(config.model)}"
+    with plugins.errors_with_line(source, plugins.file_of(load(config))):
+        again = build(config, batch.clean.shape[1:], earlier=model)
+        for weight, rebuilt in zip(model.weights, again.weights, strict=True):
+            if not np.array_equal(weight, rebuilt, equal_nan=True):
+                raise UsageError(
+                    f"{source}: the initial values of {weight.path} differ whenever it is built; draw them with "
+                    "Keras's initializers, whose seeds are a function of --seed"
+                )
+        _check_values(source, again, batch)  # which changes the state of layers such as BatchNormalization
+        for layer in model._flatten_layers():
+            if not type(layer).__module__.startswith("keras."):
+                problem = f"plain Keras cannot load the layer {layer.name} of the class {type(layer).__name__}"
+                raise UsageError(f"{source}: {problem}; use layers of keras.layers only")
+        noisy = batch.noisy[:4]
+        # What the user's file has registered with Keras would be missing in another process.
+        registered = keras.saving.get_custom_objects()
+        hidden = dict(registered)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in MODEL_FILES:
+                try:
+                    save_model(model, Path(folder, name))
+                    registered.clear()
+                    loaded = keras.models.load_model(Path(folder, name), compile=False)
+                    if not np.allclose(loaded(noisy, training=False), model(noisy, training=False), atol=1e-6):
+                        raise ValueError("the results differ")
+                except Exception as error:  # of many types
+                    raise UsageError(
+                        f"{source}: plain Keras cannot load it from {name} ({type(error).__name__}: "
+                        f"{first_line(error)}); use layers of keras.layers only, not keras.ops or Lambda"
+                    ) from None
+                finally:
+                    registered.update(hidden)
+
+
+def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
+    denoised = model(batch.noisy, training=False).numpy()
+    low, high = denoised.min(), denoised.max()
+    if not 0 <= low <= high <= 1:  # also for NaN
+        raise UsageError(f"{source}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; end in a sigmoid")
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(model(batch.noisy, training=True))
+    gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])
+    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+        if gradient is None:
+            raise UsageError(f"{source}: no gradient with respect to {weight.path}; the output does not depend on it")
+        if not np.isfinite(gradient).all():
+            raise UsageError(f"{source}: expected a finite gradient with respect to {weight.path}")

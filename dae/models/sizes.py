@@ -1,12 +1,10 @@
-"""Images of other sizes than those that a network was built for."""
+"""Images of other sizes than those that a network was built for, and tiles of them."""
 
 import contextlib
 import functools
-import itertools
 import math
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,13 +12,12 @@ import tensorflow as tf
 
 from dae.errors import UsageError
 
-# Networks that halve their images up to eight times take one of this many consecutive sides, ...
+# Networks that halve their images up to eight times take one of this many consecutive sides.
 _SEARCHED = 256
-# ... and those that halve them up to five times one of as many heights with one of as many widths.
-_SEARCHED_RECTANGLES = 32
-
-# The sizes that were found for each model, which lives no longer for it.
-_found: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, int], tuple[int, int]]] = weakref.WeakKeyDictionary()
+# The least sides of the image to measure receptive fields with. Fields of up to half the length are found.
+_LENGTH, _WIDTH = 2048, 32
+# Largest difference, relative to the largest output, that is due to sums in another order.
+_ROUNDING = 1e-4
 
 
 def any_size(model: keras.Model) -> keras.Model:
@@ -29,9 +26,8 @@ def any_size(model: keras.Model) -> keras.Model:
     A network that halves the sides n times takes sides that differ from the original ones by multiples of 2^n.
     """
     copy = _cloned(model)
-    if copy is model:
-        return model
-    copy.set_weights(model.get_weights())
+    if copy is not model:
+        copy.set_weights(model.get_weights())
     return copy
 
 
@@ -40,83 +36,63 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
     """Return the same as `any_size`, but with the very layers of `model`, which keep their weights in common."""
 
     def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return keras.layers.Lambda(enlargement(layer), name=layer.name) if interpolates(layer) else layer
+        return keras.layers.Lambda(enlargement(layer), name=layer.name) if enlarges(layer) else layer
 
     return _cloned(model, clone_function=shared, recursive=True)
 
 
 def _cloned(model: keras.Model, **options: Any) -> keras.Model:
-    free = _input(model, None, None)
     with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
-        clone = keras.models.clone_model(model, input_tensors=free, **options)
+        clone = keras.models.clone_model(model, input_tensors=_input(model, None, None), **options)
         if clone.outputs[0].shape == clone.inputs[0].shape:
             return clone
     return model
 
 
-def mirrored(side: int, longer: int) -> np.ndarray:
-    """Return the index of each of `longer` pixels of an image that is mirrored at its end, as often as needed."""
-    return np.pad(np.arange(side), (0, longer - side), "symmetric")
-
-
 def _input(model: keras.Model, height: int | None, width: int | None) -> Any:
     """Return an input of this size in the structure that `model` has: a tensor, or a list of one."""
     image = keras.Input((height, width, model.inputs[0].shape[-1]), name="noisy")
-    if isinstance(model, keras.Sequential):  # which need not have an attribute `input`
-        return image
-    return keras.tree.map_structure(lambda _: image, model.input)
+    return [image] if isinstance(getattr(model, "input", None), list) else image  # a Sequential need not have `input`
 
 
-def layers_at(model: keras.Model, height: int, width: int) -> Iterator[tuple[keras.layers.Layer, int, int]]:
-    """Yield the layers, with the numbers of values that they take and return for an image of this size.
+def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[keras.layers.Layer, int]]:
+    """Return the layers in order, each with the number of values that it returns for an image of this size.
 
     Models within `model` are taken to get images of this size too, which is the most that is likely.
     """
-    if model.input_shape[1:3] != (height, width):
+    if None in model.input_shape[1:3]:
         with keras.StatelessScope(initialize_variables=False):
             model = keras.models.clone_model(model, input_tensors=_input(model, height, width))
+    sizes = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            sides = (side or least for side, least in zip(layer.input_shape[1:3], (height, width), strict=True))
-            yield from layers_at(layer, *sides)
+            sizes += output_sizes(layer, height, width)
         else:
-            yield (
-                layer,
-                *(
-                    sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors))
-                    for tensors in (layer.input, layer.output)
-                ),
-            )
+            sizes.append((layer, sum(math.prod(output.shape[1:]) for output in keras.tree.flatten(layer.output))))
+    return sizes
 
 
-def interpolates(layer: keras.layers.Layer) -> bool:
-    """Return whether `layer` enlarges images [batch, H, W, C] otherwise than by repeating pixels."""
-    return (
-        isinstance(layer, keras.layers.UpSampling2D)
-        and layer.interpolation != "nearest"
-        and layer.data_format == "channels_last"
-    )
+def enlarges(layer: keras.layers.Layer) -> bool:
+    """Return whether `layer` upsamples images [batch, H, W, C]."""
+    return isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last"
 
 
 def enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
-    """Return the function that applies `layer`, but also in a graph that does not know the size, where Keras fails."""
+    """Return the function that applies `layer`, but also in a graph that does not know the size.
+
+    There Keras cannot interpolate, and LiteRT does not know the number of channels of the pixels that Keras repeats.
+    """
 
     def enlarge(images: tf.Tensor) -> tf.Tensor:
-        _, height, width, _ = keras.ops.shape(images)  # numbers if the graph knows the size
+        if None not in images.shape[1:3]:
+            return layer(images)
+        _, height, width, _ = keras.ops.shape(images)
         return tf.image.resize(images, [height * layer.size[0], width * layer.size[1]], layer.interpolation)
 
     return enlarge
 
 
-def fits(model: keras.Model, height: int, width: int) -> bool:
-    """Return whether `model` returns images of the same size for images of this size."""
-    shape = (1, height, width, model.input_shape[-1])
-    try:
-        return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
-    except (ValueError, TypeError):  # as raised by a dense layer, or where branches of different sizes meet
-        return False
-
-
+@functools.lru_cache(maxsize=256)
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
@@ -124,28 +100,94 @@ def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]
     """
     if (height, width) == model.input_shape[1:3]:
         return height, width
-    found = _found.setdefault(model, {})
-    if (height, width) not in found:
-        found[height, width] = _search(model, height, width)
-    return found[height, width]
+    if view_of_any_size(model).input_shape[1:3] == (None, None):
+        rows = next((side for side in range(height, height + _SEARCHED) if _fits(model, side, None)), height)
+        columns = next((side for side in range(width, width + _SEARCHED) if _fits(model, None, side)), width)
+        if _fits(model, rows, columns):
+            return rows, columns
+    raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
 
 
-def _search(model: keras.Model, height: int, width: int) -> tuple[int, int]:
-    if fits(model, height, width):
-        return height, width
-    refused = UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
-    if None not in view_of_any_size(model).input_shape[1:3]:
-        raise refused
-    # A height that fits does so with any width, so a square finds each; unless the network was built for rectangles of
-    # which no square fits.
-    rows, columns = (
-        next((side for side in range(least, least + _SEARCHED) if fits(model, side, side)), least)
-        for least in (height, width)
-    )
-    if fits(model, rows, columns):
-        return rows, columns
-    near = itertools.product(range(height, height + _SEARCHED_RECTANGLES), range(width, width + _SEARCHED_RECTANGLES))
-    found = next((size for size in near if fits(model, *size)), None)
-    if found is None:
-        raise refused
-    return found
+def _fits(model: keras.Model, height: int | None, width: int | None) -> bool:
+    """Return whether `model` returns images of the same size for images of this size, of which a side can be free."""
+    shape = (1, height, width, model.input_shape[-1])
+    try:
+        return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
+    except (ValueError, TypeError):  # as raised by a dense layer, or where branches of different sizes meet
+        return False
+
+
+class ReceptiveField(NamedTuple):
+    """How tiles must overlap for the outputs of the whole image, in pixels, as (rows, columns).
+
+    The first `before` outputs at the top and left of a tile, and the last `after` at the bottom and right, can differ
+    from those of the whole image. A tile starts at a multiple of `period`, and its length is that of the image modulo
+    `period`: an image shifted by it gives the shifted output.
+    """
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+    period: tuple[int, int]
+
+
+def receptive_field(model: keras.Model) -> ReceptiveField | None:
+    """Return the receptive field of a model from images [batch, H, W, C] to images of the same size.
+
+    Returns None if there is no finite one, as with dense layers on all pixels, global pooling or attention, or if it
+    cannot be measured, because the model takes images of one size only or has a layer that Keras cannot copy.
+    """
+    try:
+        with tf.device("CPU:0"):
+            return ReceptiveField(*zip(_measure(model, axis=0), _measure(model, axis=1), strict=True))
+    except Exception:  # Keras and TensorFlow raise many types for a network that cannot be copied or resized
+        return None
+
+
+def _measure(model: keras.Model, axis: int) -> tuple[int, int, int]:
+    """Return `before`, `after` and `period` along the rows (axis 0) or columns (axis 1). Raises ValueError."""
+
+    def fitting(length: int) -> tuple[int, int]:
+        return fitting_size(model, *((length, _WIDTH) if axis == 0 else (_WIDTH, length)))
+
+    network, size = _without_maxima(model), fitting(_LENGTH)
+    image = np.random.default_rng(0).random((*size, model.input_shape[-1]), np.float32).swapaxes(0, axis)
+    # Outputs of strided layers have every `period`-th size, so only such images fit.
+    period = fitting(size[axis] + 1)[axis] - size[axis]
+
+    def outputs(image: np.ndarray) -> np.ndarray:
+        return np.asarray(network(image.swapaxes(0, axis)[None], training=False)[0]).swapaxes(0, axis)
+
+    def differing_ends(start: int, stop: int) -> tuple[int, int]:
+        """Return the number of rows at both ends of a tile whose outputs are not those of the whole image."""
+        outside_is_nan = np.full_like(image, np.nan)
+        outside_is_nan[start:stop] = image[start:stop]
+        tile, expected = outputs(image[start:stop]), outputs(outside_is_nan)[start:stop]
+        is_equal = np.abs(tile - expected) <= _ROUNDING * np.abs(tile).max()  # false for NaN
+        differing, half = np.flatnonzero(~is_equal.all(axis=(1, 2))), len(tile) // 2
+        before = int(differing[differing < half].max(initial=-1)) + 1
+        return before, len(tile) - int(differing[differing >= half].min(initial=len(tile)))
+
+    start = -(-len(image) // 4 // period) * period
+    stop = len(image) - start
+    # Two starts, because the first could be a multiple of a longer period by chance.
+    before, after = np.max([differing_ends(first, stop) for first in (start, start + period)], axis=0)
+    if before + after > (stop - start) // 2:
+        raise ValueError("the outputs depend on pixels further away than can be measured")
+    return int(before), int(after), period
+
+
+def _without_maxima(model: keras.Model) -> keras.Model:
+    """Return a copy of `model` for images of any size, whose outputs are NaN if a pixel is on which they depend.
+
+    A maximum can ignore NaN, and so can activations.
+    """
+
+    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        kind = keras.layers.AveragePooling2D if isinstance(layer, keras.layers.MaxPooling2D) else type(layer)
+        config: dict[str, Any] = layer.get_config()
+        return kind.from_config({**config, **({"activation": "linear"} if "activation" in config else {})})
+
+    image = keras.Input((None, None, model.input_shape[-1]))
+    copy = keras.models.clone_model(model, image, clone_function=copied, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy

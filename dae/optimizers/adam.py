@@ -23,7 +23,7 @@ class Adam(keras.optimizers.Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-7,
     ) -> None:
-        super().__init__(learning_rate=learning_rate, name="adam")
+        super().__init__(learning_rate=learning_rate, name=type(self).__name__.lower())
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -37,16 +37,22 @@ class Adam(keras.optimizers.Optimizer):
 
     def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         """Update the variables, which must be those that the optimizer was built with, in the same order."""
-        gradient = flatten(grads)
+        rate = self.update_moments(flatten(grads), tf.square(flatten(grads)))
+        update = rate * self.momentum / (tf.sqrt(self.velocity) + self.epsilon)
+        for variable, change in zip(trainable_variables or [], tf.split(update, self.sizes), strict=True):
+            variable.assign_sub(tf.reshape(change, variable.shape))
+
+    def update_moments(self, gradient: tf.Tensor, square: tf.Tensor) -> tf.Tensor:
+        """Count a step, update the moments with the gradient and its square, and return the step's learning rate.
+
+        The rate includes the correction for moments that start at zero.
+        """
         rate = tf.cast(self.learning_rate, tf.float32)
         self.iterations.assign_add(1)
         step = tf.cast(self.iterations, tf.float32)
         self.momentum.assign_add((1 - self.beta_1) * (gradient - self.momentum))
-        self.velocity.assign_add((1 - self.beta_2) * (tf.square(gradient) - self.velocity))
-        rate *= tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        update = rate * self.momentum / (tf.sqrt(self.velocity) + self.epsilon)
-        for variable, part in zip(trainable_variables or [], tf.split(update, self.sizes), strict=True):
-            variable.assign_sub(tf.reshape(part, variable.shape))
+        self.velocity.assign_add((1 - self.beta_2) * (square - self.velocity))
+        return rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
 
 
 def flatten(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -1,24 +1,49 @@
-"""The optimizers by name."""
+"""The optimizers and the learning-rate schedules by name.
+
+A schedule is a function `(config, total_steps) -> learning rate`, a number or a Keras schedule.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import keras
 
 from dae.config import RunConfig
 from dae.errors import lookup
 from dae.optimizers.adam import Adam
-from dae.optimizers.schedules import SCHEDULES
 from dae.optimizers.soap import Soap
 
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+
+
+def constant(config: RunConfig, total_steps: int) -> LearningRate:
+    """`learning_rate` at every step."""
+    return config.learning_rate
+
+
+def cosine(config: RunConfig, total_steps: int) -> LearningRate:
+    """Linear warm-up from 0 over the fraction `warmup_ratio` of the steps, then a cosine from there down to 0.
+
+    Source: Keras's CosineDecay; Loshchilov and Hutter, SGDR (2017), without restarts.
+    """
+    warmup_steps = int(config.warmup_ratio * total_steps)
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(config.learning_rate, total_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, total_steps - warmup_steps, warmup_target=config.learning_rate, warmup_steps=warmup_steps
+    )
+
+
+SCHEDULES: dict[str, Callable[[RunConfig, int], LearningRate]] = {"constant": constant, "cosine": cosine}
 OPTIMIZERS: dict[str, type[Adam | Soap]] = {"adam": Adam, "soap": Soap}
 
 
 def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
     """Return the optimizer that `config` names, with its schedule over `total_steps` steps.
 
-    Gradients are clipped by the train step, not by the optimizer. Raises UsageError for an unknown optimizer or
+    Gradients are clipped by the train state, not by the optimizer. Raises UsageError for an unknown optimizer or
     schedule.
     """
     kind = lookup(OPTIMIZERS, config.optimizer, "--optimizer")
     schedule = lookup(SCHEDULES, config.schedule, "--schedule")
-    optimizer = kind(schedule(config, total_steps), beta_2=config.adam_beta_2)
-    # In float16, gradients smaller than 6e-8 would be 0, so the loss is multiplied by a number as high as possible.
-    return keras.optimizers.LossScaleOptimizer(optimizer) if config.precision == "float16" else optimizer
+    return kind(schedule(config, total_steps), beta_2=config.adam_beta_2)

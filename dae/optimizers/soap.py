@@ -8,6 +8,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from dae.optimizers.adam import Adam, flatten
+
 # The eigenvectors are computed again after this many steps.
 PRECONDITION_FREQUENCY = 10
 # This is the decay rate of the running means of G G^T and G^T G.
@@ -26,7 +28,7 @@ class Preconditioner(NamedTuple):
     """Eigenvectors of GG when they were last computed; the identity before the first time."""
 
 
-class Soap(keras.optimizers.Adam):
+class Soap(Adam):
     """Adam in the eigenbasis of the two second-moment matrices of each kernel's gradient; plain Adam for biases.
 
     A kernel [height, width, in, out] is treated as a matrix [height * width * in, out] with the gradient G. Adam scales
@@ -44,7 +46,7 @@ class Soap(keras.optimizers.Adam):
         if self.built:
             return
         super().build(variables)
-        self._preconditioners = [
+        self.preconditioners = [
             [self._preconditioner(variable, length) for length in _as_matrix(variable).shape] for variable in variables
         ]
 
@@ -57,36 +59,36 @@ class Soap(keras.optimizers.Adam):
         )
 
     def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
-        """Update the variables and, every PRECONDITION_FREQUENCY steps, the eigenvectors for the following steps."""
-        super().apply(grads, trainable_variables)
+        """Update the variables and, every PRECONDITION_FREQUENCY steps, the eigenvectors for the following steps.
+
+        The variables must be those that the optimizer was built with, in the same order.
+        """
+        matrices = [_as_matrix(gradient) for gradient in grads]
+        projected = [_project(matrix, sides) for matrix, sides in zip(matrices, self.preconditioners, strict=True)]
+        # The momentum is kept in the original basis, the velocity in the eigenbasis.
+        rate = self.update_moments(flatten(matrices), tf.square(flatten(projected)))
+        moments = zip(tf.split(self.momentum, self.sizes), tf.split(self.velocity, self.sizes), strict=True)
+        for variable, matrix, (momentum, velocity), sides in zip(
+            trainable_variables or [], matrices, moments, self.preconditioners, strict=True
+        ):
+            momentum, velocity = tf.reshape(momentum, matrix.shape), tf.reshape(velocity, matrix.shape)
+            step = _project_back(_project(momentum, sides) / (tf.sqrt(velocity) + self.epsilon), sides)
+            variable.assign_sub(rate * tf.reshape(step, variable.shape))
+            for side, lines in zip(sides, (matrix, tf.transpose(matrix)), strict=True):
+                if side is not None:
+                    product = tf.matmul(lines, lines, transpose_b=True)
+                    side.GG.assign_add((1 - SHAMPOO_BETA) * (product - side.GG))
         tf.cond(self.iterations % PRECONDITION_FREQUENCY == 0, self._update_eigenvectors, lambda: None)
 
     def _update_eigenvectors(self) -> None:
-        for sides in self._preconditioners:
+        for sides in self.preconditioners:
             for side in filter(None, sides):
                 side.Q.assign(tf.linalg.eigh(side.GG)[1])
 
-    # Like Keras's own optimizers, this reads private attributes of the base class, for a variable's moments and its
-    # index.
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        """Update `variable`; the first moment is kept in the original basis, the second in the eigenbasis."""
-        index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
-        first, second, sides = self._momentums[index], self._velocities[index], self._preconditioners[index]
-        matrix = _as_matrix(gradient)
-        first.assign_add((1 - self.beta_1) * (gradient - first))
-        projected_square = tf.reshape(tf.square(_project(matrix, sides)), gradient.shape)
-        second.assign_add((1 - self.beta_2) * (projected_square - second))
-        rate = learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        projected_step = _project(_as_matrix(first), sides) / (tf.sqrt(_as_matrix(second)) + self.epsilon)
-        variable.assign_sub(rate * tf.reshape(_project_back(projected_step, sides), gradient.shape))
-        for side, lines in zip(sides, (matrix, tf.transpose(matrix)), strict=True):
-            if side is not None:
-                product = tf.matmul(lines, lines, transpose_b=True)
-                side.GG.assign_add((1 - SHAMPOO_BETA) * (product - side.GG))
-
 
 def _as_matrix(kernel: tf.Tensor | tf.Variable | keras.Variable) -> tf.Tensor:
-    return tf.reshape(kernel, [-1, kernel.shape[-1]])
+    """Return a kernel [..., out] as [rows, out], a bias as one row, and a scalar as [1, 1]."""
+    return tf.reshape(kernel, [-1, kernel.shape[-1] if len(kernel.shape) else 1])
 
 
 def _project(matrix: tf.Tensor, sides: list[Preconditioner | None]) -> tf.Tensor:

@@ -1,15 +1,37 @@
-"""Where the training loop reports to: the console, metrics.jsonl and TensorBoard."""
+"""Reports of a run: messages, a progress bar, metrics.jsonl and TensorBoard."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, steps_per_epoch
-from dae.reporting.console import Console, format_epoch
+from dae.errors import warn
 from dae.reporting.tensorboard import TensorBoard
+from dae.resolved import Resolved
 from dae.workdir import workdir
+
+
+class Console:
+    """Prints messages on stdout unless `quiet`."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def print(self, *lines: str) -> None:
+        """Print lines, above the progress bar if there is one."""
+        if not self.quiet:
+            for line in lines:
+                tqdm.write(line)
+
+    def print_layers(self, model: keras.Model) -> None:
+        """Print the table of a model's layers, as wide as the terminal."""
+        if not self.quiet:
+            model.summary()
 
 
 class Logger:
@@ -19,35 +41,39 @@ class Logger:
         self,
         run_dir: Path,
         config: RunConfig,
+        resolved: Resolved,
         model: keras.Model,
         samples: Batch,
         console: Console,
         step: int,
         images: int,
     ) -> None:
-        """Report from `step` on, with epochs of `images` images; what a killed run reported after `step` is dropped.
+        """Report from `step` on, with epochs of `images` images. TensorBoard shows the images of `samples`.
 
-        TensorBoard shows the images of `samples`.
+        If stderr is a terminal, a progress bar is shown there.
         """
-        self._run_dir, self._config, self._console = run_dir, config, console
-        batch_size = min(config.batch_size, images)
-        epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images, batch_size))
-        workdir.truncate_metrics(run_dir, epochs_done)
-        self._tensorboard = TensorBoard(run_dir, config, model, samples, epochs_done)
-        console.start_bar(config.epochs * images, epochs_done * images + steps_into_epoch * batch_size)
-
-    @property
-    def tensorboard_folder(self) -> Path:
-        """The folder of the run's TensorBoard files."""
-        return self._tensorboard.folder
-
-    def write_graph(self, graph: tf.Graph) -> None:
-        """Report the graph of a train step."""
-        self._tensorboard.write_graph(graph)
+        self._run_dir, self._epochs, self._console = run_dir, config.epochs, console
+        self._model, self._noisy = model, samples.noisy
+        epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images, config.batch_size))
+        self.tensorboard = TensorBoard(run_dir, config, resolved, model, samples, epochs_done)
+        self._is_first_epoch = True
+        self._bar = tqdm(
+            total=config.epochs * images,
+            initial=epochs_done * images + steps_into_epoch * config.batch_size,
+            unit=" images",
+            unit_scale=True,
+            # A bar wider than its terminal would leave a line behind at each update, so the width is measured each
+            # time. What does not fit is cut off at the end, so the description comes first.
+            dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}",
+            disable=console.quiet or None,  # None: only on a terminal
+        )
 
     def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
         """Report that `images` more images have been trained on; `loss` is the mean over the last batch."""
-        self._console.update_bar(f"epoch {epoch}/{self._config.epochs}", images, loss)
+        # tqdm redraws the bar a few times per second; only then is the loss fetched.
+        if self._bar.update(images):
+            self._bar.set_description_str(f"epoch {epoch}/{self._epochs}, loss {float(loss):.4f}", refresh=False)
 
     def print(self, message: str) -> None:
         """Print a message on the console."""
@@ -55,31 +81,36 @@ class Logger:
 
     def write_epoch(self, line: dict[str, float]) -> None:
         """Report a line of metrics.jsonl; it is on disk when this returns."""
-        self._tensorboard.write_epoch(line)
+        self.tensorboard.write_epoch(line)
         workdir.append_metrics(self._run_dir, line)
-        self._console.print(format_epoch(line, self._config.epochs))
+        self._console.print(format_epoch(line, self._epochs))
+        if self._is_first_epoch:
+            warn_if_collapsed(self._model, self._noisy)
+        self._is_first_epoch = False
 
     def __enter__(self) -> "Logger":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._console.close_bar()
-        self._tensorboard.close()
+        self._bar.close()
+        self.tensorboard.close()
 
 
-class NoLogger:
-    """Reports nothing, for workers other than the chief."""
+def format_epoch(line: Mapping[str, float], epochs: int) -> str:
+    """Format one line of metrics.jsonl for display."""
+    text = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
+    if "validation_loss" in line:
+        text += f", validation loss {line['validation_loss']:.4f}"
+        text += f", PSNR {line['validation_psnr']:.2f} dB, SSIM {line['validation_ssim']:.3f}"
+    return text + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
 
-    tensorboard_folder = Path()
 
-    def write_graph(self, graph: tf.Graph) -> None:
-        """Do nothing, as all methods."""
+def warn_if_collapsed(model: keras.Model, noisy: tf.Tensor) -> None:
+    """Warn if the model returns nearly the same image for every one of the first `noisy` images [N, H, W, C].
 
-    def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
-        """Do nothing."""
-
-    def print(self, message: str) -> None:
-        """Do nothing."""
-
-    def write_epoch(self, line: dict[str, float]) -> None:
-        """Do nothing."""
+    The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.001.
+    """
+    denoised = model(noisy[:20]).numpy()
+    if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.001:
+        hint = "try another --learning-rate, or more --bce-steps"
+        warn(f"the network returns nearly the same image for every input, and may never learn more; {hint}")

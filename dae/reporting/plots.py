@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, FigureBase
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 
 from dae.evaluation.evaluate import Samples
 from dae.evaluation.metrics import psnr, ssim
-from dae.workdir.files import atomic_path
+from dae.files import atomic_path
 
 
 def save_denoised(path: Path, samples: Samples) -> None:
@@ -37,77 +37,31 @@ def save_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
 
     A vertical line marks the epoch whose model was kept.
     """
-    columns = 4
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in axes[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (tag, runs) in zip(axes, curves.items(), strict=False):
+    figure, axes = panels(len(curves), 4, (3, 2.2))
+    for axis, (tag, runs) in zip(axes, curves.items(), strict=True):
         for run, values in runs.items():
             color, style = CURVES[run]
             marker = "o" if len(values) == 1 else None
             axis.plot(range(1, len(values) + 1), values, style, color=color, marker=marker, markersize=4, label=run)
-        axis.axvline(kept_epoch, color="#999999", linewidth=1, linestyle=":")
+        axis.axvline(kept_epoch, color="#999999", linewidth=1, linestyle=":", label=f"epoch {kept_epoch}, kept")
         axis.set_title(tag, fontsize="medium")
         axis.set_xlabel("epoch", fontsize="small")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
-    handles = [Line2D([], [], color=color, linestyle=style, label=run) for run, (color, style) in CURVES.items()]
-    handles.append(Line2D([], [], color="#999999", linewidth=1, linestyle=":", label=f"epoch {kept_epoch}, kept"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     save(path, figure)
 
 
 def save_grid(path: Path, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> None:
     """Write a PNG of named rows of images, each float32 [H, W, C] in [0, 1], with `titles` above the columns."""
     figure = Figure(figsize=(1.1 * len(next(iter(rows.values()))), 3.5 / 3 * len(rows)), layout="constrained")
-    _draw_rows(figure, rows, titles)
+    for axis in _draw_rows(figure, rows, titles)[:, 0]:
+        axis.yaxis.label.set(rotation=0, ha="right", va="center", fontsize="small")  # names can be long
     save(path, figure)
 
 
-def save_comparison(
-    path: Path,
-    panels: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    rows: Mapping[str, np.ndarray],
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    metric: str,
-) -> None:
-    """Write a PNG with a panel of (mean, low, high) for each loss, and below the panels a row of images for each name.
-
-    Each of `rows` is float32 [N, H, W, C] in [0, 1], with the same N. `curves` are learning rates and the `metric` at
-    each, by name; they have a panel if there are any.
-    """
-    columns = 4
-    lines = -(-(len(panels) + bool(curves)) // columns)
-    count = len(next(iter(panels.values())))
-    heights = lines * (0.8 + 0.25 * count), 1.1 * max(1, len(rows))
-    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = upper.subplots(lines, columns, sharey=True, squeeze=False).flat
-    for axis, (name, losses) in zip(axes, panels.items(), strict=False):
-        for place, (mean, low, high) in enumerate(losses.values()):
-            axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color="#0072b2", capsize=3)
-        axis.set(title=name, yticks=range(count), yticklabels=list(losses), ylim=(count - 0.5, -0.5))
-        axis.tick_params(axis="x", labelsize="small")
-        axis.grid(axis="x", alpha=0.3)
-    if curves:
-        axis = upper.axes[len(panels)]
-        axis.remove()
-        axis = upper.add_subplot(lines, columns, len(panels) + 1)  # without the shared y axis
-        for name, (rates, values) in curves.items():
-            axis.plot(rates, values, ".-", label=name)
-        axis.set(title=f"tuning: {metric} by learning rate", xscale="log")
-        axis.legend(fontsize="x-small")
-        axis.grid(alpha=0.3)
-    for axis in upper.axes[len(panels) + bool(curves) :]:
-        axis.remove()
-    if rows:
-        _draw_rows(lower, rows)
-    save(path, figure)
-
-
-def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
+def _draw_rows(figure: Figure, rows: Mapping[str, Sequence | np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
     """Draw a row of images for each name, with the name on its left and `titles` above the columns; return the axes."""
     axes = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
@@ -118,6 +72,13 @@ def _draw_rows(figure: FigureBase, rows: Mapping[str, Sequence | np.ndarray], ti
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, fontsize="medium")
     return axes
+
+
+def panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, in rows of `columns`, each of a `size` in inches."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
 
 
 def save(path: Path, figure: Figure) -> None:

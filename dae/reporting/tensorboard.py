@@ -7,8 +7,7 @@ writers' folders is a session of the HParams tab: it holds the settings, and the
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from tensorboard.plugins.hparams import api as hparams_api
 from dae import plugins
 from dae.config import PLUGIN_FIELDS, RunConfig, map_texts
 from dae.data.pipeline import Batch
-from dae.models import networks
-from dae.workdir.files import atomic_path
+from dae.files import atomic_path
+from dae.models.fused_layers import fused
+from dae.resolved import Resolved
 from dae.workdir.workdir import read_environment
 
 # TAGS maps every tag to its description in TensorBoard and in docs/tensorboard.md; NAME stands for several names.
 TAGS = {
-    "loss/total": "the loss, without the share of bce in the first `--bce-steps`; for train, the mean over the epoch's "
+    "loss/total": "the loss, without the BCE warm-up of the first `--bce-steps`; for train, the mean over the epoch's "
     "images, computed in each step before the weights are updated; for validation, the mean over all images after the "
     "epoch",
     "loss/NAME": "each term of the loss, not multiplied by its weight; only if the loss has several terms",
@@ -37,8 +37,8 @@ TAGS = {
     "quality/mse": "mean squared error",
     "quality/psnr": "peak signal-to-noise ratio in dB, mean over images; higher is better",
     "quality/ssim": "structural similarity, mean over images; 1 for equal images",
-    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: share of pixels whose denoised value, rounded "
-    "at 0.5, equals the clean value exactly",
+    "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: fraction of pixels whose denoised value, "
+    "rounded at 0.5, equals the clean value exactly",
     "quality/NAME": "any metric that is added to METRICS",
     "optimizer/learning_rate": "learning rate after the epoch",
     "optimizer/gradient_norm": "global norm of the gradient before clipping, mean over the epoch",
@@ -50,14 +50,12 @@ TAGS = {
     "weights/NAME": "histogram of the values of one kernel or bias",
     "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of the first validation images "
     "(500 of the size of MNIST)",
-    "run/configuration": "every setting",
-    "run/layers": "the layers of the network, their output shapes, and their numbers of weights",
-    "run/environment": "versions, git commit, command line and machine",
+    "run/configuration": "every setting, what the run derives from it, versions, git commit, command line and machine",
 }
 # TRAIN_ONLY maps fields of metrics.jsonl to the tags that only the writer `train` has.
 TRAIN_ONLY = {tag.partition("/")[2]: tag for tag in TAGS if tag.startswith(("optimizer/", "speed/"))}
 EVENTS = "events.out.tfevents.*"
-IMAGES_SHOWN = 8
+IMAGES, IMAGES_SHOWN = "images/noisy_denoised_clean_error", 8
 
 
 def scalars(line: Mapping[str, float], writer: str) -> dict[str, float]:
@@ -87,8 +85,7 @@ def curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
             for tag, value in scalars(line, writer).items():
                 if not tag.startswith("speed/"):
                     values.setdefault(tag, {}).setdefault(writer, []).append(value)
-    order = list(TAGS)
-    return dict(sorted(values.items(), key=lambda item: order.index(_generic(item[0]))))
+    return dict(sorted(values.items(), key=lambda item: list(TAGS).index(_generic(item[0]))))
 
 
 def _generic(tag: str) -> str:
@@ -104,62 +101,63 @@ def description(tag: str) -> str:
 class TensorBoard:
     """Writes a run's TensorBoard files."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, model: keras.Model, samples: Batch, epochs_done: int) -> None:
+    def __init__(
+        self, run_dir: Path, config: RunConfig, resolved: Resolved, model: keras.Model, samples: Batch, epochs_done: int
+    ) -> None:
         """Open the files after `epochs_done` epochs, and remove what a killed run wrote after these epochs.
 
         The first IMAGES_SHOWN `samples` are shown as images; the histogram of latents uses all.
         """
         self.folder = run_dir / "tensorboard"
-        self._model, encoder = model, networks.encoder(model)
-        # The models are compiled, because calling them layer by layer would take ten times as long.
-        self._denoise, self._encode = tf.function(model), encoder and tf.function(encoder)
-        self._noisy, self._clean = samples.noisy, samples.clean
+        settings = dataclasses.asdict(config) | dataclasses.asdict(resolved)
+        self._model, self._samples = model, samples
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for name in ("train", "validation"):
             truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
-        for file in (*self.folder.glob(EVENTS), *(self.folder / "test").glob(EVENTS)):
-            file.unlink()
-        self._writers = {
-            name: tf.summary.create_file_writer(str(self.folder / name))
-            for name in (("train", "validation") if config.validation_examples else ("train",))
-        }
-        with _file_writer(self.folder, step=0):
+        truncate_events(self.folder, -1)
+        truncate_events(self.folder / "test", -1)
+        with self._writer("").as_default(step=0):
             # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
-            hparams_api.hparams(_hparams(config), trial_id=f"{run_dir.name} ({run_dir.parent})")
+            hparams_api.hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
-            with self._writers["train"].as_default(step=0):
-                self._write_texts(config, read_environment(run_dir))
+            rows = {"field": "value", "---": "---"} | settings | read_environment(run_dir)
+            table = "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items())
+            with self._writer("train").as_default(step=0):
+                tf.summary.text("run/configuration", table, description=description("run/configuration"))
 
-    def _write_texts(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
-        layers = [
-            (layer.name, type(layer).__name__, layer.output.shape[1:], f"{layer.count_params():,}")
-            for layer in self._model.layers
-        ]
-        _text("run/configuration", ("field", "value"), dataclasses.asdict(config).items())
-        _text("run/layers", ("layer", "type", "output", "weights"), layers)
-        _text("run/environment", ("field", "value"), ((name, json.dumps(value)) for name, value in environment.items()))
+    def _writer(self, name: str) -> "tf.summary.SummaryWriter":
+        """Return the writer of that name; its file is created when it is first used."""
+        if name not in self._writers:
+            self._writers[name] = tf.summary.create_file_writer(str(self.folder / name))
+        return self._writers[name]
 
     def write_graph(self, graph: tf.Graph) -> None:
         """Write the graph of a train step."""
-        with self._writers["train"].as_default(step=0):
+        with self._writer("train").as_default(step=0):
             tf.summary.graph(graph)
+
+    @tf.function  # calling the network layer by layer would take ten times as long
+    def _outputs(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Return the first denoised images, and the latents of all samples, if there is a layer `encoder`."""
+        network = fused(self._model, training=False)
+        return network(self._samples.noisy[:IMAGES_SHOWN]).denoised, network(self._samples.noisy).latents
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""
-        for name, writer in self._writers.items():
-            with writer.as_default(step=line["epoch"]):
-                for tag, value in scalars(line, name).items():
-                    tf.summary.scalar(tag, value, description=description(tag))
-        with self._writers["train"].as_default(step=line["epoch"]):
+        for name in ("train", "validation"):
+            if values := scalars(line, name):
+                with self._writer(name).as_default(step=line["epoch"]):
+                    _scalars(values)
+        with self._writer("train").as_default(step=line["epoch"]):
             for variable in self._model.trainable_variables:
                 _histogram(f"weights/{variable.path}", variable.numpy())
-        with self._writers.get("validation", self._writers["train"]).as_default(step=line["epoch"]):
-            noisy, clean = self._noisy[:IMAGES_SHOWN], self._clean[:IMAGES_SHOWN]
-            denoised = self._denoise(noisy)
-            tag = "images/noisy_denoised_clean_error"
-            image = image_grid(noisy, denoised, clean, abs(denoised - clean))
-            tf.summary.image(tag, image[np.newaxis], description=description(tag))
-            if self._encode is not None:
-                _histogram("latents/encoder", self._encode(self._noisy).numpy())
+        with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
+            denoised, latents = self._outputs()
+            noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
+            grid = image_grid(noisy, denoised, clean, abs(denoised - clean))
+            tf.summary.image(IMAGES, grid[np.newaxis], description=description(IMAGES))
+            if latents is not None:
+                _histogram("latents/encoder", latents.numpy())
         for writer in self._writers.values():
             writer.flush()
 
@@ -171,19 +169,15 @@ class TensorBoard:
 
 def write_test(folder: Path, report: Mapping[str, float]) -> None:
     """Write the test metrics of a report with the writer `test` in `folder`; the step is the epoch of the model."""
-    for file in (folder / "test").glob(EVENTS):
-        file.unlink()
-    with _file_writer(folder / "test", step=report["epoch"]):
-        for tag, value in scalars(report, "test").items():
-            tf.summary.scalar(tag, value, description=description(tag))
+    truncate_events(folder / "test", -1)
+    writer = tf.summary.create_file_writer(str(folder / "test"))
+    with contextlib.closing(writer), writer.as_default(step=report["epoch"]):
+        _scalars(scalars(report, "test"))
 
 
-@contextlib.contextmanager
-def _file_writer(folder: Path, step: float) -> Iterator[None]:
-    """Write the summaries of the block, all of one step, to a new file in `folder`."""
-    writer = tf.summary.create_file_writer(str(folder))
-    with contextlib.closing(writer), writer.as_default(step=step):
-        yield
+def _scalars(values: Mapping[str, float]) -> None:
+    for tag, value in values.items():
+        tf.summary.scalar(tag, value, description=description(tag))
 
 
 def _histogram(tag: str, values: np.ndarray) -> None:
@@ -191,22 +185,13 @@ def _histogram(tag: str, values: np.ndarray) -> None:
     tf.summary.experimental.write_raw_pb(histogram_pb(tag, values, description=description(tag)).SerializeToString())
 
 
-def _text(tag: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a Markdown table as a text summary."""
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
-    tf.summary.text(tag, table, description=description(tag))
-
-
-def _hparams(config: RunConfig) -> dict[str, bool | float | str]:
+def _hparams(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
-    labels = {name: map_texts(getattr(config, name), plugins.label) for name in PLUGIN_FIELDS}
-    settings = dataclasses.asdict(config) | labels
-    del settings["data_digest"], settings["weights_digest"]
+    labels = {name: map_texts(settings[name], plugins.label) for name in PLUGIN_FIELDS}
     return {
         name: str(value) if isinstance(value, tuple) else value
-        for name, value in settings.items()
-        if value not in (None, ())
+        for name, value in {**settings, **labels}.items()
+        if value not in (None, ()) and not name.endswith("_digest")
     }
 
 
@@ -232,9 +217,9 @@ def truncate_events(folder: Path, last_step: int) -> None:
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 if tf.compat.v1.Event.FromString(record).step <= last_step:
                     records[record] = None
-    if files:
+    if records:
         with atomic_path(files[0]) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
             for record in records:
                 writer.write(record)
-        for file in files[1:]:
-            file.unlink()
+    for file in files[1:] if records else files:
+        file.unlink()

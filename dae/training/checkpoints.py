@@ -1,13 +1,13 @@
 """Checkpoints of the train state: the latest few, and the one with the lowest validation loss."""
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-from dae.errors import RunError, first_line
+from dae.errors import RunError, first_line, warn
 from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
+from dae.training.workers import check_states
 
 LATEST_KEPT = 3
 
@@ -16,8 +16,8 @@ class Checkpoints:
     """Saves and restores a train state in a folder.
 
     Not a `tf.train.CheckpointManager`: it believes its own list of checkpoints, which a kill, or moving the folder, can
-    leave out of date. Here the files themselves are the list. Of several workers, only the chief has the files; the
-    others get the state from it.
+    leave out of date. Here the files themselves are the list. Of several workers, the chief restores, and the others
+    get the state from it.
     """
 
     def __init__(self, folder: Path, state: TrainState, replicas: Replicas = ALONE) -> None:
@@ -29,33 +29,33 @@ class Checkpoints:
         self._save(self._latest, LATEST_KEPT)
 
     def save_epoch(self, epoch: int, validation_loss: float | None) -> None:
-        """Save the state at the end of `epoch` as the latest checkpoint, and as the best if its loss is the lowest."""
+        """Save the state at the end of `epoch` as the latest checkpoint, and as the best if its loss is the lowest.
+
+        Raises RunError, and saves nothing, if the states of several workers differ.
+        """
+        check_states(self._state, self._replicas)
         if validation_loss is not None and validation_loss < float(self._state.best_loss):
             self._state.best_loss.assign(validation_loss)
             self._state.best_epoch.assign(epoch)
             self._save(self._best, 1)
         self.save()
 
-    def restore_latest(self) -> bool:
-        """Restore the latest intact checkpoint and remove later ones, which the run will write again.
+    def restore_latest(self) -> None:
+        """Restore the latest intact checkpoint, if there are any, and remove later ones, which will be written again.
 
-        Warns of each damaged one. Returns False if there are no checkpoints; raises RunError if none is intact. For the
-        chief only; `share` must follow.
+        Warns of each damaged one; raises RunError if none is intact. For the chief only; `share` must follow.
         """
-        if not saved_in(self._latest):
-            return False
-        if not self._restore(self._latest):
+        if saved_in(self._latest) and not self._restore(self._latest):
             raise RunError(
                 f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run"
             )
         for folder in (self._latest, self._best):
             _keep(folder, [prefix for prefix in saved_in(folder) if _step(prefix) <= int(self._state.step)])
-        return True
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; if it is missing or damaged, warn and restore the latest."""
         if self._replicas.is_chief and not self._restore(self._best):
-            print(f"warning: {self._best} has no intact checkpoint; using the last epoch", file=sys.stderr)
+            warn(f"{self._best} has no intact checkpoint; using the last epoch")
             self.restore_latest()  # the damaged one may have been restored in part
         self.share()
 
@@ -65,7 +65,7 @@ class Checkpoints:
             return
         with tempfile.TemporaryDirectory() as folder:
             prefix = f"{folder}/state"
-            files = [Path(f"{prefix}.{part}") for part in ("index", "data-00000-of-00001")]
+            files = [Path(f"{prefix}.{suffix}") for suffix in ("index", "data-00000-of-00001")]
             if self._replicas.is_chief:
                 self._state.write(prefix)
             for file in files:
@@ -75,8 +75,6 @@ class Checkpoints:
                 self._state.read(prefix).assert_consumed()
 
     def _save(self, folder: Path, kept: int) -> None:
-        if not self._replicas.is_chief:
-            return
         prefix = folder / f"ckpt-{int(self._state.step)}"
         self._state.write(str(prefix))
         _keep(folder, saved_in(folder)[-kept:])
@@ -88,8 +86,7 @@ class Checkpoints:
                 self._state.read(str(prefix)).assert_consumed()
                 return True
             except Exception as error:  # TensorFlow's reader raises a different type for each kind of damage
-                reason = first_line(error)
-                print(f"warning: checkpoint {prefix} is damaged and skipped ({reason})", file=sys.stderr)
+                warn(f"checkpoint {prefix} is damaged and skipped ({first_line(error)})")
         return False
 
 

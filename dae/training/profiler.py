@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from dae.data.pipeline import Batch
-from dae.reporting.console import warn
+from dae.errors import warn
 from dae.training.train_step import TrainLoop
 
 # The first calls of the train loop trace and warm up.
@@ -19,7 +19,7 @@ def profiled(train_loop: TrainLoop, folder: Path, enabled: bool) -> Iterator[Tra
     """Yield `train_loop`; if `enabled`, one of its calls is profiled, to plugins/profile/ in `folder`."""
     calls = 0
 
-    def profiled_loop(batches: Iterator[Batch], num_steps: tf.Tensor, batch_size: int) -> tf.Tensor:
+    def profiled_loop(batches: Iterator[Batch], num_steps: int, batch_size: int) -> tf.Tensor:
         nonlocal calls
         calls += 1
         if calls != PROFILED_CALL:

@@ -1,4 +1,4 @@
-"""What a run is made of: its configuration, images, networks, loss and metrics, checked before anything is written."""
+"""`Task`: images, networks, loss, optimizer and metrics of a run, checked before anything is written."""
 
 import dataclasses
 import functools
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dae import plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Arrays, Splits
-from dae.data.examples import example_shape, examples_per_epoch
-from dae.data.images import mean_brightness
-from dae.data.pipeline import Batch, sample_batch, steps_per_epoch, training_batches
-from dae.errors import UsageError, as_usage_error
+from dae.data.images import example_shape, examples_per_epoch, mean_brightness
+from dae.data.pipeline import Batch, evaluation_batches, sample_batch, steps_per_epoch, training_batches
+from dae.errors import UsageError, as_usage_error, warn
 from dae.evaluation import metrics
 from dae.evaluation.evaluate import check_fits
 from dae.losses import composite
@@ -24,24 +24,29 @@ from dae.losses import contract as loss_contract
 from dae.losses.composite import CompositeLoss
 from dae.losses.losses import Loss
 from dae.losses.objective import Objective
-from dae.models import contract as network_contract
 from dae.models import networks
-from dae.models.precision import in_precision
+from dae.models.fused_layers import SeededNetwork, for_training
 from dae.optimizers import optimizers
 from dae.replicas import ALONE, Replicas
+from dae.resolved import Resolved
 from dae.training import memory
+from dae.training.train_state import TrainState
 from dae.workdir.model_files import load_model
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The configuration as it will be recorded, and what it describes."""
+    """A configuration, and all that it describes."""
 
     config: RunConfig
+    resolved: Resolved
+    replicas: Replicas
     data: Splits
     model: keras.Model
     evaluated_model: keras.Model
-    """What is evaluated and exported: `model`, or with `ema_decay` the same network with averaged weights."""
+    """The network that is evaluated and exported: `model`, or with `ema_decay` the same one with averaged weights."""
+    network: SeededNetwork
+    """`model` as the train step calls it."""
     loss: CompositeLoss
     optimizer: keras.optimizers.Optimizer
     metrics: Mapping[str, Loss]
@@ -61,14 +66,36 @@ class Task:
         """Training steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between two checkpoints within an epoch; by default there are none."""
+        return self.config.checkpoint_every or self.steps_per_epoch
+
+    def new_state(self) -> TrainState:
+        """Return the train state before the first step."""
+        average = self.evaluated_model if self.evaluated_model is not self.model else None
+        config = self.config
+        return TrainState(self.model, self.loss, self.optimizer, config.max_gradient_norm, average, config.ema_decay)
+
     def objective(self, step: tf.Variable) -> Objective:
         """Return what is minimized; `step` counts the training steps done."""
-        return Objective(self.loss, self.config, self.total_steps, step)
+        corrupt = noise.corruption(self.config, self.resolved.noise_level[1])
+        return Objective(self.loss, self.config, corrupt, self.total_steps, step)
 
     def evaluated_objective(self, step: tf.Variable) -> Objective:
         """Return the same for `evaluated_model`, whose regularizers have other values if its weights are averages."""
         loss = composite.with_regularization(self.loss, self.evaluated_model)
-        return Objective(loss, self.config, self.total_steps, step)
+        return dataclasses.replace(self.objective(step), loss=loss)
+
+    @functools.cached_property
+    def train_sample(self) -> list[Batch]:
+        """A batch of the first training images, or of patches of them, on which the training metrics are computed."""
+        return [sample_batch(self.data.train, self.config, "train evaluation")][: 1 if self.replicas.is_chief else 0]
+
+    def batches(self, split: str) -> tf.data.Dataset:
+        """Return the batches of the split `validation` or `test` that this worker evaluates."""
+        images = getattr(self.data, split)
+        return evaluation_batches(images, self.config, split, self.replicas.worker, self.replicas.workers)
 
     @functools.cached_property
     def samples(self) -> Batch:
@@ -78,38 +105,37 @@ class Task:
         return sample_batch(validation if is_large else self.data.train, self.config, "validation")
 
 
-def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = ALONE) -> Task:
+def prepare(
+    config: RunConfig, data: Arrays | None = None, replicas: Replicas = ALONE, recorded: Resolved | None = None
+) -> Task:
     """Load the images and build the network, the loss and the metrics; and wait for the other workers.
 
-    `data` are the arrays that `config` records as PYTHON_DATA. Raises UsageError for whatever would make the run fail.
+    `data` are the arrays that `config` records as PYTHON_DATA, and `recorded` is what an earlier run derived, which is
+    resumed or repeated. Raises UsageError for whatever would make the run fail.
     """
     splits = datasets.load(config, data)
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
-    has_state = sketch is not None and bool(sketch.non_trainable_weights)
-    config = runtime.resolve(config, whole_batches=has_state, replicas=replicas)
+    needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
+    shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded)
+    replicas = dataclasses.replace(replicas.with_shards(shards), jit_compile=config.compile)
     replicas.connect()
-    config = noise.with_noise_level(config, splits.train)
+    levels = noise.level_range(config, splits.train.is_paired)
+    noise.check(config, image_shape, levels)
+    model = networks.build(config, image_shape, earlier=sketch)
+    batch_size = min(config.batch_size, examples_per_epoch(splits.train, config))
+    memory.warn_if_scarce(model, batch_size / replicas.workers)
+    network = for_training(model, config.precision)
+    (batch,) = training_batches(splits.train, config).take(1)
+    if config.model not in networks.MODELS:
+        networks.check(config, model, batch)
     brightness = config.initial_brightness
     if brightness is None:
         brightness = round(min(max(mean_brightness(splits.train, config.value_range), 0.01), 0.99), 4)
-    config = dataclasses.replace(
-        config, data_digest=splits.digest, validation_examples=len(splits.validation), initial_brightness=brightness
-    )
-    noise.check(config, image_shape)
-    model = networks.build(config, image_shape, earlier=sketch)
-    memory.check(config, model, splits, replicas.workers)
-    if config.precision != "float32":
-        in_precision(model, config.precision)  # may refuse the network
-    # Of the last worker, on all workers; if there are few images, the first can have none.
-    last = dataclasses.replace(replicas, worker=replicas.workers - 1)
-    (batch,) = training_batches(splits.train, config, replicas=last).take(1)
-    if config.model not in networks.MODELS:
-        network_contract.check(config, model, batch)
-    if config.start_from is not None:
-        config = load_initial_weights(config, model)
+    networks.set_brightness(model, brightness)
+    weights_digest = "" if config.start_from is None else load_initial_weights(config, model)
     evaluated_model = model
     if config.ema_decay is not None:
         evaluated_model = networks.build(config, image_shape)
@@ -118,39 +144,71 @@ def prepare(config: RunConfig, data: Arrays | None = None, replicas: Replicas = 
     def loss() -> CompositeLoss:
         return composite.with_regularization(composite.build(config.loss, config.seed), model)
 
+    resolved = Resolved(
+        levels, brightness, len(splits.validation), shards, threads, onednn, splits.digest, weights_digest
+    )
+    if recorded is not None:
+        check_digests(config, resolved, recorded)
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
-    task = Task(config, splits, model, evaluated_model, loss(), optimizer, metrics.load(config, batch))
-    if splits.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
-        raise UsageError(
-            f"--loss: {plugins.source(config.loss)} takes `{min(needed)}`, of noise that is added to clean images; it "
-            "cannot be used with pairs of noisy and clean images"
-        )
-    for part in (splits.validation, splits.test):
-        check_fits(evaluated_model, part)
+    evaluation_metrics = metrics.load(config, batch)
+    task = Task(
+        config, resolved, replicas, splits, model, evaluated_model, network, loss(), optimizer, evaluation_metrics
+    )
+    for images in (splits.validation, splits.test):
+        check_fits(evaluated_model, images)
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
+    check_loss(task, objective)
     loss_contract.check(objective, model, batch)
     loss_contract.check_initial_weights(objective, dataclasses.replace(objective, loss=loss()), model, batch)
     return task
 
 
-def load_initial_weights(config: RunConfig, model: keras.Model) -> RunConfig:
-    """Give `model` the weights that `config.start_from` names, and return `config` with their digest.
+def check_loss(task: Task, objective: Objective) -> None:
+    """Raise UsageError if the loss needs noise that pairs do not have, or whole batches that the run divides.
 
-    Raises UsageError if they are those of another network, or differ from those that `config` records.
+    Warns if the run ends within the BCE warm-up.
     """
-    flag = f"--start-from: {config.start_from}"
+    source = f"--loss: {plugins.source(task.config.loss)}"
+    if task.data.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
+        raise UsageError(
+            f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with pairs of "
+            "noisy and clean images"
+        )
+    if task.loss.has_updates and task.replicas.shards > 1:
+        raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")
+    if objective.warms_up and task.config.bce_steps >= task.total_steps:
+        warn(f"--bce-steps: BCE is part of the loss in all {task.total_steps} steps, until {task.config.bce_steps}")
+
+
+def check_digests(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:
+    """Raise UsageError if a run does not read the images and the initial weights that an earlier run has `recorded`.
+
+    An empty digest is not compared.
+    """
+    for source, what, got, expected in (
+        (datasets.source(config), "images", resolved.data_digest, recorded.data_digest),
+        (f"--start-from: {config.start_from}", "weights", resolved.weights_digest, recorded.weights_digest),
+    ):
+        if expected not in ("", got):
+            raise UsageError(
+                f"{source}: the {what} differ from those the run was made with (expected SHA-256 {expected}, got {got})"
+            )
+
+
+def load_initial_weights(config: RunConfig, model: keras.Model) -> str:
+    """Give `model` the weights that `config.start_from` names, and return their SHA-256.
+
+    Raises UsageError if they are those of another network.
+    """
     with as_usage_error("--start-from"):
         loaded = load_model(Path(config.start_from or ""))
-    shapes, expected = ([weight.shape for weight in each.weights] for each in (loaded, model))
-    if shapes != expected:
+    if [weight.shape for weight in loaded.weights] != [weight.shape for weight in model.weights]:
         raise UsageError(
-            f"{flag}: weights of another network than --model {plugins.source(config.model)}, or of other images"
-        )
-    digest = hashlib.sha256(b"".join(weight.tobytes() for weight in loaded.get_weights())).hexdigest()
-    if config.weights_digest not in (None, digest):
-        raise UsageError(
-            f"{flag}: other weights than the run started from (expected {config.weights_digest}, got {digest})"
+            f"--start-from: {config.start_from}: weights of another network than --model "
+            f"{plugins.source(config.model)}, or of other images"
         )
     model.set_weights(loaded.get_weights())
-    return dataclasses.replace(config, weights_digest=digest)
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(weight).tobytes() for weight in loaded.get_weights())
+    ).hexdigest()

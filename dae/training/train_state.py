@@ -1,11 +1,13 @@
 """The train state: everything that changes while a run trains, and so exactly what a checkpoint saves."""
 
+import time
 from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
 from dae.losses.composite import CompositeLoss
+from dae.optimizers.adam import flatten
 
 
 class RunningMeans(tf.Module):
@@ -36,7 +38,7 @@ class RunningMeans(tf.Module):
 class TrainState(tf.train.Checkpoint):
     """Model, average of its weights, loss, optimizer, step, running means, seconds and best result of a run.
 
-    The order of the images and the noise are functions of the step, so nothing else needs to be saved for them.
+    Shuffling and noise are functions of the step, so nothing else needs to be saved for them.
     """
 
     def __init__(
@@ -44,11 +46,14 @@ class TrainState(tf.train.Checkpoint):
         model: keras.Model,
         loss: CompositeLoss,
         optimizer: keras.optimizers.Optimizer,
+        max_gradient_norm: float | None = None,
         average: keras.Model | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         """Create the state before step 0. The weights of `loss`, if it has any, must exist.
 
-        `average` is the same network as `model`, for the moving average of the weights.
+        Gradients of a global norm above `max_gradient_norm` are scaled down to it. `average` is the same network as
+        `model`, for the exponential moving average of its weights with the decay `ema_decay` per step.
         """
         # Keras creates an optimizer's variables late; without them a checkpoint would be restored without an error but
         # incompletely (keras#19389).
@@ -64,25 +69,85 @@ class TrainState(tf.train.Checkpoint):
             best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest validation loss
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
-        self._composite_loss = loss
-
-    def update_average(self, decay: float) -> None:
-        """Move each weight of `average` towards that of `model`, by 1 - decay.
-
-        In the first steps the decay is (1 + step) / (10 + step), so that the initial weights are soon forgotten.
-        Source: TensorFlow's `ExponentialMovingAverage` with `num_updates`.
-        """
-        step = tf.cast(self.step, tf.float32)
-        share = 1 - tf.minimum(decay, (1 + step) / (10 + step))
-        for average, weight in zip(self.average.weights, self.model.weights, strict=True):
-            average.assign_add(share * (weight - average))
+        self._composite_loss, self._max_gradient_norm, self._ema_decay = loss, max_gradient_norm, ema_decay
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """What the optimizer trains: the weights of the network and of the loss."""
         return [*self.model.trainable_variables, *self._composite_loss.trainable_variables]
 
+    def apply(
+        self,
+        gradients: list[tf.Tensor],
+        averages: Sequence[tf.Tensor],
+        values: Mapping[str, tf.Tensor],
+        images: int,
+    ) -> None:
+        """Take a step: clip the gradients, update the weights and their average, the running means, and the step.
+
+        `averages` are the new values of the model's non-trainable weights. `values` are means over the batch of
+        `images` images: those of the loss, and the `gradient_norm`, a scalar.
+        """
+        weights = self.trainable_variables
+        for variable, average in zip(self.model.non_trainable_weights, averages, strict=True):
+            variable.assign(average)
+        if self._max_gradient_norm is not None:
+            norm = values["gradient_norm"]
+            gradients, _ = tf.clip_by_global_norm(gradients, self._max_gradient_norm, use_norm=norm)
+        before = flatten(weights)
+        self.optimizer.apply(gradients, weights)
+        ratio = tf.norm(flatten(weights) - before) / tf.norm(before)
+        self.means.update({**values, "update_to_weight_ratio": ratio}, images)
+        self.step.assign_add(1)
+        if self._ema_decay is not None:
+            self._update_average()
+
+    def _update_average(self) -> None:
+        """Move each weight of `average` towards that of `model`, by 1 - decay.
+
+        In the first steps the decay is (1 + step) / (10 + step), so that the initial weights are soon forgotten.
+        Source: TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+        """
+        step = tf.cast(self.step, tf.float32)
+        fraction = 1 - tf.minimum(self._ema_decay, (1 + step) / (10 + step))
+        for average, weight in zip(self.average.weights, self.model.weights, strict=True):
+            average.assign_add(fraction * (weight - average))
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the means of the epoch so far: `train_loss` and so on, `gradient_norm`, `update_to_weight_ratio`."""
+        names = self._composite_loss.names
+        return {f"train_{name}" if name in names else name: mean for name, mean in self.means.result().items()}
+
+    def stops_early(self, epoch: int, patience: int | None) -> bool:
+        """Return whether `epoch` should not be trained, because the best one is more than `patience` epochs before."""
+        return patience is not None and epoch > patience + int(self.best_epoch)
+
     def start_epoch(self) -> None:
         """Reset what belongs to one epoch."""
         self.means.reset()
         self.seconds.assign(0)
+
+
+class Stopwatch:
+    """Accumulates the seconds of an epoch in the train state, so that they add up over the processes of a run."""
+
+    def __init__(self, state: TrainState) -> None:
+        """Start the watch."""
+        self._state, self._images = state, int(state.means.images)
+        self._started = self._last = time.monotonic()
+
+    def update(self) -> float:
+        """Add the time since the last update to the state, and return the seconds of the epoch so far."""
+        now = time.monotonic()
+        self._state.seconds.assign_add(now - self._last)
+        self._last = now
+        return float(self._state.seconds)
+
+    def images_per_second(self) -> float:
+        """Return the speed of training between the start of the watch and its last update."""
+        return (int(self._state.means.images) - self._images) / (self._last - self._started)
+
+
+def global_norm(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """Return the norm of all values together."""
+    return tf.norm(flatten(tensors))

@@ -2,51 +2,34 @@
 
 import contextlib
 import dataclasses
+import io
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from dae import callables, plugins, runtime
-from dae.config import PYTHON_DATA, RunConfig, canonicalize
+from dae import runtime
+from dae.config import PYTHON_DATA, RunConfig
 from dae.data.datasets import Arrays
-from dae.data.noise import Noise
-from dae.data.pipeline import (
-    batch_spec,
-    equal_batches,
-    evaluation_batches,
-    sample_batch,
-    shard_sizes,
-    training_batches,
-)
-from dae.errors import Diverged, Interrupted, RunError, UsageError, first_line, shown
+from dae.data.pipeline import batch_spec, equal_batches, training_batches
+from dae.errors import Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
-from dae.losses.losses import Loss
-from dae.losses.objective import Objective
-from dae.models.networks import NetworkFunction
-from dae.replicas import ALONE, LOST_WORKER, Replicas, from_environment
-from dae.reporting.console import Console, warn
-from dae.reporting.logger import Logger, NoLogger
+from dae.replicas import LOST_WORKER, from_environment
+from dae.reporting.logger import Console, Logger
+from dae.resolved import Resolved
 from dae.training import outputs
 from dae.training.checkpoints import Checkpoints
+from dae.training.interruption import Interruption
 from dae.training.profiler import profiled
-from dae.training.signals import deferred_signals
-from dae.training.stopwatch import Stopwatch
 from dae.training.task import Task, prepare
-from dae.training.train_state import TrainState
-from dae.training.train_step import make_train_loop, make_train_step
-from dae.training.workers import check_states, compare_workers, silent
+from dae.training.train_state import Stopwatch, TrainState
+from dae.training.train_step import TrainLoop, make_train_loop, make_train_step
+from dae.training.workers import check_tasks
 from dae.workdir import workdir
 from dae.workdir.workdir import Workdir
-
-# Above the number of any signal.
-CALLBACK_FAILED = 1000
 
 OnEpochEnd = Callable[[dict[str, float]], object]
 
@@ -60,15 +43,12 @@ def train(
     run_dir: str | Path | None = None,
     *,
     data: Arrays | None = None,
-    loss: Loss | None = None,
-    noise: Noise | None = None,
-    model: NetworkFunction | None = None,
-    metrics: Sequence[Loss] = (),
+    recorded: Resolved | None = None,
     resume: bool = False,
     quiet: bool = False,
     profile: bool = False,
     devices: Sequence[str] = (),
-    on_epoch_end: OnEpochEnd | None = None,
+    on_epoch_end: OnEpochEnd = lambda line: None,
 ) -> dict[str, float]:
     """Train a model as `config` describes, write the run to the folder `run_dir`, and return its report.json.
 
@@ -81,12 +61,7 @@ def train(
         data: Images to train on, instead of those of `config.data`: an array [N, H, W] or [N, H, W, C], uint8, uint16,
             or floats in [0, 1]; or several by name, such as x_train and x_test, or noisy and clean (docs/data.md). To
             resume such a run, pass them again.
-        loss: A function `(clean, denoised) -> loss [batch]`, or a subclass of keras.Layer, to minimize instead of
-            `config.loss` (docs/losses.md). To resume a run with functions, pass them again.
-        noise: A function `(clean, level, seed) -> noisy [batch, H, W, C]`, instead of `config.noise` (docs/data.md).
-        model: A function `image_shape -> keras.Model` that builds the network, instead of that of `config.model`
-            (docs/networks.md).
-        metrics: Functions `(clean, denoised) -> value [batch]`, in addition to `config.metrics` (docs/networks.md).
+        recorded: The resolved.json of an earlier run that is repeated, with its number of shards and threads.
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
@@ -98,54 +73,31 @@ def train(
     Raises:
         UsageError: For a user's mistake, before anything is written.
         RunError: If the run fails.
-        Interrupted: After SIGINT, SIGTERM or SIGUSR1 to any worker, once the state is saved.
+        Interrupted: After SIGINT, SIGTERM, SIGUSR1 or SIGHUP to any worker, once the state is saved.
     """
-    config, sources = with_functions(config, {"loss": loss, "noise": noise, "model": model}, metrics)
     if data is not None:
         config = dataclasses.replace(config, data=PYTHON_DATA)
     replicas = from_environment(runtime.select_devices(devices))
     console = Console(quiet or not replicas.is_chief)
     with (
-        contextlib.nullcontext() if replicas.is_chief else silent(),
-        workdir.opened(run_dir, canonicalize(config), resume, lock=replicas.is_chief) as run,
+        contextlib.nullcontext() if replicas.is_chief else contextlib.redirect_stderr(io.StringIO()),
+        workdir.opened(run_dir, config, resume, replicas.is_chief) as run,
     ):
-        if run.is_finished:
+        if run.report is not None:
             console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
-            return workdir.read_report(run.path)
-        task = prepare(run.config, data, replicas)
+            return run.report
+        if resume and run.recorded is None:
+            console.print(f"no run to resume in {run.path}, starting one")
+        task = prepare(run.config, data, replicas, run.recorded or recorded)
         if run.is_longer and "progress" in task.loss.inputs:
-            raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the share of the run")
-        average = task.evaluated_model if task.evaluated_model is not task.model else None
-        state = TrainState(task.model, task.loss, task.optimizer, average)
-        objective = task.objective(state.step)
-        checkpoints = Checkpoints(run.path / "checkpoints", state, replicas)
-        hint = ""
+            raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the fraction of the run")
         try:
-            compare_workers(task.config, replicas)
-            if replicas.is_chief:
-                task = start_or_restore(run, task, state, checkpoints, sources, resume, console)
-            checkpoints.share()
-            hint = f"; earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
-            config = task.config
-            console.print(runtime.describe(config, replicas))
-            console.print_layers(task.model)
-            if objective.starts_as_bce:
-                console.print(f"loss: bce, which fades into {plugins.label(config.loss)} until step {config.bce_steps}")
-                if config.bce_steps >= (total := task.total_steps):
-                    warn(f"--bce-steps: bce is part of the loss in all {total} steps, until {config.bce_steps}")
-            evaluated = task.evaluated_objective(state.step)
-            evaluate = make_evaluator(task.evaluated_model, evaluated, config.shards or 1, task.metrics, replicas)
-            logger: contextlib.AbstractContextManager[Logger | NoLogger] = contextlib.nullcontext(NoLogger())
-            if replicas.is_chief:
-                step = int(state.step)
-                logger = Logger(run.path, config, task.evaluated_model, task.samples, console, step, task.examples)
-            with logger as reports:
-                train_epochs(task, state, objective, evaluate, checkpoints, reports, replicas, profile, on_epoch_end)
-            report = outputs.write(run.path, task, state, evaluate, checkpoints, replicas)
-            replicas.maximum(0)  # wait until the chief has written everything
+            check_tasks(task)
+            report = train_task(task, run, console, profile, on_epoch_end if replicas.is_chief else lambda line: None)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            raise RunError(f"{lost}{first_line(error)}{hint}") from error
+            hint = f"earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
+            raise RunError(f"{lost}{first_line(error)}; {hint}") from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
@@ -153,187 +105,107 @@ def train(
     return report
 
 
-def start_or_restore(
-    run: Workdir,
-    task: Task,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    sources: Mapping[str, str],
-    resume: bool,
-    console: Console,
-) -> Task:
-    """Restore the latest checkpoint if there is a run to resume, or else write its first files.
-
-    Returns `task` with the paths of the copies of users' files.
-    """
-    if run.has_run:
+def train_task(task: Task, run: Workdir, console: Console, profile: bool, on_epoch_end: OnEpochEnd) -> dict[str, float]:
+    """Start or restore the run of `task`, train it, write what it leaves, and return its report."""
+    state, config = task.new_state(), task.config
+    checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas)
+    if run.recorded is not None and task.replicas.is_chief:
         checkpoints.restore_latest()
-        workdir.check_metrics(run.path, int(state.step) // task.steps_per_epoch)
-        config = workdir.reopen(run.path, task.config)
+        workdir.reopen(run.path, config, int(state.step) // task.steps_per_epoch)
         console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
     else:
-        config = workdir.start(run.path, task.config, sources)
-        missing = "no run to resume, " if resume else ""
-        console.print(*task.data.notes, f"{missing}writing to {run.path}")
-    return dataclasses.replace(task, config=config)
-
-
-def with_functions(
-    config: RunConfig, functions: Mapping[str, Callable | None], metrics: Sequence[Callable]
-) -> tuple[RunConfig, dict[str, str]]:
-    """Return `config` with functions in place of the names in its fields, and their sources by file name.
-
-    Raises UsageError for anything that cannot be called.
-    """
-    if not isinstance(metrics, list | tuple):
-        raise UsageError(f"--metrics: expected a list of functions, got {shown(metrics)}")
-    changes: dict[str, Any] = {}
-    sources = {}
-    given = [(field, function) for field, function in functions.items() if function is not None]
-    for field, function in [*given, *(("metrics", metric) for metric in metrics)]:
-        if field == "model" and isinstance(function, keras.Model):
-            raise UsageError("--model: expected a function of an image's shape that returns a Keras model, got a model")
-        if not callable(function):
-            raise UsageError(
-                f"--{field}: expected a function, got {shown(function)}; names belong in RunConfig({field}=...)"
-            )
-        text, sources[text] = callables.record(function, field)
-        if field != "metrics":
-            changes[field] = text
-        elif text not in (recorded := changes.get("metrics", config.metrics)):  # of a run that is resumed
-            changes["metrics"] = (*recorded, text)
-    kept = {text: source for text, source in sources.items() if source}
-    names = plugins.unique_names(map(plugins.label, kept))
-    return dataclasses.replace(config, **changes), {
-        f"{name}.py": source for name, source in zip(names, kept.values(), strict=True)
-    }
+        workdir.start(run.output, config, task.resolved)
+        console.print(*task.data.notes, f"writing to {run.path}")
+    checkpoints.share()
+    objective = task.objective(state.step)
+    console.print(runtime.describe(task.resolved, task.replicas), f"loss: {objective.describe()}")
+    console.print_layers(task.model)
+    evaluate = make_evaluator(task.evaluated_model, task.evaluated_objective(state.step), task.metrics, task.replicas)
+    train_step = make_train_step(state, objective, task.network, task.replicas)
+    train_loop = make_train_loop(train_step, state)
+    step = int(state.step)
+    with (
+        Logger(
+            run.output, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples
+        ) as logger,
+        profiled(train_loop, logger.tensorboard.folder, profile and task.replicas.is_chief) as train_loop,
+        Interruption(task.replicas) as interruption,
+    ):
+        if step < task.steps_per_epoch:
+            spec = batch_spec((min(config.batch_size, task.examples), *task.model.input_shape[1:]))
+            logger.tensorboard.write_graph(train_step.get_concrete_function(spec).graph)
+        train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
+    report = outputs.write(run.output, task, state, evaluate, checkpoints)
+    task.replicas.exchange(b"")  # wait until the chief has written everything
+    return report
 
 
 def train_epochs(
     task: Task,
     state: TrainState,
-    objective: Objective,
+    train_loop: TrainLoop,
     evaluate: Evaluate,
     checkpoints: Checkpoints,
-    logger: Logger | NoLogger,
-    replicas: Replicas = ALONE,
-    profile: bool = False,
-    on_epoch_end: OnEpochEnd | None = None,
+    logger: Logger,
+    interruption: Interruption,
+    on_epoch_end: OnEpochEnd,
 ) -> None:
     """Train from the current step of `state` to the end of the last epoch.
 
     At the end of each epoch, its results are written to disk, and its checkpoint last. A resume removes whatever was
     written after the checkpoint that it restores, and writes it again.
     """
-    config, images, first_step = task.config, task.data.train, int(state.step)
-    first_epoch = first_step // task.steps_per_epoch + 1
-    train_step = make_train_step(state, objective, config, mixes_bce=False, replicas=replicas)
-    train_loop = make_train_loop(train_step, config.shards or 1, replicas)
-    # A separate graph for the first steps: computing bce after them, with a share of 0, would take a tenth longer.
-    bce_step = make_train_step(state, objective, config, replicas=replicas)
-    bce_loop = make_train_loop(bce_step, config.shards or 1, replicas)
-    bce_steps = config.bce_steps if objective.starts_as_bce else 0
-    batches = iter(training_batches(images, config, first_step, replicas))
-    train_sample = [sample_batch(images, config, "train evaluation")] if replicas.is_chief else []
-    validation = evaluation_batches(task.data.validation, config, "validation", replicas)
-    steps_per_loop = max(1, VALUES_PER_LOOP // (config.batch_size * math.prod(task.model.input_shape[1:])))
-    checkpoint_every = config.checkpoint_every or task.steps_per_epoch
-    with (
-        deferred_signals() as pending,
-        profiled(train_loop, logger.tensorboard_folder, profile and replicas.is_chief) as train_loop,
-    ):
-        if first_epoch == 1:
-            # Not by the logger, because all workers must make the same graphs.
-            batch_size, shards = min(config.batch_size, task.examples), config.shards or 1
-            own = sum(shard_sizes(batch_size, shards, replicas.shards(shards)))
-            spec = batch_spec((own, *task.model.input_shape[1:]))
-            logger.write_graph(train_step.get_concrete_function(spec, batch_size).graph)
-        stopwatch = Stopwatch(state.seconds)
-        for epoch in range(first_epoch, config.epochs + 1):
-            if config.patience is not None and epoch > config.patience + int(state.best_epoch):
-                logger.print(
-                    f"stopped after epoch {epoch - 1}, {config.patience} epochs after the lowest validation loss"
-                )
-                break
-            last_step = epoch * task.steps_per_epoch
-            started, images_before = time.monotonic(), int(state.means.images)
-            while (step := int(state.step)) < last_step:
-                num_steps, batch_size = equal_batches(task.examples, config.batch_size, step)
-                num_steps = min(num_steps, steps_per_loop, checkpoint_every - step % checkpoint_every)
-                if step < bce_steps:
-                    num_steps = min(num_steps, bce_steps - step)
-                loop = bce_loop if step < bce_steps else train_loop
-                with nonfinite_as_diverged(state, config):
-                    mean_loss = loop(batches, tf.constant(num_steps), batch_size)
-                logger.progress(epoch, num_steps * batch_size, mean_loss)
-                step += num_steps
-                if step == last_step:
-                    break  # the epoch's end is saved below
-                stop = replicas.maximum(*pending[:1] or [0])
-                if stop or step % checkpoint_every == 0:
-                    stopwatch.update()
+    config, first_step = task.config, int(state.step)
+    batches = iter(training_batches(task.data.train, config, first_step))
+    for epoch in range(first_step // task.steps_per_epoch + 1, config.epochs + 1):
+        if state.stops_early(epoch, config.patience):
+            logger.print(f"stopped after epoch {epoch - 1}, {config.patience} epochs after the lowest validation loss")
+            break
+        stopwatch = Stopwatch(state)
+        for num_steps, batch_size, is_last in calls(task, int(state.step)):
+            mean_loss = train_loop(batches, num_steps, batch_size)
+            stopwatch.update()
+            logger.progress(epoch, num_steps * batch_size, mean_loss)
+            if not is_last:  # the end of the epoch is saved below, once its results are written
+                if int(state.step) % task.checkpoint_every == 0:
                     checkpoints.save()
-                if stop:
-                    replicas.maximum(0)  # wait until the chief has saved
-                    raise Interrupted(stop, f"stopped and saved after step {step}")
-            images_per_second = (int(state.means.images) - images_before) / (time.monotonic() - started)
-
-            means = state.means.result()
-            # The training loss is the mean over the epoch's images; other metrics are those of the model at its end.
-            trained = evaluate(train_sample) | {name: means.pop(name) for name in task.loss.names}
-            line = {
-                "epoch": epoch,
-                "step": last_step,
-                **{f"train_{name}": value for name, value in trained.items()},
-                **{f"validation_{name}": value for name, value in evaluate(validation).items()},
-                **means,
-                "learning_rate": float(state.optimizer.learning_rate),
-                "images_per_second": images_per_second,
-                "seconds": stopwatch.update(),
-            }
-            logger.write_epoch(line)
-            check_states(state, replicas)
-            if epoch == first_epoch:
-                warn_if_collapsed(task)
-            state.start_epoch()
-            checkpoints.save_epoch(epoch, line.get("validation_loss"))
-            is_failing = False
-            try:
-                if on_epoch_end is not None and replicas.is_chief:
-                    is_failing = True
-                    on_epoch_end(line)
-                    is_failing = False
-            finally:
-                stop = replicas.maximum(*pending[:1] or [CALLBACK_FAILED if is_failing else 0])
-                if stop == CALLBACK_FAILED and not is_failing:
-                    raise RunError(f"on_epoch_end has raised an exception on worker 0 after epoch {epoch}")
-                if stop != CALLBACK_FAILED and stop:
-                    raise Interrupted(stop, f"stopped and saved after epoch {epoch}")
+                interruption.raise_if_pending(f"step {int(state.step)}", save=checkpoints.save)
+        line = {
+            "epoch": epoch,
+            "step": int(state.step),
+            **evaluate("train", task.train_sample),
+            **state.epoch_means(),  # with the training loss, a mean over the images of the epoch
+            **evaluate("validation", task.batches("validation")),
+            "learning_rate": float(state.optimizer.learning_rate),
+            "images_per_second": stopwatch.images_per_second(),  # without the evaluation
+            "seconds": stopwatch.update(),
+        }
+        logger.write_epoch(line)
+        state.start_epoch()
+        checkpoints.save_epoch(epoch, line.get("validation_loss"))
+        with interruption.announced():
+            on_epoch_end(line)
+        interruption.raise_if_pending(f"epoch {epoch}")
 
 
-@contextlib.contextmanager
-def nonfinite_as_diverged(state: TrainState, config: RunConfig) -> Iterator[None]:
-    """Turn the train step's error about a loss or gradient that is not finite into Diverged, which names the step."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        quantity = next((word for word in ("loss", "gradient") if f"the {word} : Tensor had" in error.message), None)
-        if quantity is None:
-            raise
-        raise Diverged(
-            f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
-            f"another run with a lower --learning-rate than {config.learning_rate}"
-        ) from None
+class Call(NamedTuple):
+    """A call of the train loop."""
+
+    num_steps: int
+    batch_size: int
+    is_last: bool
+    """Whether it ends the epoch."""
 
 
-def warn_if_collapsed(task: Task) -> None:
-    """Warn if the model returns nearly the same image for every input.
+def calls(task: Task, step: int) -> Iterator[Call]:
+    """Yield the calls of the train loop from `step` to the end of its epoch.
 
-    The criterion is that the range of each output value over up to 20 inputs, averaged over values, is below 0.001.
+    The batches of a call have one size, and a call ends at each step at which a checkpoint is due.
     """
-    denoised = task.evaluated_model(task.samples.noisy[:20]).numpy()
-    if len(denoised) > 1 and float(np.ptp(denoised, axis=0).mean()) < 0.001:
-        warn(
-            "the network returns nearly the same image for every input, and may never learn more; try another "
-            "--learning-rate, or more --bce-steps"
-        )
+    config, end = task.config, (step // task.steps_per_epoch + 1) * task.steps_per_epoch
+    most = max(1, VALUES_PER_LOOP // (config.batch_size * math.prod(task.model.input_shape[1:])))
+    while step < end:
+        num_steps, batch_size = equal_batches(task.examples, config.batch_size, step)
+        num_steps = min(num_steps, most, task.checkpoint_every - step % task.checkpoint_every)
+        step += num_steps
+        yield Call(num_steps, batch_size, is_last=step == end)

@@ -1,40 +1,41 @@
-"""What several workers do to train the same run: they compare settings and states, and only the chief prints."""
+"""Checks that several workers train the same run: the same settings, images and states."""
 
-import contextlib
+import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 
 import numpy as np
 
-from dae.config import RunConfig, differences, from_json, to_json
-from dae.errors import RunError, UsageError
+from dae import plugins
+from dae.config import to_json
+from dae.errors import RunError, UsageError, warn
 from dae.replicas import Replicas
-from dae.reporting.console import warn
+from dae.training.task import Task
 from dae.training.train_state import TrainState
-from dae.workdir.environment import environment
+from dae.workdir.workdir import environment
 
 
-def compare_workers(config: RunConfig, replicas: Replicas) -> None:
-    """Raise UsageError if a worker has another configuration than the chief, or a GPU while the chief has none.
+def check_tasks(task: Task) -> None:
+    """Raise UsageError if a worker has other settings or images than the chief, or a GPU while the chief has none.
 
-    Warns of other versions, processors and GPUs.
+    Warns of other versions, processors and GPUs. Paths may differ.
     """
-    if replicas.workers == 1:
+    if task.replicas.workers == 1:
         return
-    described = environment()
-    own = {"config": to_json(config), **{name: described[name] for name in ("versions", "cpu", "gpus")}}
-    chief, *others = [json.loads(text) for text in replicas.exchange(json.dumps(own).encode())]
-    for worker, other in enumerate(others, start=1):
-        expected, got = (from_json(each["config"], f"worker {worker}") for each in (chief, other))
-        if differing := differences(expected, got, ("data", "start_from")):
-            raise UsageError(f"worker {worker} has another configuration than worker 0 ({differing})")
-        if bool(chief["gpus"]) != bool(other["gpus"]):
-            raise UsageError(f"worker {worker} has the GPUs {other['gpus']}, worker 0 {chief['gpus']}; see --devices")
+    settings = json.loads(to_json(task.config, lambda name, text: plugins.without_paths(text)))
+    settings |= dataclasses.asdict(task.resolved) | {"data": None, "start_from": None}
+    own = {"settings": settings, "machine": environment()}
+    chief, *others = map(json.loads, task.replicas.exchange(json.dumps(own).encode()))
+    for number, worker in enumerate(others, start=1):
+        for name, value in chief["settings"].items():
+            if (got := worker["settings"][name]) != value:
+                raise UsageError(f"worker {number} has another configuration than worker 0: {name} {got}, not {value}")
+        ours, theirs = chief["machine"], worker["machine"]
+        if bool(ours["gpus"]) != bool(theirs["gpus"]):
+            raise UsageError(f"worker {number} has the GPUs {theirs['gpus']}, worker 0 {ours['gpus']}; see --devices")
         for name in ("versions", "cpu", "gpus"):
-            if chief[name] != other[name]:
-                warn(f"worker {worker}: {name} {other[name]}, of worker 0 {chief[name]}; the last bits may differ")
+            if ours[name] != theirs[name]:
+                warn(f"worker {number}: {name} {theirs[name]}, of worker 0 {ours[name]}; the last bits may differ")
 
 
 def check_states(state: TrainState, replicas: Replicas) -> None:
@@ -42,20 +43,14 @@ def check_states(state: TrainState, replicas: Replicas) -> None:
     if replicas.workers == 1:
         return
     digest = hashlib.sha256()
-    of_losses = (variable for layer in state.loss for variable in layer.variables)
-    for variable in (*state.model.variables, *state.optimizer.variables, *of_losses):
+    of_losses = (weight for layer in state.loss for weight in layer.variables)
+    # Not model.variables: the states of Dropout's random numbers are those of the last shard of each worker.
+    for variable in (*state.model.weights, *state.optimizer.variables, *of_losses):
         digest.update(np.asarray(variable).tobytes())
     chief, *others = replicas.exchange(digest.digest())
-    for worker, other in enumerate(others, start=1):
-        if other != chief:
+    for number, worker in enumerate(others, start=1):
+        if worker != chief:
             raise RunError(
-                f"the weights of worker {worker} differ from those of worker 0 after step {int(state.step)}; the loss, "
+                f"the weights of worker {number} differ from those of worker 0 after step {int(state.step)}; the loss, "
                 "the noise or the network is not a function of its inputs alone"
             )
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Drop what is printed on stderr, such as warnings, which the chief prints too. An exception is not caught."""
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
-        yield

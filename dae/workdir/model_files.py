@@ -1,17 +1,15 @@
 """Model files: a run's model.keras and model.h5, or any other file of those formats."""
 
-import contextlib
 import logging
 import re
 from pathlib import Path
 from textwrap import shorten
 
-import h5py
 import keras
 
 from dae.errors import UsageError, shown
+from dae.files import atomic_path
 from dae.workdir import hdf5_check
-from dae.workdir.files import atomic_path
 from dae.workdir.workdir import REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
@@ -38,75 +36,25 @@ def load_model(path: str | Path) -> keras.Model:
             hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
-            weights = _load(path).count_params()
+            weights = keras.models.load_model(path, compile=False).count_params()
         if weights > path.stat().st_size:
             raise UsageError(f"{path}: claims {weights:,} weights, more than it has bytes")
-        model = _load(path)
+        model = keras.models.load_model(path, compile=False)
     except UsageError:
         raise
     except Exception as error:  # Keras, h5py and zipfile raise many types
         raise UsageError(f"{path}: not a readable model ({_reason(error)})") from None
-    if isinstance(getattr(model, "output", None), dict):  # one that names its output
-        raise UsageError(f"{path}: expected a model from images to images, got one to a dictionary")
-    if len(model.input_shape) != 4 or model.input_shape != model.output_shape:
-        raise UsageError(
-            f"{path}: expected a model from images to images of the same shape, got one from "
-            f"{shown(model.input_shape)} to {shown(model.output_shape)}"
-        )
+    names_output = isinstance(getattr(model, "output", None), dict)
+    if names_output or len(model.input_shape) != 4 or model.input_shape != model.output_shape:
+        shapes = f"{shown(model.input_shape)} to {shown(model.output_shape)}"
+        raise UsageError(f"{path}: expected a model from images to images of the same shape, got one from {shapes}")
     return model
 
 
-# What Keras says of a layer that it cannot make or fill, before the reason.
-_OF_LAYER = re.compile(
-    r"Error when deserializing class '(?P<kind>\w+)' using config=\{'name': '(?P<name>[^']*)'"
-    r"|Example error message for object <(?P<kind_of_weights>\w+) name=(?P<name_of_weights>[^,>]*).*?>:\s*"
-)
-
-
 def _reason(error: Exception) -> str:
-    """Return why a model cannot be loaded, in a line of at most about 200 characters, from Keras's long message."""
-    message = str(error)
-    layer = _OF_LAYER.search(message)
-    reason = message.rpartition("Exception encountered: ")[2].strip()
-    if layer is None:
-        where = ""
-    elif layer["kind"]:
-        where = f"layer {layer['name']}, {layer['kind']}: "
-    else:
-        where, reason = f"layer {layer['name_of_weights']}, {layer['kind_of_weights']}: ", message[layer.end() :]
-    # What follows is advice, or a configuration.
-    first, *others = re.split(r"(?<=[.!?]) +", next(iter(reason.splitlines()), type(error).__name__))
-    for sentence in others:
-        if len(first) + len(sentence) > 120:
-            break
-        first += f" {sentence}"
-    return f"{where[:80]}{shorten(first, 150, placeholder='...')}"
-
-
-class _Unlocked(h5py.File):
-    """An HDF5 file that Keras takes for a path, without the lock of the HDF5 library.
-
-    Some file systems have no locks. A model is written to a temporary file that nobody else knows, and only read later.
-    """
-
-    def __init__(self, path: Path, mode: str) -> None:
-        super().__init__(path, mode, locking=False)
-
-    def __str__(self) -> str:
-        return self.filename
-
-    def __fspath__(self) -> str:
-        return self.filename
-
-
-def _opened(path: Path, mode: str) -> contextlib.AbstractContextManager[Path | _Unlocked]:
-    """Return what Keras saves to or loads from, as a context that closes it."""
-    return _Unlocked(path, mode) if path.suffix == ".h5" else contextlib.nullcontext(path)
-
-
-def _load(path: Path) -> keras.Model:
-    with _opened(path, "r") as file:
-        return keras.models.load_model(file, compile=False)
+    """Return why a model cannot be loaded, in a line of at most 200 characters, from Keras's long message."""
+    reason = re.split(r"Exception encountered: |Example error message for object <.*?>:", str(error))[-1].strip()
+    return shorten((reason or type(error).__name__).splitlines()[0], 200, placeholder="...")
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -115,7 +63,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)  # Keras warns that .h5 is a legacy format
     try:
-        with atomic_path(path) as temporary, _opened(temporary, "w") as file:
-            model.save(file)
+        with atomic_path(path) as temporary:
+            model.save(temporary)
     finally:
         logger.setLevel(level)

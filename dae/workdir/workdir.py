@@ -5,27 +5,31 @@ All files are written atomically, except that each epoch appends a line to metri
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import os
+import platform
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from dae import config as config_module
-from dae import plugins
-from dae.config import RunConfig, config_for_resume, flag, map_plugins
-from dae.errors import UsageError, first_line
-from dae.workdir.environment import environment
-from dae.workdir.files import TEMPORARY, atomic_write
+from dae import plugins, resolved
+from dae.config import RunConfig, config_for_resume, flag, to_json
+from dae.errors import UsageError, first_line, warn
+from dae.files import TEMPORARY, atomic_write
+from dae.resolved import Resolved
+from dae.runtime import cores, cpu_name
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.json", "environment.json", "metrics.jsonl", "report.json"
-CODE = "code"
-# A file that is locked where folders cannot be.
-LOCK = ".lock"
+CODE, LOCK = "code", ".lock"
 
 
 def slug(setting: str) -> str:
@@ -45,20 +49,58 @@ class Workdir:
     """A run's folder while it is locked, with the run's configuration."""
 
     path: Path
+    output: Path
+    """The folder to write to: `path`, or for workers other than the chief a temporary one."""
     config: RunConfig
-    has_run: bool
-    """Whether the folder already holds a run, which is then resumed."""
-    is_longer: bool
+    recorded: Resolved | None = None
+    """The record of the run in the folder, which is then resumed; None if there is no run yet."""
+    is_longer: bool = False
     """Whether `config` asks for more epochs than that run was started with."""
-    is_finished: bool
-    """Whether that run has a report and needs no further epochs."""
+    report: dict[str, float] | None = None
+    """The report of that run if it needs no further epochs."""
 
 
 @contextlib.contextmanager
-def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, lock: bool = True) -> Iterator[Workdir]:
+def locked(path: Path) -> Iterator[None]:
+    """Create the folder `path` if it is missing, and keep other processes out of it during the block.
+
+    This locks a file in it, LOCK, because network file systems cannot lock folders; the operating system unlocks it
+    however this process ends. After the block, LOCK is removed, and then those of the created folders that are empty,
+    as after a user's mistake. Raises UsageError if another process has locked the folder, if it cannot be written or
+    locked, or if TensorFlow cannot use its name.
+    """
+    if str(path) == "." or re.search(r"[][*?\\\n\0]", str(path)):
+        # TensorFlow treats such paths as glob patterns, and could read or delete the files of other runs.
+        allowed = "choose a folder other than '.', without line breaks or any of []*?\\"
+        raise UsageError(f"--run-dir: {str(path)!r} cannot name a run; {allowed}")
+    with contextlib.ExitStack() as stack:
+        try:
+            for folder in (*reversed(path.parents), path):
+                if not folder.exists():
+                    stack.callback(_remove_if_empty, folder)
+            path.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path / LOCK, "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 0:  # the process that had locked it has just removed it
+                raise BlockingIOError
+        except BlockingIOError:
+            raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
+        except OSError as error:
+            raise UsageError(f"--run-dir: {path} cannot be written or locked ({first_line(error)})") from None
+        stack.callback((path / LOCK).unlink, missing_ok=True)
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief: bool = True) -> Iterator[Workdir]:
     """Lock a run's folder, by default a new one in runs/, and yield it with the configuration to train with.
 
-    Without `lock`, as for workers other than the chief, the folder is only read, and may be missing.
+    Workers other than the chief only read the folder, which may be missing, and write to a temporary one.
 
     If the folder holds a run, `resume` must be true, and `config_for_resume` returns the configuration. A missing
     folder is created, and removed again if it is still empty at the end, as after a user's mistake. Raises UsageError
@@ -67,17 +109,16 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, lock: bo
     if run_dir is None and resume:
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
-    with _locked(path) if lock else contextlib.nullcontext():
-        if not has_run(path):
-            yield Workdir(path, config, has_run=False, is_longer=False, is_finished=False)
-            return
-        if not resume:
-            raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
-        saved = config_module.read(path / CONFIG)
-        config = config_for_resume(saved, config, path)
-        is_longer = config.epochs > saved.epochs
-        is_finished = (path / REPORT).exists() and not is_longer
-        yield Workdir(path, config, has_run=True, is_longer=is_longer, is_finished=is_finished)
+    with locked(path) if is_chief else tempfile.TemporaryDirectory() as temporary:
+        run = Workdir(path, Path(temporary or path), config)
+        if has_run(path):
+            if not resume:
+                raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
+            saved = config_module.read(path / CONFIG)
+            config, is_longer = config_for_resume(saved, config, path), config.epochs > saved.epochs
+            report = read_report(path) if (path / REPORT).exists() and not is_longer else None
+            run = Workdir(path, run.output, config, resolved.read(path), is_longer, report)
+        yield run
 
 
 def has_run(path: Path) -> bool:
@@ -86,134 +127,84 @@ def has_run(path: Path) -> bool:
     A folder counts as empty if it contains only files that a starting run writes before config.json.
     """
     names = {entry.name for entry in path.iterdir()} - {LOCK} if path.exists() else set()
-    before_config = {ENVIRONMENT, CODE} if ENVIRONMENT in names else set()
+    before_config = {ENVIRONMENT, resolved.FILE, CODE} if ENVIRONMENT in names else set()
     if CONFIG not in names and not all(name in before_config or name.startswith(TEMPORARY) for name in names):
         raise UsageError(f"--run-dir: {path} holds files that are not a run's (no {CONFIG}); choose another folder")
     return CONFIG in names
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Create the folder if it is missing, and lock it; the operating system unlocks it however this process ends."""
-    if str(path) == "." or re.search(r"[][*?\\\n]", str(path)):
-        # TensorFlow treats such paths as glob patterns, and could read or delete the files of other runs.
-        raise UsageError(
-            f"--run-dir: {str(path)!r} cannot name a run; choose a folder other than '.', without line breaks or any "
-            "of []*?\\"
-        )
-    missing: list[Path] = []
-    try:
-        missing += [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except (OSError, ValueError) as error:
-        _remove_empty(missing)
-        raise UsageError(f"--run-dir: {path} cannot be written ({first_line(error)})") from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        stack.callback(_remove_empty, missing)  # while no other process can lock the folder
-        try:
-            _lock(path, descriptor, stack)
-        except BlockingIOError:
-            missing.clear()  # they are the other process's now
-            raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
-        except OSError as error:
-            raise UsageError(
-                f"--run-dir: {path} cannot be locked ({error.strerror}); choose a folder on a file system with locks"
-            ) from None
-        yield
+def start(path: Path, config: RunConfig, derived: Resolved) -> None:
+    """Write environment.json, resolved.json, code/ and config.json, in this order."""
+    atomic_write(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+    atomic_write(path / resolved.FILE, resolved.to_json(derived))
+    _write_config(path, config)
 
 
-def _lock(path: Path, descriptor: int, stack: contextlib.ExitStack) -> None:
-    """Lock the folder `path`, which is open as `descriptor`, until `stack` is closed.
+def reopen(path: Path, config: RunConfig, epochs: int) -> None:
+    """Mark the run in `path` as unfinished, and record `config`, which may ask for more than the `epochs` done so far.
 
-    Raises BlockingIOError if another process has locked it, and another OSError if the file system has no locks.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-    except BlockingIOError:
-        raise
-    except OSError:  # as on NFS and some other file systems, which may lock files, but not folders
-        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT)
-        stack.callback(os.close, file)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise BlockingIOError from None
-        (path / LOCK).unlink()
-        raise
-    stack.callback(_remove_lock, path)
-
-
-def _remove_lock(path: Path) -> None:
-    """Remove the file LOCK from a folder without a run."""
-    if not (path / CONFIG).exists():
-        (path / LOCK).unlink(missing_ok=True)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError, ValueError):  # not empty, or never made
-            folder.rmdir()
-
-
-def start(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
-    """Write environment.json, code/ and config.json. Raises UsageError if that is impossible.
-
-    `sources` maps the names of further files for code/ to their content; no setting refers to them. Returns `config`
-    with references to the copies in code/ in place of the user's files.
-    """
-    try:
-        atomic_write(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
-        return _write_config(path, config, sources)
-    except OSError as error:
-        raise UsageError(f"--run-dir: {path} cannot be written ({error.strerror})") from None
-
-
-def reopen(path: Path, config: RunConfig) -> RunConfig:
-    """Mark the run in `path` as unfinished, and record `config`, which may have more epochs than before.
-
-    Warns if versions or the processor have changed since the run was started, because the last bits of its results may
-    then differ. Returns `config` as `start` does.
+    Raises UsageError, before anything is changed, if a file of the run is damaged. Warns if versions or the processor
+    have changed since the run was started, because the last bits of its results may then differ.
     """
     before, now = read_environment(path), environment()
+    truncate_metrics(path, epochs)
     for name in ("versions", "cpu"):
         if before[name] != now[name]:
-            print(
-                f"warning: {path}: {name} was {before[name]}, now {now[name]}; the last bits of results may differ",
-                file=sys.stderr,
-            )
+            warn(f"{path}: {name} was {before[name]}, now {now[name]}; the last bits of results may differ")
     (path / REPORT).unlink(missing_ok=True)
-    return _write_config(path, config, {})
+    _write_config(path, config)
 
 
-def _write_config(path: Path, config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
-    """Copy the files that `config` refers to into code/, write config.json, and return `config` with the copies' paths.
-
-    Also removes temporary files that a killed process has left.
-    """
+def _write_config(path: Path, config: RunConfig) -> None:
+    """Write config.json, with copies of the users' files that it names in code/, and remove what a kill has left."""
     for left_by_a_kill in path.rglob(f"{TEMPORARY}*"):
         left_by_a_kill.unlink()
-    copies = {name: source.encode() for name, source in sources.items()}
+    texts = [config.noise, config.model, config.loss, *config.metrics]
+    copies = {name: source.encode() for name, source in plugins.sources(texts).items()}
 
     def copy(reference: plugins.Reference, field_name: str) -> plugins.Reference:
         files, file = reference.read(flag(field_name)), Path(reference.path)
         # A file that reads others is kept in a folder with these, so that all keep their names.
         for name in plugins.numbered(file.stem, suffix=file.suffix if len(files) == 1 else ""):
-            placed = {name if len(files) == 1 else f"{name}/{each}": content for each, content in files.items()}
-            if all(copies.get(place, content) == content for place, content in placed.items()):
+            placed = {name if len(files) == 1 else f"{name}/{member}": content for member, content in files.items()}
+            if all(copies.get(target, content) == content for target, content in placed.items()):
                 break
         copies.update(placed)
         return dataclasses.replace(reference, path=f"{CODE}/{next(iter(placed))}")
 
-    stored = map_plugins(config, lambda name, text: plugins.substitute(text, lambda one: copy(one, name)))
+    text = to_json(config, lambda name, text: plugins.substitute(text, lambda reference: copy(reference, name)))
     for name, content in copies.items():
         (path / CODE / name).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path / CODE / name, content)
-    atomic_write(path / CONFIG, config_module.to_json(stored))
-    return config_module.read(path / CONFIG)
+    atomic_write(path / CONFIG, text)
+
+
+def environment() -> dict[str, Any]:
+    """Describe this process, for a run's environment.json."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("dae", "tensorflow", "keras", "numpy")},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed_files": None if changed is None else changed.splitlines(),
+        "command": [sys.executable, *sys.argv],
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_cores": cores(),
+        "gpus": [
+            tf.config.experimental.get_device_details(device).get("device_name", device.name)
+            for device in tf.config.get_visible_devices("GPU")
+        ],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about the checkout that holds the running script; None without git or without a checkout."""
+    command = ["git", "-C", str(Path(sys.argv[0]).resolve().parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.rstrip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -236,11 +227,16 @@ def append_metrics(path: Path, line: Mapping[str, float]) -> None:
         os.fsync(file.fileno())
 
 
-def check_metrics(path: Path, epochs: int) -> None:
-    """Raise UsageError unless metrics.jsonl has a line for each of the first `epochs`, as a checkpoint after them."""
+def truncate_metrics(path: Path, epochs: int) -> None:
+    """Keep only the first `epochs` lines of metrics.jsonl, those of a checkpoint; a killed run may have written more.
+
+    Raises UsageError if one of them is missing or damaged.
+    """
+    lines: list[str] = []
     try:
-        lines = (path / METRICS).read_text(encoding="utf-8").splitlines() if epochs else []
-        found = [json.loads(line)["epoch"] for line in lines[:epochs]]
+        if epochs:
+            lines = (path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
+        found = [json.loads(line)["epoch"] for line in lines]
     except (OSError, ValueError, KeyError, TypeError):
         found = []
     if found != list(range(1, epochs + 1)):
@@ -248,18 +244,13 @@ def check_metrics(path: Path, epochs: int) -> None:
             f"{path / METRICS}: missing or damaged, without the lines of all {epochs} epochs of the checkpoint; "
             "restore it, or start another run"
         )
-
-
-def truncate_metrics(path: Path, epochs: int) -> None:
-    """Keep only the first `epochs` lines of metrics.jsonl; a killed run may have written more."""
-    file = path / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    atomic_write(file, "".join(lines[:epochs]))
+    atomic_write(path / METRICS, "".join(lines))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl, one per epoch."""
-    return [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+    """Return the lines of metrics.jsonl, one per epoch; none before the end of the first epoch."""
+    file = path / METRICS
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def write_report(path: Path, report: Mapping[str, float]) -> None:

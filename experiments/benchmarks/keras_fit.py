@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from dae import cli
-from dae.config import PRESETS, RunConfig
+from dae.config import RunConfig, preset
 from dae.data import datasets
+
+NOISE_LEVEL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +37,29 @@ def compiled(config: RunConfig) -> Any:
     return model
 
 
-def with_noise(images: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+def with_noise(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (noisy, clean), float32 in [0, 1], for uint8 images, with NumPy's global random numbers."""
     clean = images.astype(np.float32) / 255
-    noisy = np.clip(clean + np.random.normal(0, config.noise_range[0], clean.shape), 0, 1)
+    noisy = np.clip(clean + np.random.normal(0, NOISE_LEVEL, clean.shape), 0, 1)
     return noisy.astype(np.float32), clean
 
 
 def main() -> None:
     arguments = cli.parse(KerasFitArguments)
-    config = dataclasses.replace(PRESETS["tutorial"], train_examples=arguments.train_examples)
+    config = preset("tutorial", train_examples=arguments.train_examples)
     cli.import_tensorflow()
-    from dae.workdir.files import check_output
+    from dae.files import check_output
     from dae.workdir.model_files import save_model
 
     output = Path(arguments.output)
     check_output(output, (".h5", ".keras"), "--output")
     model, splits = compiled(config), datasets.load(config)
     model.fit(
-        *with_noise(splits.train.pixels, config),
+        *with_noise(splits.train.pixels),
         epochs=arguments.epochs,
         batch_size=config.batch_size,
         shuffle=True,
-        validation_data=with_noise(splits.test.pixels, config),
+        validation_data=with_noise(splits.test.pixels),
         verbose=2,
     )
     save_model(model, output)

@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+from measure import RUN_SCRIPT, in_turn, table
 
 from dae import cli
-from dae.errors import RunError, UsageError
+from dae.errors import RunError
 
-RUN = (sys.executable, str(Path(__file__).resolve().parent.parent / "run.py"))
+RUN = (sys.executable, RUN_SCRIPT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,9 @@ class StartupArguments:
 def until_exit(status: int, *command: str) -> float:
     """Return the seconds until `command` exits. Raises RunError if its exit status is not `status`."""
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode != status:
-        raise RunError(f"{' '.join(command)} exited with {done.returncode}")
+    completed = subprocess.run(command, capture_output=True)
+    if completed.returncode != status:
+        raise RunError(f"{' '.join(command)} exited with {completed.returncode}")
     return time.perf_counter() - started
 
 
@@ -39,11 +39,8 @@ def until_first_step() -> float:
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         run = Path(scratch) / "run"
         started = time.perf_counter()
-        process = subprocess.Popen(
-            [*RUN, "--checkpoint-every", "1", "--run-dir", str(run)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = [*RUN, "--checkpoint-every", "1", "--run-dir", str(run)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         stack.callback(process.wait)
         stack.callback(process.kill)
         while not (run / "checkpoints" / "latest" / "ckpt-1.index").exists():
@@ -55,21 +52,18 @@ def until_first_step() -> float:
 
 def main() -> None:
     arguments = cli.parse(StartupArguments)
-    if arguments.rounds < 1:
-        raise UsageError(f"--rounds: expected a whole number >= 1, got {arguments.rounds}")
-    timed = {
+    functions = {
         "run.py --help": lambda: until_exit(0, *RUN, "--help"),
         "run.py --losss bce": lambda: until_exit(2, *RUN, "--losss", "bce"),
         "run.py until its first step": until_first_step,
         "only importing TensorFlow": lambda: until_exit(0, sys.executable, "-c", "import tensorflow"),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in tqdm(range(arguments.rounds + 1), unit=" rounds", disable=None):
-        for name, function in timed.items():
-            seconds[name].append(function())
-    print("| command | seconds, median | range |\n| --- | --- | --- |")
-    for name, (_, *of_rounds) in seconds.items():
-        print(f"| {name} | {statistics.median(of_rounds):.2f} | {min(of_rounds):.2f} to {max(of_rounds):.2f} |")
+    seconds = in_turn(functions, arguments.rounds)
+    rows = [
+        [name, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
+        for name, values in seconds.items()
+    ]
+    print(table(["command", "seconds, median", "range"], rows))
 
 
 if __name__ == "__main__":

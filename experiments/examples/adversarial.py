@@ -1,4 +1,4 @@
-"""An example of a loss with an update of its weights: a discriminator between clean and denoised images.
+"""An example of a loss that trains weights of its own: a discriminator between clean and denoised images.
 
 python experiments/run.py --preset quick --loss "bce + 0.01*experiments/examples/adversarial.py:Adversarial"
 """

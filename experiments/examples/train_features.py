@@ -31,7 +31,9 @@ def main() -> None:
     from dae.data import datasets
 
     config = RunConfig(train_examples=arguments.train_examples)
-    splits, labels = datasets.load(config), np.asarray(datasets.training_labels(config))
+    splits = datasets.load(config)
+    with np.load(datasets.MNIST_FILE) as arrays:
+        labels = arrays["y_train"]
     keras.utils.set_random_seed(0)
     image = keras.Input((None, None, 1))
     x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(image)

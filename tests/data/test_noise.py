@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import new_state, new_train_step, objective
+from helpers import new_state, new_train_loop, objective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ from dae.data.noise import NOISES
 from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 from dae.evaluation.evaluate import make_evaluator
-from dae.training.train_step import make_train_loop
 
 # 64 images of 28 x 28 of one value each: 50,176 draws.
 PIXELS = 64 * 28 * 28
@@ -92,16 +91,46 @@ def test_small_poisson_has_the_poisson_distribution(mean):
 
 
 @pytest.mark.parametrize("name", ["salt_pepper", "masking"])
-def test_probability_of_1_changes_every_value_and_a_higher_one_is_refused(name):
+def test_probability_of_1_changes_every_value_and_a_higher_one_is_rejected(name):
     some = noisy(name, 0.5, 1.0, (1, 2))
     assert set(np.unique(some)) == ({0, 1} if name == "salt_pepper" else {0})
     with pytest.raises(UsageError, match=rf"--noise-level: .*0 to 1\b.*{name}.*1\.5"):
         noise.build(name, 1.5)
 
 
-def test_unknown_noise_is_refused_with_the_most_similar_name():
-    with pytest.raises(UsageError, match=r"--noise: .*'gausian'.*'gaussian'"):
-        noise.build("gausian", 0.5)
+@pytest.mark.parametrize(
+    ("values", "is_paired", "expected"),
+    [
+        ({}, False, (0.5, 0.5)),
+        ({}, True, (0, 0)),
+        ({"noise_level": 0.3}, True, (0.3, 0.3)),
+        ({"noise_level": (0.1, 0.3), "noise": "poisson"}, True, (0.1, 0.3)),
+        ({"noise": "poisson"}, False, (0.5, 0.5)),
+    ],
+)
+def test_the_default_level_is_that_of_the_tutorial_or_0_for_pairs(values, is_paired, expected):
+    assert noise.level_range(RunConfig(**values), is_paired) == expected
+    with pytest.raises(
+        UsageError, match=r"^--noise: poisson for images that are noisy already needs its --noise-level$"
+    ):
+        noise.level_range(RunConfig(noise="poisson"), is_paired=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gaussian", "--noise-level: 25 for gaussian leaves hardly anything of the images"),
+        ("poisson", "--noise-level: 25 for poisson leaves hardly anything of the images"),
+        ("own", ""),
+    ],
+)
+def test_a_level_that_leaves_hardly_anything_of_an_image_is_warned_of(name, words, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(USER_NOISES)
+    config = RunConfig(noise=f"{tmp_path}/own.py:good" if name == "own" else name)
+    noise.check(config, (10, 10, 1), (2.0, 2.0))
+    assert capsys.readouterr().err == ""
+    noise.check(config, (10, 10, 1), (0.5, 25.0))
+    assert capsys.readouterr().err.startswith(f"warning: {words}") == bool(words)
 
 
 USER_NOISES = """
@@ -128,7 +157,7 @@ def frozen(clean, level, seed):
 """
 
 
-@pytest.mark.parametrize("level", [0.5, (0.1, 0.8)])
+@pytest.mark.parametrize("levels", [(0.5, 0.5), (0.1, 0.8)])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -139,24 +168,24 @@ def frozen(clean, level, seed):
         ("frozen", "graph and eager mode"),
     ],
 )
-def test_user_noise_that_breaks_the_rules_is_refused(name, message, level, tmp_path):
+def test_user_noise_that_breaks_the_rules_is_rejected(name, message, levels, tmp_path):
     (tmp_path / "own.py").write_text(USER_NOISES)
     with pytest.raises(UsageError, match=f"own.py:{name}: .*{message}") as caught:
-        noise.check(RunConfig(noise=f"{tmp_path}/own.py:{name}", noise_level=level), (10, 10, 1))
+        noise.check(RunConfig(noise=f"{tmp_path}/own.py:{name}"), (10, 10, 1), levels)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("level", [0.5, (0.1, 0.8)])
-def test_valid_user_noise_is_accepted(level, tmp_path):
+@pytest.mark.parametrize("levels", [(0.5, 0.5), (0.1, 0.8)])
+def test_valid_user_noise_is_accepted(levels, tmp_path):
     (tmp_path / "own.py").write_text(USER_NOISES)
-    noise.check(RunConfig(noise=f"{tmp_path}/own.py:good", noise_level=level), (10, 10, 1))
+    noise.check(RunConfig(noise=f"{tmp_path}/own.py:good"), (10, 10, 1), levels)
 
 
-def test_user_noise_that_fails_only_in_a_graph_is_refused_with_its_line(tmp_path):
+def test_user_noise_that_fails_only_in_a_graph_is_rejected_with_its_line(tmp_path):
     (tmp_path / "own.py").write_text("def eager(clean, level, seed):\n    return clean + float(seed[0].numpy())\n")
     message = r"own\.py:eager: .*line 2 \(AttributeError: .*numpy"
     with pytest.raises(UsageError, match=message):
-        noise.check(RunConfig(noise=f"{tmp_path}/own.py:eager"), (10, 10, 1))
+        noise.check(RunConfig(noise=f"{tmp_path}/own.py:eager"), (10, 10, 1), (0.5, 0.5))
 
 
 def test_user_noise_of_a_shape_unknown_to_the_graph_trains(tmp_path, mnist):
@@ -165,14 +194,13 @@ def test_user_noise_of_a_shape_unknown_to_the_graph_trains(tmp_path, mnist):
         "    return tf.numpy_function(lambda x: (x + np.roll(x, 1, axis=2)) / 2, [clean], tf.float32)\n"
     )
     config = RunConfig(noise=f"{tmp_path}/own.py:smeared", batch_size=32, epochs=1, shards=2)
-    noise.check(config, (28, 28, 1))
+    noise.check(config, (28, 28, 1), (0.5, 0.5))
     batches = training_batches(mnist.train[:160], config)
     assert batches.element_spec.noisy.shape.rank is None
     state = new_state(config)
     before = state.model.get_weights()
-    train_loop = make_train_loop(new_train_step(state, config))
-    assert 0 < float(train_loop(iter(batches), tf.constant(5), 32)) < 0.7
+    assert 0 < float(new_train_loop(state, config)(iter(batches), 5, 32)) < 0.7
     assert int(state.step) == 5
     assert all((old != new).any() for old, new in zip(before, state.model.get_weights(), strict=True))
     evaluate = make_evaluator(state.model, objective("bce", config))
-    assert 0 < evaluate(evaluation_batches(mnist.test[:9], config, "test"))["loss"] < 0.7
+    assert 0 < evaluate("test", evaluation_batches(mnist.test[:9], config, "test"))["test_loss"] < 0.7

@@ -9,19 +9,16 @@ from hypothesis import strategies as st
 
 from dae.config import RunConfig
 from dae.data import pipeline
-from dae.data.examples import examples_per_epoch, examples_per_image
-from dae.data.images import Images
+from dae.data.images import Images, examples_per_epoch, examples_per_image
 from dae.data.noise import NOISES, standard_normal
 from dae.data.pipeline import (
     Batch,
     equal_batches,
     evaluation_batches,
     sample_batch,
-    split_batch,
     steps_per_epoch,
     training_batches,
 )
-from dae.replicas import Replicas
 from dae.seeding import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
@@ -74,39 +71,14 @@ def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(image
     assert not (noise_of_first == noise_of_second).all(axis=(1, 2, 3)).any()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("change", [{}, {"patch_size": 16, "augment": True, "noise_level": (0.1, 0.5)}])
-def test_each_worker_makes_only_its_shards(workers, change, images):
-    """The last batch of an epoch has fewer images than there are shards, so that some shards have none."""
-    config = dataclasses.replace(CONFIG, batch_size=33, shards=4, **change)
-    group = [Replicas((), worker, ("a:1",) * workers) for worker in range(workers)]
-    parts = [arrays(training_batches(images, config, 1, worker)) for worker in group]
-    whole = arrays(training_batches(images, config, 1))
-    assert 0 < min(len(batch.clean) for batch in whole) < 4
-    for batch, *others in zip(whole, *parts, strict=True):
-        for name in ("noisy", "clean", "noise_level"):
-            together = np.concatenate([getattr(other, name) for other in others])
-            np.testing.assert_array_equal(getattr(batch, name), together)
-        assert all((batch.seed == other.seed).all() for other in others)
-        shards = split_batch(Batch(*batch), 4)
-        own = [
-            each
-            for other, worker in zip(others, group, strict=True)
-            for each in split_batch(Batch(*other), 4, worker.shards(4), len(batch.clean))
-        ]
-        for shard, other in zip(shards, own, strict=True):
-            for tensor, other_tensor in zip(shard, other, strict=True):
-                np.testing.assert_array_equal(tensor, other_tensor)
-    evaluated = [arrays(evaluation_batches(images, config, "test", worker)) for worker in group]
-    assert_same([batch for some in evaluated for batch in some], arrays(evaluation_batches(images, config, "test")))
-
-
-def test_shards_of_a_batch_have_independent_noise(images):
-    config = dataclasses.replace(CONFIG, clip_noise=False, batch_size=100, shards=2)
-    (batch,) = arrays(training_batches(images, config).take(1))
-    first, second = split_batch(Batch(*batch), 2)
-    noise, other = ((shard.noisy - shard.clean).ravel() for shard in (first, second))
-    assert abs(np.corrcoef(noise, other)[0, 1]) < 5 / 198  # of 39,200 pixels
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("images", ["one size", "several"])
+def test_the_batches_of_an_evaluation_are_divided_among_the_workers(images, workers, mnist):
+    of_one_size = {"one size": mnist.test[:1200], "several": SEVERAL}[images]
+    whole = arrays(evaluation_batches(of_one_size, CONFIG, "test"))
+    assert len(whole) >= workers
+    for worker in range(workers):
+        assert_same(arrays(evaluation_batches(of_one_size, CONFIG, "test", worker, workers)), whole[worker::workers])
 
 
 def test_unclipped_noise_of_two_steps_is_uncorrelated(images):
@@ -116,20 +88,6 @@ def test_unclipped_noise_of_two_steps_is_uncorrelated(images):
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / 280
     assert first.mean() == pytest.approx(0, abs=5 * 0.5 / 280)
     assert first.std() == pytest.approx(0.5, rel=0.02)
-
-
-def test_training_batches_repeat_bit_for_bit_and_differ_with_another_seed(images):
-    assert_same(arrays(training_batches(images, CONFIG)), arrays(training_batches(images, CONFIG)))
-    other = arrays(training_batches(images, dataclasses.replace(CONFIG, seed=1)))
-    assert not np.array_equal(arrays(training_batches(images, CONFIG))[0].noisy, other[0].noisy)
-
-
-@pytest.mark.parametrize("level", [0.5, (0.1, 0.8)])
-@pytest.mark.parametrize("first_step", [1, 3, 4, 6, 8])
-def test_batches_from_a_later_step_are_the_last_ones_from_step_0(images, first_step, level):
-    config = dataclasses.replace(CONFIG, noise_level=level)
-    whole = arrays(training_batches(images, config))
-    assert_same(arrays(training_batches(images, config, first_step)), whole[first_step:])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -160,7 +118,7 @@ def test_first_batch_is_the_documented_function_of_seed_and_step(images):
     )
     expected = tf.cast(tf.gather(images.pixels, order), tf.float32) / 255.0
     np.testing.assert_array_equal(batch.clean, expected)
-    added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "shard 0 noise", 0))
+    added = 0.5 * standard_normal((32, 28, 28, 1), stateless_seed(0, "noise", 0))
     np.testing.assert_array_equal(batch.noisy, tf.clip_by_value(expected + added, 0.0, 1.0))
     np.testing.assert_array_equal(batch.noise_level, np.full((32, 1, 1, 1), 0.5, np.float32))
     np.testing.assert_array_equal(batch.seed, stateless_seed(0, "loss", 0))
@@ -186,7 +144,7 @@ def test_range_of_noise_levels_gives_each_image_a_level_of_its_own(images):
 def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, images):
     config = dataclasses.replace(CONFIG, noise=noise, noise_level=level, clip_noise=clip_noise)
     batches = {
-        "shard 0 ": arrays(training_batches(images, config)),
+        "": arrays(training_batches(images, config)),
         "test ": arrays(evaluation_batches(images, config, "test")),
     }
     for purpose, of_purpose in batches.items():
@@ -200,23 +158,13 @@ def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, image
             np.testing.assert_allclose(batch.noisy, expected, atol=1e-6)
 
 
-def test_seeds_differ_between_steps_shards_purposes_and_runs(images):
+def test_seeds_differ_between_steps_purposes_and_runs(images):
     batches = [
         *arrays(training_batches(images, CONFIG)),
         *arrays(training_batches(images, dataclasses.replace(CONFIG, seed=1))),
         *(arrays(evaluation_batches(images, CONFIG, purpose))[0] for purpose in ("validation", "test")),
     ]
-    shards = [shard for batch in batches for shard in split_batch(batch, 2)]
-    assert len(shards) == 2 * len(batches)
-    seeds = {tuple(np.asarray(each.seed).tolist()) for each in (*batches, *shards)}
-    assert len(seeds) == 3 * len(batches)
-
-
-@pytest.mark.parametrize("noise", NOISES)
-def test_clipped_noise_stays_between_0_and_1(images, noise):
-    for batch in arrays(training_batches(images, dataclasses.replace(CONFIG, noise=noise, noise_level=(0, 1)))):
-        assert batch.noisy.dtype == np.float32
-        assert 0 <= batch.noisy.min() <= batch.noisy.max() <= 1
+    assert len({tuple(np.asarray(batch.seed).tolist()) for batch in batches}) == len(batches)
 
 
 def test_large_images_are_evaluated_in_smaller_batches():
@@ -232,28 +180,20 @@ def test_sample_batch_is_the_first_evaluation_batch(mnist):
 
 
 @pytest.mark.parametrize(
-    ("images", "shards", "sizes"),
-    [(8, 2, [4, 4]), (7, 2, [3, 4]), (3, 4, [0, 1, 1, 1]), (5, 1, [5]), (10, 4, [2, 3, 2, 3])],
+    ("examples", "step", "expected"),
+    [
+        (100, 0, (3, 32)),
+        (100, 2, (1, 32)),
+        (100, 3, (1, 4)),
+        (100, 7, (1, 4)),
+        (100, 9, (2, 32)),
+        (64, 0, (2, 32)),
+        (64, 1, (1, 32)),
+        (64, 2, (2, 32)),
+    ],
 )
-def test_split_batch_makes_nearly_equal_parts_in_order(images, shards, sizes):
-    numbers = tf.range(images)
-    batch = Batch(numbers, numbers + 100, numbers + 200, seed=tf.constant([3, 4], tf.int64))
-    parts = split_batch(batch, shards)
-    for name in ("noisy", "clean", "noise_level"):
-        split = [getattr(part, name) for part in parts]
-        assert [len(each) for each in split] == sizes
-        np.testing.assert_array_equal(tf.concat(split, axis=0), getattr(batch, name))
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"), [(0, (3, 32)), (2, (1, 32)), (3, (1, 4)), (4, (3, 32)), (7, (1, 4)), (9, (2, 32))]
-)
-def test_equal_batches_are_counted_up_to_the_end_of_the_epoch(step, expected):
-    assert equal_batches(100, 32, step) == expected
-
-
-def test_equal_batches_without_a_smaller_last_batch():
-    assert [equal_batches(64, 32, step) for step in range(3)] == [(2, 32), (1, 32), (2, 32)]
+def test_equal_batches_are_counted_up_to_the_end_of_the_epoch(examples, step, expected):
+    assert equal_batches(examples, 32, step) == expected
 
 
 def numbered(*shapes: tuple[int, int], is_paired: bool = False) -> Images:
@@ -296,8 +236,8 @@ def test_patches_are_those_that_slices_of_numpy_cut(data, shapes):
         data.draw(st.sampled_from([np.uint8, np.uint16, np.float32])),
     )
     rng = np.random.default_rng(0)
-    each = [(rng.random((*shape, channels)) * 250).astype(dtype) for shape in shapes]
-    rows = np.concatenate([one.reshape(-1, channels) for one in each])
+    images = [(rng.random((*shape, channels)) * 250).astype(dtype) for shape in shapes]
+    rows = np.concatenate([image.reshape(-1, channels) for image in images])
     cut = pipeline._patch_cutter(Images(rows, sizes=np.array(shapes, np.int64)))
     count = data.draw(st.integers(1, 5))
     indices = [data.draw(st.integers(0, len(shapes) - 1)) for _ in range(count)]
@@ -308,7 +248,7 @@ def test_patches_are_those_that_slices_of_numpy_cut(data, shapes):
     symmetries = [data.draw(st.integers(0, 7 if height == width else 3)) for _ in range(count)]
     expected = []
     for index, (top, left), symmetry in zip(indices, corners, symmetries, strict=True):
-        patch = each[index][top : top + height, left : left + width]
+        patch = images[index][top : top + height, left : left + width]
         patch = patch.swapaxes(0, 1) if symmetry & 4 else patch
         patch = patch[::-1] if symmetry & 2 else patch
         expected.append(patch[:, ::-1] if symmetry & 1 else patch)
@@ -323,9 +263,9 @@ def test_the_eight_symmetries_are_the_quarter_turns_of_a_square_and_of_its_mirro
     cut = pipeline._patch_cutter(square)
     found = cut(tf.zeros(8, tf.int64), tf.zeros((8, 2), tf.int64), (5, 5), tf.range(8, dtype=tf.int64)).numpy()
     plain = square.pixels.reshape(5, 5)
-    turned = [np.rot90(one, count) for one in (plain, plain.T) for count in range(4)]
-    assert {one.tobytes() for one in found} == {one.tobytes() for one in turned}
-    assert len({one.tobytes() for one in found}) == 8
+    turned = [np.rot90(pixels, count) for pixels in (plain, plain.T) for count in range(4)]
+    assert {patch.tobytes() for patch in found} == {patch.tobytes() for patch in turned}
+    assert len({patch.tobytes() for patch in found}) == 8
     np.testing.assert_array_equal(found[0, ..., 0], plain)
 
 
@@ -344,7 +284,7 @@ def test_an_epoch_has_as_many_patches_of_each_image_as_its_area_holds(augment):
         epochs.append(found)
     assert epochs[0] != epochs[1]
     # Other corners in every epoch, not only another order.
-    assert len({one for found in epochs for one in found}) > 3 * 22 / 2
+    assert len({patch for found in epochs for patch in found}) > 3 * 22 / 2
     assert {symmetry for found in epochs for *_, symmetry in found} == (set(range(8)) if augment else {0})
 
 
@@ -363,12 +303,12 @@ def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_f
     assert np.abs(symmetries - 3000 / 8).max() < 5 * (3000 / 8) ** 0.5
 
 
-@pytest.mark.parametrize("first_step", [1, 3, 5, 8])
 @pytest.mark.parametrize(
     ("images", "changes"),
     [
-        (SEVERAL, {"noise_level": 0.3}),
-        (SEVERAL, {"augment": True, "noise_level": (0.1, 0.8)}),
+        (Images(np.arange(20 * 12 * 14, dtype=np.uint16).reshape(20, 12, 14, 1)), {"patch_size": None}),
+        (SEVERAL, {"noise_level": (0.1, 0.8)}),
+        (SEVERAL, {"augment": True, "noise_level": 0.3}),
         (numbered((20, 30), (40, 40), (17, 50), is_paired=True), {"augment": True}),
         (
             Images(np.arange(20 * 12 * 14, dtype=np.uint16).reshape(20, 12, 14, 1)),
@@ -376,11 +316,12 @@ def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_f
         ),
     ],
 )
-def test_patches_from_a_later_step_are_the_last_ones_from_step_0(images, changes, first_step):
+def test_batches_from_a_later_step_are_the_last_ones_from_step_0(images, changes):
     config = dataclasses.replace(PATCHES, **changes)
     whole = arrays(training_batches(images, config))
     assert len(whole) >= 6
-    assert_same(arrays(training_batches(images, config, first_step)), whole[first_step:])
+    for first_step in (0, 1, 5):
+        assert_same(arrays(training_batches(images, config, first_step)), whole[first_step:])
     other = arrays(training_batches(images, dataclasses.replace(config, seed=1)))
     assert not np.array_equal(whole[0].clean, other[0].clean)
 

@@ -5,15 +5,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of, objective, run_in_process
+from helpers import batch_of, objective
 
 from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, denoise_samples, evaluate_test, make_evaluator
+from dae.evaluation.evaluate import check_fits, denoise_samples, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
 from dae.models import networks
+from dae.replicas import Replicas
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def test_means_are_exact_and_weight_every_image_equally(shards, identity, mnist)
     clean = (mnist.test.pixels[:50] / 255).astype(np.float32)
     denoised = np.clip(clean + np.random.default_rng(0).normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
     batches = [batch_of(denoised[part], clean[part]) for part in (slice(32), slice(32, 50))]
-    means = make_evaluator(identity, objective("mse + 0.5*mae"), shards)(batches)
+    evaluate = make_evaluator(identity, objective("mse + 0.5*mae"), replicas=Replicas(shards=shards))
+    means = {name.removeprefix("test_"): mean for name, mean in evaluate("test", batches).items()}
     assert set(means) == {"loss", "loss_mse", "loss_mae", *METRICS}
     assert means["loss_mse"] == means["mse"]
     for name, function in METRICS.items():
@@ -40,15 +42,18 @@ def test_means_are_exact_and_weight_every_image_equally(shards, identity, mnist)
 
 
 def test_there_are_no_means_without_images(identity):
-    assert make_evaluator(identity)([]) == {}
+    assert make_evaluator(identity)("test", []) == {}
 
 
-def test_test_metrics_are_means_over_the_evaluation_batches(identity, mnist):
-    config, evaluate = RunConfig(noise_level=0.2, seed=3), make_evaluator(identity)
-    report = evaluate_test(evaluate, config, mnist.test[:20])
-    assert set(report) == {f"test_{name}" for name in METRICS}
-    (batch,) = evaluation_batches(mnist.test[:20], config, "test")
-    assert report["test_psnr"] == pytest.approx(float(tf.reduce_mean(psnr(batch.clean, batch.noisy))), rel=1e-6)
+def test_a_set_is_evaluated_with_the_metrics_that_are_given_under_its_name(identity, mnist):
+    config = RunConfig(noise_level=0.2, seed=3)
+    batches = evaluation_batches(mnist.test[:20], config, "test")
+    assert set(make_evaluator(identity)("test", batches)) == {f"test_{name}" for name in METRICS}
+    (batch,) = batches
+    expected = float(tf.reduce_mean(psnr(batch.clean, batch.noisy)))
+    assert make_evaluator(identity, metrics={"mine": psnr})("x", batches) == {
+        "x_mine": pytest.approx(expected, rel=1e-6)
+    }
 
 
 def test_samples_are_the_first_test_images_as_they_are_evaluated(mnist):
@@ -61,7 +66,7 @@ def test_samples_are_the_first_test_images_as_they_are_evaluated(mnist):
     np.testing.assert_allclose(samples.denoised, model(batch.noisy[:4]), atol=1e-6)
 
 
-def test_images_that_the_model_does_not_take_are_refused(identity, mnist):
+def test_images_that_the_model_does_not_take_are_rejected(identity, mnist):
     noisy = keras.Input((28, 28, 1))
     pixels = keras.layers.Dense(28 * 28, "sigmoid")(keras.layers.Flatten()(noisy))
     dense = keras.Model(noisy, keras.layers.Reshape((28, 28, 1))(pixels))
@@ -73,16 +78,6 @@ def test_images_that_the_model_does_not_take_are_refused(identity, mnist):
     check_fits(identity, tall)
     with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 56 x 28$"):
         check_fits(dense, tall)
-
-
-@pytest.mark.parametrize("arguments", [["--noise-level", "0"], ["--noise-levels", "0", "0.5"]])
-def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_path, mnist):
-    np.savez(tmp_path / "one.npz", x_train=mnist.train.pixels[:20], x_test=mnist.test.pixels[:1])
-    data = ("--data", tmp_path / "one.npz", "--figure", tmp_path / "plot.png")
-    done = run_in_process("evaluate.py", tiny_run, *data, *arguments, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "PSNR" in done.stdout
-    assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100
 
 
 MANY_SIZES = """

@@ -1,14 +1,13 @@
 import csv
 import os
+import resource
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import EXPERIMENTS, run_in_process, run_subprocess
+from helpers import run_in_process, run_subprocess
 from PIL import Image
 
 import dae
@@ -144,6 +143,10 @@ def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(mod
     with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
         assert archive.read("notes.txt") == b"text"
     assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
+    (tmp_path / "out" / "a.npz").unlink()
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--output: would replace out/a-comparison-x-1.png" in done.stderr
 
 
 @pytest.mark.slow
@@ -162,30 +165,17 @@ def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, m
 
 def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((300, 300), np.uint8))
-    command = ["import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"]
-    command += ["del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"]
-    arguments = [EXPERIMENTS / "denoise.py", model, tmp_path / "a.npy", "--output", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(command), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        done = run_in_process("denoise.py", model, "a.npy", "--output", "out", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_comparisons_of_arrays_are_not_overwritten(model, tmp_path, mnist):
-    np.savez(tmp_path / "a.npz", **{"x/first": mnist.test.pixels[:2], "y": mnist.test.pixels[2:4]})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a-comparison-y.png").touch()
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--output: would replace out/a-comparison-y.png" in done.stderr
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", "--overwrite", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"a.npz", "a-comparison-x-first.png", "a-comparison-y.png"}
-
-
-def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
+def test_broken_pictures_are_rejected_or_skipped(model, folder, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     cut = folder / "sub" / "2.png"  # whose header is readable
     cut.write_bytes(cut.read_bytes()[:-30])
@@ -205,27 +195,21 @@ def test_broken_pictures_are_refused_or_skipped(model, folder, tmp_path):
     ("arguments", "words"),
     [
         (["in", "--output", "in"], "--output: in is an input"),
-        (["in/deep.png", "--output", "in"], "--output: in/deep.png is an input"),
         (["in/sub", "in/sub/0.png", "--output", "out"], "would both write out/0.png"),
         (["nowhere", "--output", "out"], "nowhere: no such file or folder"),
         (["in/notes.txt", "--output", "out"], "in/notes.txt: expected a folder"),
         (["in/labels.npy", "--output", "out"], "in/labels.npy: expected uint8"),
-        (["in/four.npy", "--output", "out"], "in/four.npy: expected images"),
         (["empty", "--output", "out"], "empty: nothing to denoise"),
         (["in", "--output", "in/notes.txt"], "--output: in/notes.txt is not a folder"),
         (["in", "--output", "out", "--clean", "empty"], "--clean: empty/"),
-        (["in", "--output", "out", "--clean", "nowhere"], "--clean: nowhere: no such folder"),
         (["in", "--output", "out", "--value-range", 1, 0], "--value-range: expected two finite numbers"),
-        (["in"], "--output"),
         (["--output", "out"], "expected one or more pictures"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(arguments, words, model, folder, tmp_path):
+def test_mistakes_are_rejected_before_anything_is_written(arguments, words, model, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     if "in/labels.npy" in arguments:
         np.save(folder / "labels.npy", np.arange(9))
-    if "in/four.npy" in arguments:
-        np.save(folder / "four.npy", np.zeros((20, 20, 4), np.uint8))
     before = sorted(tmp_path.rglob("*"))
     done = run_in_process("denoise.py", model, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

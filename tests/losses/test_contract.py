@@ -1,17 +1,15 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import EXPERIMENTS, objective, run_in_process
+from helpers import EXPERIMENTS, objective, small_network
 
 from dae.config import RunConfig
+from dae.data.images import Images
 from dae.data.pipeline import training_batches
 from dae.errors import UsageError
-from dae.losses import composite, contract
-from dae.losses.composite import Term
+from dae.losses import contract
 from dae.losses.losses import LOSSES
-from dae.models import networks
 
 HEAD = """
 import numpy as np
@@ -27,8 +25,9 @@ CONFIG = RunConfig(batch_size=16, clip_noise=False, initial_brightness=0.13)
 @pytest.fixture(scope="module")
 def check(mnist) -> Callable[[str], None]:
     """A function that checks a loss with sixteen training images and the initial network."""
-    (batch,) = training_batches(mnist.train, CONFIG).take(1)
-    model = networks.build(CONFIG, (28, 28, 1))
+    images = Images(mnist.train.pixels[:64, 8:20, 8:20])
+    (batch,) = training_batches(images, CONFIG).take(1)
+    model = small_network(images.image_shape)
     return lambda loss: contract.check(objective(loss, CONFIG), model, batch)
 
 
@@ -42,7 +41,10 @@ def write(body: str, folder: Path) -> str:
     ("body", "words"),
     [
         ("return tf.reduce_mean(clean - denoised)", ("float32 [16]", "got float32 []")),
-        ("return tf.square(clean - denoised)", ("float32 [16]", "got float32 [16, 28, 28, 1]")),
+        (
+            "return tf.square(clean - denoised)",
+            ("float32 [16]", "got float32 [16, 12, 12, 1]", "; take the mean over axis=[1, 2, 3]"),
+        ),
         ("return tf.reduce_mean(clean - denoised, [1, 2])", ("float32 [16]", "got float32 [16, 1]")),
         ("return tf.cast(tf.reduce_mean(denoised, [1, 2, 3]), tf.float64)", ("float32 [16]", "got float64")),
         ("return 3.0", ("tensor", "got a float")),
@@ -54,28 +56,19 @@ def write(body: str, folder: Path) -> str:
         ("return tf.reduce_mean(tf.round(denoised), [1, 2, 3])", ("no gradient",)),
         ("return tf.constant(denoised.numpy().mean((1, 2, 3)))", ("no gradient",)),
         ("return tf.reduce_mean(denoised * tf.random.uniform([]), [1, 2, 3])", ("differs between two calls",)),
-        (
-            "return np.log(1 + tf.executing_eagerly()) + tf.reduce_mean(denoised, [1, 2, 3])",
-            ("graph", "eager mode"),
-        ),
+        ("return tf.executing_eagerly() + tf.reduce_mean(denoised, [1, 2, 3])", ("a graph and in eager mode",)),
         ("x = 1; return tf.reduce_mean(denoised, [1, 2, 9])", ("line 7 (InvalidArgumentError: ",)),
         ("raise ValueError('no \\n way')", ("line 6 (ValueError: no)",)),
         ("print(denoised.numpy().max()); return tf.reduce_mean(denoised, [1, 2, 3])", ("line 6 (AttributeError: ",)),
     ],
 )
-def test_user_loss_that_breaks_the_contract_is_refused_in_one_line(body, words, check, tmp_path):
+def test_user_loss_that_breaks_the_contract_is_rejected_in_one_line(body, words, check, tmp_path):
     with pytest.raises(UsageError) as caught:
         check(write(body, tmp_path))
     message = str(caught.value)
     assert message.startswith(f"--loss: {tmp_path}/mine.py:mine: ")
     assert [word for word in words if word not in message] == [], message
     assert "\n" not in message
-
-
-def test_user_loss_with_the_wrong_arguments_is_refused(tmp_path):
-    (tmp_path / "mine.py").write_text("def mine(clean): ...")
-    with pytest.raises(UsageError, match=r"mine\.py:mine: expected \(clean, denoised\), .*got \(clean\)"):
-        composite.build(f"{tmp_path}/mine.py:mine")
 
 
 @pytest.mark.parametrize(
@@ -87,24 +80,14 @@ def test_user_loss_with_the_wrong_arguments_is_refused(tmp_path):
     ],
 )
 def test_built_in_losses_and_the_example_keep_the_contract(text, check, monkeypatch, capsys):
-    monkeypatch.setattr(Term, "is_builtin", False)  # so that built-in losses are checked as those of users
+    monkeypatch.setattr(contract, "LOSSES", {})  # so that built-in losses are checked as those of users
     check(text)
     assert capsys.readouterr().err == ""
 
 
 def test_loss_that_mixes_the_examples_of_a_batch_gives_a_warning(check, tmp_path, capsys):
-    mixing = "each = tf.reduce_mean(tf.square(clean - denoised), [1, 2, 3]); return each / tf.reduce_mean(each)"
+    mixing = "errors = tf.reduce_mean(tf.square(clean - denoised), [1, 2, 3]); return errors / tf.reduce_mean(errors)"
     check(write(mixing, tmp_path))
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: --loss: {tmp_path}/mine.py:mine: ")
     assert "depends on the others" in warning
-
-
-def test_run_refuses_a_broken_loss_before_it_writes_anything(tmp_path):
-    (tmp_path / "mine.py").write_text(HEAD + "    return tf.reduce_mean(clean - denoised)\n")
-    done = run_in_process("run.py", "--loss", "bce + mine.py:mine", "--train-examples", 600, cwd=tmp_path)
-    assert done.returncode == 2
-    assert f"--loss: {tmp_path}/mine.py:mine: " in done.stderr
-    assert "got float32 []" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == ["mine.py"]

@@ -31,7 +31,7 @@ def test_all_spellings_have_one_canonical_form(text):
 
 @fuzz
 @given(st.text() | st.text("bce +*.019e-:/py"))
-def test_any_text_is_parsed_or_refused_in_one_line(text):
+def test_any_text_is_parsed_or_rejected_in_one_line(text):
     try:
         assert expression.parse(text)
     except UsageError as error:
@@ -40,25 +40,21 @@ def test_any_text_is_parsed_or_refused_in_one_line(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "position", "suggestion"),
+    ("text", "position"),
     [
-        ("bce +* ssim", "* ssim", "bce + ssim"),
-        ("bce +", "", "bce"),
-        ("bce ssim", "bce ssim", None),
-        ("", "", None),
-        ("bce - ssim", "bce - ssim", None),
-        ("-1*bce", "-1*bce", None),
-        ("__import__('os').abort()", "__import__('os').abort()", None),
+        ("bce +* ssim", "* ssim"),
+        ("bce +", ""),
+        ("bce ssim", "bce ssim"),
+        ("", ""),
+        ("bce - ssim", "bce - ssim"),
+        ("-1*bce", "-1*bce"),
+        ("__import__('os').abort()", "__import__('os').abort()"),
     ],
 )
-def test_invalid_expression_is_refused_with_its_position(text, position, suggestion):
-    with pytest.raises(UsageError, match=r"^--loss: ") as caught:
+def test_invalid_expression_is_rejected_with_its_position(text, position):
+    message = f"--loss: invalid expression {text!r} at {position!r}; expected terms NAME or WEIGHT*NAME, joined by +"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         expression.parse(text)
-    message = str(caught.value)
-    assert f"{text!r} at {position!r}" in message
-    assert ("did you mean" in message) == (suggestion is not None)
-    assert suggestion is None or f"did you mean {suggestion!r}" in message
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -69,6 +65,6 @@ def test_invalid_expression_is_refused_with_its_position(text, position, suggest
         ("bce + 2*bce", f"bce occurs twice in {re.escape(repr('bce + 2*bce'))}"),
     ],
 )
-def test_invalid_weight_or_repeated_name_is_refused(text, message):
+def test_invalid_weight_or_repeated_name_is_rejected(text, message):
     with pytest.raises(UsageError, match=f"^--loss: .*{message}"):
         expression.parse(text)

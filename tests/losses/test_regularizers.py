@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dae.losses.regularizers import contractive, sparse_latents
+from dae.losses.losses import contractive, sparse_latents
 
-COPIES, SEEDS = 400, 5
+COPIES, SEEDS = 400, 3
 
 
 @pytest.mark.parametrize("activation", [tf.identity, tf.tanh])
@@ -27,7 +27,7 @@ def test_contractive_is_an_unbiased_estimate_of_the_squared_norm_of_the_jacobian
     ]
     values = np.stack(estimates, axis=1).reshape(2, COPIES * SEEDS)
     standard_errors = values.std(axis=1) / (COPIES * SEEDS) ** 0.5
-    assert (standard_errors < 0.05 * expected).all()
+    assert (standard_errors < 0.06 * expected).all()
     assert (np.abs(values.mean(axis=1) - expected) < 4 * standard_errors).all()
 
 

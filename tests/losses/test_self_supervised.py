@@ -12,7 +12,7 @@ from dae.models.fused_layers import Outputs
 
 UNCLIPPED = RunConfig(clip_noise=False, noise_level=0.4)
 KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)[:, :, None, None] / 16
-DRAWS = 60
+DRAWS = 40
 
 
 def blur(images):
@@ -118,25 +118,16 @@ def test_noise2void_hides_each_masked_pixel_behind_one_of_its_neighbours(mnist):
         assert (columns[1] - columns[0]) % 12 in (0, 1, 11)
 
 
-def test_noise2void_is_the_error_at_the_masked_pixels_a_quarter_of_all(mnist):
-    (batch, *_) = noisy_batches(mnist, UNCLIPPED)
-    masked, value = seen_by_the_network(batch.noisy, 0)
-    is_masked = (masked != batch.noisy).numpy()
-    assert is_masked.mean() == 0.25
-    error = np.square(masked - batch.noisy).mean((1, 2, 3)) / 0.25
-    np.testing.assert_allclose(value, error, rtol=1e-5)
-
-
 def test_noise2void_draws_the_mask_from_the_seed(mnist):
     (batch, *_) = noisy_batches(mnist, UNCLIPPED)
-    (first, value), (again, same_value), (other, other_value) = (
+    (first, value), (again, same_value), (second, second_value) = (
         seen_by_the_network(batch.noisy, seed) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(value, same_value)
-    assert (value.numpy() != other_value.numpy()).all()
-    first_mask, other_mask = ((images != batch.noisy).numpy() for images in (first, other))
-    assert (first_mask & other_mask).mean() == pytest.approx(1 / 16, abs=0.03)  # independent
+    assert (value.numpy() != second_value.numpy()).all()
+    first_mask, second_mask = ((images != batch.noisy).numpy() for images in (first, second))
+    assert (first_mask & second_mask).mean() == pytest.approx(1 / 16, abs=0.03)  # independent
     assert (first_mask[0] != first_mask[1]).any()
 
 
@@ -168,12 +159,10 @@ def test_noise2void_exceeds_the_mse_at_masked_pixels_by_the_variance_of_the_nois
         (SELF_SUPERVISED, RunConfig(), "--no-clip-noise"),
         (SELF_SUPERVISED, RunConfig(noise="salt_pepper", clip_noise=False), "salt_pepper"),
         (SELF_SUPERVISED, RunConfig(noise="masking", clip_noise=False), "masking"),
-        (("sure", "recorrupted"), RunConfig(noise="uniform", clip_noise=False), "uniform; use --noise gaussian"),
-        (("sure", "recorrupted"), RunConfig(noise="speckle", clip_noise=False), "speckle; use --noise gaussian"),
-        (("sure", "recorrupted"), RunConfig(noise="poisson", clip_noise=False), "poisson; use --noise gaussian"),
+        (("sure", "recorrupted"), RunConfig(noise="poisson", clip_noise=False), "poisson noise; use --noise gaussian"),
     ],
 )
-def test_losses_refuse_noise_for_which_they_are_wrong_in_one_line(names, config, words, mnist):
+def test_losses_reject_noise_for_which_they_are_wrong_in_one_line(names, config, words, mnist):
     batch = batch_maker(mnist.test, config)(tf.constant(mnist.test.pixels[:2]), tf.constant(0, tf.int64))
     for name in names:
         with pytest.raises(UsageError) as caught:
@@ -185,8 +174,10 @@ def test_losses_refuse_noise_for_which_they_are_wrong_in_one_line(names, config,
         assert "\n" not in message
 
 
-def test_a_run_refuses_clipped_noise_before_it_writes_anything(tmp_path):
-    done = run_in_process("run.py", "--loss", "mse + 0.5*sure", "--train-examples", 64, "--run-dir", tmp_path / "run")
+def test_a_run_rejects_clipped_noise_before_it_writes_anything(tmp_path):
+    done = run_in_process(
+        "run.py", "--loss", "mse + 0.5*sure", "--train-examples", 64, "--bce-steps", 0, "--run-dir", tmp_path / "run"
+    )
     assert done.returncode == 2
     assert "--loss: sure: " in done.stderr
     assert "--no-clip-noise" in done.stderr

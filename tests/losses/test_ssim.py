@@ -31,7 +31,7 @@ def ssim_of_the_paper(clean: np.ndarray, denoised: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize("brightness", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("contrast", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("noise", [0.001, 0.03, 0.3])
 def test_ssim_equals_the_formulas_of_the_paper(brightness, contrast, noise):
@@ -40,7 +40,7 @@ def test_ssim_equals_the_formulas_of_the_paper(brightness, contrast, noise):
     assert float(ssim(clean, denoised)[0]) == pytest.approx(expected, abs=1e-5 if contrast == 1 else 1e-4)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.integers(1, 3), SIDES, SIDES, st.sampled_from([1, 3]), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_ssim_and_its_gradient_equal_those_of_tensorflow(batch, height, width, channels, contrast, seed):
     clean, denoised = images(seed, (batch, height, width, channels), 0.5, contrast, 0.2)
@@ -59,6 +59,7 @@ def test_ssim_of_large_images_equals_that_of_tensorflow(side):
     np.testing.assert_allclose(ssim(clean, denoised), tf.image.ssim(clean, denoised, max_val=1.0), atol=1e-5)
 
 
+@settings(max_examples=20)
 @given(SIDES, st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_ssim_of_equal_images_is_1(side, contrast, seed):
     image = tf.constant(contrast * np.random.default_rng(seed).random((1, side, side, 1)), tf.float32)

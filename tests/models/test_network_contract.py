@@ -25,11 +25,6 @@ def convolution(x, activation="sigmoid", **settings):
     return layers.Conv2D(1, 3, padding="same", activation=activation, **settings)(x)
 
 
-def half_the_size(image_shape):
-    noisy = keras.Input(image_shape)
-    return keras.Model(noisy, layers.MaxPooling2D(2)(convolution(noisy)))
-
-
 def two_inputs(image_shape):
     noisy, other = keras.Input(image_shape), keras.Input(image_shape)
     return keras.Model([noisy, other], convolution(layers.Add()([noisy, other])))
@@ -49,11 +44,6 @@ def without_gradient(image_shape):
     noisy = keras.Input(image_shape)
     steps = layers.Discretization([0.0])(layers.Conv2D(1, 3, padding="same", name="lost")(noisy))
     return keras.Model(noisy, convolution(layers.Rescaling(1.0)(steps)))
-
-
-def without_weights(image_shape):
-    noisy = keras.Input(image_shape)
-    return keras.Model(noisy, layers.Activation("sigmoid")(noisy))
 
 
 def numpy_weights(image_shape):
@@ -87,20 +77,6 @@ def operations(image_shape):
     return keras.Model(noisy, keras.ops.clip(noisy + convolution(noisy), 0, 1))
 
 
-def lambda_layer(image_shape):
-    noisy = keras.Input(image_shape)
-    return keras.Model(noisy, convolution(layers.Lambda(lambda x: 2 * x)(noisy)))
-
-
-def twice(x):
-    return 2 * x
-
-
-def own_activation(image_shape):
-    noisy = keras.Input(image_shape)
-    return keras.Model(noisy, convolution(convolution(noisy, twice)))
-
-
 @keras.saving.register_keras_serializable()
 def registered(x):
     return 2 * x
@@ -109,23 +85,6 @@ def registered(x):
 def registered_activation(image_shape):
     noisy = keras.Input(image_shape)
     return keras.Model(noisy, convolution(convolution(noisy, registered)))
-
-
-class Subclass(keras.Model):
-    def call(self, x):
-        return x
-
-
-def not_functional(image_shape):
-    return Subclass()
-
-
-def sequential_without_input(image_shape):
-    return keras.Sequential([layers.Conv2D(1, 3, padding="same", activation="sigmoid")])
-
-
-def nothing(image_shape):
-    pass
 
 
 def fails(image_shape):
@@ -150,26 +109,19 @@ def networks_file(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("half_the_size", ["(None, 28, 28, 1) to the same shape", "(None, 14, 14, 1)"]),
         ("two_inputs", ["from images (None, 28, 28, 1)", "[(None, 28, 28, 1), (None, 28, 28, 1)]"]),
         ("any_values", ["values in [0, 1]", "sigmoid"]),
         ("not_finite", ["finite values", "nan"]),
         ("without_gradient", ["no gradient", "lost/kernel"]),
-        ("without_weights", ["no weights to train"]),
         ("numpy_weights", ["drawn/kernel", "Keras's initializers"]),
         ("same_network", ["the same weights", "build a new network"]),
         ("own_layer", ["layer own of the class Twice"]),
         ("operations", ["plain Keras cannot load it from model.h5", "keras.ops"]),
-        ("lambda_layer", ["plain Keras cannot load it from model.keras", "Lambda"]),
-        ("own_activation", ["plain Keras cannot load it from model.keras"]),
         ("registered_activation", ["plain Keras cannot load it from model.keras"]),
-        ("not_functional", ["functional", "Subclass"]),
-        ("sequential_without_input", ["functional", "Sequential"]),
-        ("nothing", ["expected a keras.Model", "NoneType"]),
         ("fails", [f"fails in line {FAILING_LINE} ("]),
     ],
 )
-def test_network_that_breaks_the_contract_is_refused_before_anything_is_written(function, words, networks_file):
+def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written(function, words, networks_file):
     runs = networks_file.parent / "runs"
     with pytest.raises(UsageError) as caught:
         trainer.train(replace(SMALL, model=f"{networks_file}:{function}"), runs / "run")
@@ -191,19 +143,19 @@ def dense(image_shape):
     """A network for one image size only."""
     noisy = keras.Input(image_shape)
     x = layers.Dense(4, activation="relu", name="encoder")(layers.Flatten()(noisy))
-    x = layers.Dense(image_shape[0] * image_shape[1] * image_shape[2], activation="sigmoid")(x)
-    return keras.Model(noisy, layers.Reshape(image_shape)(x))
+    return keras.Model(noisy, layers.Reshape(image_shape)(layers.Dense(784, activation="sigmoid")(x)))
 
 
 @pytest.mark.slow
 def test_python_function_as_network_is_recorded_and_must_be_passed_again(tmp_path):
-    report = trainer.train(SMALL, tmp_path / "run", model=dense, quiet=True)
+    config = replace(SMALL, model=dense)  # type: ignore[arg-type]
+    report = trainer.train(config, tmp_path / "run", quiet=True)
     assert report["parameters"] == 785 * 4 + 5 * 784
     assert keras.models.load_model(tmp_path / "run" / "model.keras").input_shape == (None, 28, 28, 1)
     assert (tmp_path / "run" / "code" / "dense.py").read_text().startswith("def dense(image_shape):")
     with pytest.raises(UsageError, match=r"--resume: .*--model was"):
         trainer.train(SMALL, tmp_path / "run", resume=True)
-    assert trainer.train(SMALL, tmp_path / "run", model=dense, resume=True, quiet=True) == report
+    assert trainer.train(config, tmp_path / "run", resume=True, quiet=True) == report
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
 import inspect
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -9,12 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dae
-from dae import callables
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.models import networks, sizes
-from dae.training import trainer
+from dae.models import networks
 
 SHAPE = (28, 28, 1)
 
@@ -57,18 +53,6 @@ def test_initial_weights_depend_on_the_seed_and_differ_between_layers():
     assert not np.array_equal(alike[0], alike[1])
 
 
-@settings(max_examples=30)
-@given(st.integers(11, 80), st.integers(11, 80), st.sampled_from([1, 3]))
-def test_output_has_the_shape_of_the_input_for_any_sides(height, width, channels):
-    model = networks.build(RunConfig(), (height, width, channels))
-    assert model.output_shape == (None, height, width, channels)
-    padding = model.get_layer("decoder_conv_3").padding
-    assert padding == ("valid" if height % 8 == width % 8 == 4 else "same")
-    assert ("cropped" in [layer.name for layer in model.layers]) == (
-        padding == "same" and bool(height % 8 or width % 8)
-    )
-
-
 def test_padding_and_cropping_do_not_shift_the_image():
     """With weights that only copy the first channel, the network pools and upsamples in place."""
     model = networks.build(RunConfig(), (21, 30, 1))
@@ -83,49 +67,23 @@ def test_padding_and_cropping_do_not_shift_the_image():
     np.testing.assert_array_equal(output > 0.6, image[0, :, :, 0] == 1)
 
 
-def test_unknown_model_is_refused_with_the_most_similar_name():
+def test_unknown_model_is_rejected_with_the_most_similar_name():
     with pytest.raises(UsageError, match=r"--model: .*'convv'.*'conv'"):
         networks.build(RunConfig(model="convv"), SHAPE)
 
 
 @pytest.mark.parametrize("side", [28, 30])
-@pytest.mark.parametrize("brightness", [0.01, 0.13, 0.5, 0.9])
-def test_initial_brightness_is_the_mean_of_the_first_outputs(brightness, side, mnist):
-    model = networks.build(RunConfig(initial_brightness=brightness), (side, side, 1))
-    black = tf.zeros((1, side, side, 1))
-    np.testing.assert_allclose(model(black), tf.fill(black.shape, brightness), rtol=1e-5)
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:50] / np.float32(255), side, side)
-    assert float(tf.reduce_mean(model(noisy))) == pytest.approx(brightness, rel=0.1)
-
-
-@pytest.mark.parametrize("side", [28, 30])
-@pytest.mark.parametrize("brightness", [None, 0.13, 0.5])
-def test_initial_brightness_changes_no_weight_but_the_last_bias(brightness, side):
-    model = networks.build(RunConfig(initial_brightness=brightness), (side, side, 3))
-    plain = networks.build(RunConfig(), (side, side, 3))
-    for weight, expected in zip(model.get_weights()[:-1], plain.get_weights()[:-1], strict=True):
+@pytest.mark.parametrize("brightness", [0.01, 0.13, 0.9])
+def test_brightness_is_the_mean_of_the_first_outputs_and_changes_only_the_last_bias(brightness, side, mnist):
+    model = networks.build(RunConfig(), (side, side, 3))
+    before = model.get_weights()
+    networks.set_brightness(model, brightness)
+    for weight, expected in zip(model.get_weights()[:-1], before[:-1], strict=True):
         np.testing.assert_array_equal(weight, expected)
-    bias = model.get_weights()[-1]
-    assert bias.shape == (3,)
-    assert (bias == 0).all() == (brightness != 0.13)
-
-
-def test_encoder_gives_the_output_of_its_layer(mnist):
-    model = networks.build(RunConfig(), SHAPE)
-    encoder = networks.encoder(model)
-    assert encoder is not None
-    assert encoder(tf.constant(mnist.test.pixels[:3] / np.float32(255))).shape == (3, 4, 4, 8)
-    image = keras.Input(SHAPE)
-    assert networks.encoder(keras.Model(image, keras.layers.Conv2D(1, 3, padding="same")(image))) is None
-
-
-def test_model_whose_output_differs_from_its_input_is_refused(monkeypatch):
-    def halves(image_shape: tuple[int, int, int]) -> keras.Model:
-        return keras.Sequential([keras.Input(image_shape), keras.layers.MaxPooling2D(2)])
-
-    monkeypatch.setitem(networks.MODELS, "halves", halves)
-    with pytest.raises(UsageError, match=r"--model: halves: .*\(None, 28, 28, 1\).*\(None, 14, 14, 1\)"):
-        networks.build(RunConfig(model="halves"), SHAPE)
+    black = tf.zeros((1, side, side, 3))
+    np.testing.assert_allclose(model(black), tf.fill(black.shape, brightness), rtol=1e-5)
+    digits = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:50] / np.float32(255), side, side)
+    assert float(tf.reduce_mean(model(tf.repeat(digits, 3, axis=3)))) == pytest.approx(brightness, rel=0.1)
 
 
 PARAMETERS = {"conv": 4_385, "blog": 28_353, "patches": 38_689, "unet": 323_969, "dncnn": 56_673}
@@ -133,7 +91,6 @@ PARAMETERS = {"conv": 4_385, "blog": 28_353, "patches": 38_689, "unet": 323_969,
 
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_parameters_are_as_documented(name):
-    """In the docstring, and in the table of docs/networks.md."""
     parameters = networks.build(RunConfig(model=name), SHAPE).count_params()
     assert parameters == PARAMETERS[name]
     documented = inspect.getdoc(networks.MODELS[name]) or ""
@@ -160,46 +117,6 @@ def test_every_network_returns_images_and_has_a_gradient_for_every_weight(name, 
         assert np.isfinite(gradient).all()
 
 
-# How much the sides can be changed by: what each network halves and doubles.
-MULTIPLES = {"conv": 8, "blog": 4, "patches": 2, "unet": 4, "dncnn": 1}
-
-
-@pytest.mark.parametrize("name", networks.MODELS)
-@pytest.mark.parametrize("side", [28, 21])
-def test_exported_network_takes_other_sizes_and_gives_the_same_result_for_the_size_it_was_trained_on(name, side, mnist):
-    model = networks.build(RunConfig(model=name, seed=3), (side, side, 1))
-    exported = sizes.any_size(model)
-    assert exported is not model
-    assert [layer.name for layer in exported.layers[1:]] == [layer.name for layer in model.layers[1:]]
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:4] / np.float32(255), side, side)
-    np.testing.assert_allclose(exported(noisy), model(noisy), atol=1e-6)
-    larger = side + MULTIPLES[name], side + 2 * MULTIPLES[name]
-    noisy = tf.image.resize_with_crop_or_pad(mnist.test.pixels[:4] / np.float32(255), *larger)
-    of_that_size = networks.build(RunConfig(model=name), (*larger, 1))
-    of_that_size.set_weights(model.get_weights())
-    np.testing.assert_allclose(exported(noisy), of_that_size(noisy), atol=1e-6)
-
-
-def test_exported_network_is_the_same_if_it_takes_one_size_only():
-    noisy = keras.Input(SHAPE)
-    dense = keras.layers.Dense(28 * 28, activation="sigmoid")(keras.layers.Flatten()(noisy))
-    model = keras.Model(noisy, keras.layers.Reshape(SHAPE)(dense))
-    assert sizes.any_size(model) is model
-
-
-@pytest.mark.slow  # the graphs of unet take long to build
-def test_plain_keras_loads_the_model_files_of_a_run(tmp_path, mnist):
-    config = RunConfig(model="unet", train_examples=32, validation_examples=32, batch_size=32, epochs=1)
-    trainer.train(config, tmp_path / "run", quiet=True)
-    noisy = mnist.test.pixels[:3] / np.float32(255)
-    expected = dae.load_model(tmp_path / "run")(noisy)
-    for name in ("model.keras", "model.h5"):
-        loaded = keras.models.load_model(tmp_path / "run" / name, compile=False)
-        assert {type(layer).__module__.partition(".")[0] for layer in loaded.layers} == {"keras"}
-        np.testing.assert_allclose(loaded(noisy), expected, atol=1e-6)
-        assert loaded(tf.zeros((1, 36, 44, 1))).shape == (1, 36, 44, 1)
-
-
 def gated(x, last_bias):
     """A sigmoid that is not the last activation."""
     gate = keras.layers.Dense(1, activation="sigmoid")(keras.layers.GlobalAveragePooling2D(keepdims=True)(x))
@@ -221,14 +138,10 @@ def attending(x, bias):
 
 
 @pytest.mark.parametrize("function", [gated, without_last_bias, attending])
-def test_initial_brightness_leaves_a_network_alone_whose_last_layer_has_no_bias_before_a_sigmoid(function, tmp_path):
-    def network(image_shape):
-        noisy = keras.Input(image_shape)
-        return keras.Model(noisy, function(noisy, keras.initializers.Constant(0.25)))
-
-    config = RunConfig(model=callables.record(network, "model")[0])
-    plain = networks.build(config, SHAPE).get_weights()
-    model = networks.build(replace(config, initial_brightness=0.1), SHAPE)
-    assert any((weight == 0.25).all() for weight in plain)
-    for weight, expected in zip(model.get_weights(), plain, strict=True):
+def test_brightness_leaves_a_network_alone_whose_last_layer_has_no_bias_before_a_sigmoid(function):
+    noisy = keras.Input(SHAPE)
+    model = keras.Model(noisy, function(noisy, keras.initializers.Constant(0.25)))
+    before = model.get_weights()
+    networks.set_brightness(model, 0.1)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)

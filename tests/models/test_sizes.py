@@ -1,8 +1,5 @@
 """Tests of networks on images of other sizes than those that they were built for."""
 
-import gc
-import weakref
-
 import keras
 import numpy as np
 import pytest
@@ -16,15 +13,13 @@ from dae.errors import UsageError
 from dae.models import networks
 from dae.models.fused_layers import fused
 from dae.models.networks import MODELS
-from dae.models.sizes import any_size, fits, fitting_size, view_of_any_size
+from dae.models.sizes import any_size, fitting_size, view_of_any_size
 
 # By network and the side of the squares that it was built for: the sides that fit are this remainder of that divisor.
 REMAINDERS = {
     ("conv", 28): (4, 8),
-    ("conv", 32): (0, 8),
     ("conv", 30): (6, 8),
     ("blog", 28): (0, 4),
-    ("blog", 30): (2, 4),
     ("patches", 28): (0, 2),
     ("patches", 29): (1, 2),
     ("unet", 28): (0, 4),
@@ -46,16 +41,6 @@ def dense(image_shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(noisy, layers.Reshape(image_shape)(x))
 
 
-def deep(image_shape: tuple[int, int, int]) -> keras.Model:
-    """Return a network that halves the sides five times."""
-    noisy = x = keras.Input(image_shape)
-    for _ in range(5):
-        x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)
-    for _ in range(5):
-        x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu")(x)
-    return keras.Model(noisy, layers.Conv2D(image_shape[2], 3, padding="same", activation="sigmoid")(x))
-
-
 def test_all_networks_are_tested():
     assert {name for name, _ in REMAINDERS} == set(MODELS)
 
@@ -66,11 +51,10 @@ def test_fitting_size_is_the_smallest_that_fits(built, case, height, width):
     remainder, divisor = REMAINDERS[case]
     size = fitting_size(built[case], height, width)
     assert size == (height + (remainder - height) % divisor, width + (remainder - width) % divisor)
-    assert fits(built[case], *size)
 
 
 @pytest.mark.parametrize("case", REMAINDERS)
-@pytest.mark.parametrize("size", [(28, 28), (33, 27), (11, 45)])
+@pytest.mark.parametrize("size", [(28, 28), (33, 27), (3, 45)])  # 3 pixels are mirrored more than once
 def test_images_of_any_size_are_mirrored_to_one_that_fits_and_cropped(built, case, size):
     model = built[case]
     noisy = np.random.default_rng(0).random((2, *size, 1)).astype(np.float32)
@@ -82,15 +66,6 @@ def test_images_of_any_size_are_mirrored_to_one_that_fits_and_cropped(built, cas
     denoised = fused(model, training=False)(tf.constant(noisy)).denoised
     assert denoised.shape == noisy.shape
     np.testing.assert_allclose(denoised, expected, atol=1e-5)
-
-
-def test_images_smaller_than_the_padding_are_mirrored_repeatedly():
-    model = deep((64, 64, 1))
-    noisy = np.random.default_rng(0).random((1, 11, 13, 1)).astype(np.float32)
-    assert fitting_size(model, 11, 13) == (32, 32)
-    mirrored = np.pad(noisy, [(0, 0), (0, 21), (0, 19), (0, 0)], "symmetric")
-    denoised = fused(model, training=False)(tf.constant(noisy)).denoised
-    np.testing.assert_allclose(denoised, view_of_any_size(model)(mirrored)[:, :11, :13], atol=1e-5)
 
 
 def test_any_size_is_a_copy_and_its_view_has_the_same_weights(built):
@@ -111,12 +86,3 @@ def test_network_for_one_size_takes_no_other():
     for size in ((28, 29), (14, 56), (29, 11), (27, 12)):
         with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
             fitting_size(model, *size)
-
-
-def test_fitting_size_keeps_no_model_alive():
-    model = networks.build(RunConfig(), (28, 28, 1))
-    assert fitting_size(model, 28, 28) == (28, 28)
-    alive = weakref.ref(model)
-    del model
-    gc.collect()
-    assert alive() is None

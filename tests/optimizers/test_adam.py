@@ -53,7 +53,7 @@ def test_adam_moments_hold_one_value_for_each_weight():
     assert optimizer.momentum.shape == optimizer.velocity.shape == (size,)
 
 
-def test_adam_refuses_a_different_number_of_weights_than_it_was_built_with():
+def test_adam_rejects_a_different_number_of_weights_than_it_was_built_with():
     optimizer = Adam()
     optimizer.build([keras.Variable(np.zeros(2)), keras.Variable(np.zeros(2))])
     with pytest.raises(ValueError, match="zip"):

@@ -14,8 +14,9 @@ def apply_from_zero(optimizer: keras.optimizers.Optimizer, gradients: np.ndarray
     return weight
 
 
-def test_soap_updates_biases_as_adam():
-    gradients = random_values(0, 25, 8)
+@pytest.mark.parametrize("shape", [(8,), (1,), ()])
+def test_soap_updates_biases_and_single_numbers_as_adam(shape):
+    gradients = random_values(0, 25, *shape)
     expected = apply_from_zero(keras.optimizers.Adam(0.01, beta_2=0.99), gradients)
     np.testing.assert_allclose(apply_from_zero(soap.Soap(0.01, beta_2=0.99), gradients), expected, rtol=1e-5)
 

@@ -1,4 +1,3 @@
-import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -7,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, check_curves, events, scalar_values
+from helpers import RESOLVED, TINY, check_curves, events, scalar_values, small_network
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -17,17 +16,14 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
 
-from dae import config as config_module
 from dae.config import RunConfig
-from dae.data import datasets, pipeline
-from dae.losses import losses
-from dae.models import networks
+from dae.data import pipeline
 from dae.reporting import tensorboard
 from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
 # The layers of the network `conv`.
-LAYERS = [f"{part}_conv_{number}" for part in ("encoder", "decoder") for number in (1, 2, 3)] + ["denoised"]
+LAYERS = [f"{half}_conv_{number}" for half in ("encoder", "decoder") for number in (1, 2, 3)] + ["denoised"]
 
 
 def text(accumulator: EventAccumulator, tag: str) -> str:
@@ -43,36 +39,26 @@ def test_curves_have_the_values_of_the_run(tiny_run):
     assert scalar_values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
 
 
-def test_texts_describe_the_run(tiny_run):
-    train = events(tiny_run / "tensorboard" / "train")
-    assert "| batch_size | 64 |" in text(train, "run/configuration")
-    assert "| encoder | MaxPooling2D | " in text(train, "run/layers")
-    assert tf.__version__ in text(train, "run/environment")
+def test_the_text_describes_the_run(tiny_run):
+    described = text(events(tiny_run / "tensorboard" / "train"), "run/configuration")
+    for row in ("| batch_size | 64 |", "| validation_examples | 256 |", "| git_commit | "):
+        assert row in described
+    assert tf.__version__ in described
 
 
 def test_histograms_show_the_weights_of_each_layer_and_the_latents_after_each_epoch(tiny_run):
     train, validation = (events(tiny_run / "tensorboard" / name) for name in ("train", "validation"))
     weights = {f"weights/{layer}/{kind}" for layer in LAYERS for kind in ("kernel", "bias")}
     assert {tag for tag in train.Tags()["tensors"] if tag.startswith("weights/")} == weights
-    for shown, tags in ((train, weights), (validation, {"latents/encoder"})):
+    for accumulator, tags in ((train, weights), (validation, {"latents/encoder"})):
         for tag in tags:
-            assert [event.step for event in shown.Tensors(tag)] == [1, 2, 3]
+            assert [event.step for event in accumulator.Tensors(tag)] == [1, 2, 3]
     *_, counts = tf.make_ndarray(validation.Tensors("latents/encoder")[-1].tensor_proto).T
     assert counts.sum() == 256 * 4 * 4 * 8
 
 
 def test_the_graph_contains_the_gradient(tiny_run):
     assert b"Conv2DBackpropFilter" in events(tiny_run / "tensorboard" / "train").Graph().SerializeToString()
-
-
-def test_the_projector_shows_the_latents_of_validation_images_with_labels(tiny_run, mnist):
-    folder = tiny_run / "tensorboard" / "projector"
-    assert np.loadtxt(folder / "latents.tsv").shape == (256, 128)
-    with np.load(datasets.MNIST_FILE) as arrays:
-        assert np.loadtxt(folder / "labels.tsv").tolist() == arrays["y_train"][-256:].tolist()
-    sprite = tf.io.decode_png((folder / "sprite.png").read_bytes()).numpy()
-    assert sprite.shape == (16 * 28, 16 * 28, 3)
-    np.testing.assert_array_equal(sprite[28:56, :28, 0], mnist.validation.pixels[-256 + 16, :, :, 0])
 
 
 def test_each_metric_has_one_tag():
@@ -93,39 +79,14 @@ def test_every_tag_of_a_run_has_a_description(tiny_run):
     for name in ("train", "validation", "test"):
         accumulator = events(tiny_run / "tensorboard" / name)
         for tag in accumulator.Tags()["tensors"]:
-            shown = accumulator.SummaryMetadata(tag).summary_description
-            assert shown == tensorboard.description(tag) != "", tag
-
-
-def test_the_documentation_describes_every_tag_as_tensorboard_does():
-    document = (Path(__file__).parents[2] / "docs" / "tensorboard.md").read_text()
-    lines = document.partition("| tag | meaning |\n| --- | --- |\n")[2].splitlines()
-    rows = [line.strip("| ").split(" | ") for line in itertools.takewhile(lambda line: line.startswith("|"), lines)]
-    assert rows == [[f"`{tag}`", meaning] for tag, meaning in tensorboard.TAGS.items()]
-
-
-@pytest.mark.slow
-def test_gradient_norm_and_update_ratio_are_those_of_the_steps(mnist, tmp_path):
-    """In one epoch of one step: the gradient is computed again, and Adam's first step is known in closed form."""
-    trainer.train(replace(TINY, train_examples=64, epochs=1), tmp_path / "run")
-    config = config_module.read(tmp_path / "run" / "config.json")
-    (line,) = read_metrics(tmp_path / "run")
-    model = networks.build(config, (28, 28, 1))
-    (batch,) = pipeline.training_batches(mnist.train[:64], config)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(losses.bce(batch.clean, model(batch.noisy)))
-    gradients = tape.gradient(loss, model.trainable_variables)
-    assert line["gradient_norm"] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-4)
-    # Keras adds epsilon, 1e-7, to the root of (1 - 0.999) g^2.
-    updates = [1e-3 * gradient / (abs(gradient) + 1e-7 / 0.001**0.5) for gradient in gradients]
-    ratio = tf.linalg.global_norm(updates) / tf.linalg.global_norm(model.trainable_variables)
-    assert line["update_to_weight_ratio"] == pytest.approx(float(ratio), rel=1e-3)
+            description = accumulator.SummaryMetadata(tag).summary_description
+            assert description == tensorboard.description(tag) != "", tag
 
 
 def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
-    shown = events(tiny_run / "tensorboard" / "validation").Tensors("images/noisy_denoised_clean_error")
-    assert [event.step for event in shown] == [1, 2, 3]
-    width, height, *pictures = tf.make_ndarray(shown[-1].tensor_proto)
+    grids = events(tiny_run / "tensorboard" / "validation").Tensors("images/noisy_denoised_clean_error")
+    assert [event.step for event in grids] == [1, 2, 3]
+    width, height, *pictures = tf.make_ndarray(grids[-1].tensor_proto)
     assert (int(width), int(height), len(pictures)) == (4 * 30, 8 * 30, 1)
     picture = tf.io.decode_png(pictures[0]).numpy()
     np.testing.assert_array_equal(picture[1:29, 61:89], mnist.validation.pixels[-256])
@@ -195,13 +156,13 @@ def test_hparams_shows_the_settings_and_last_metrics_of_a_run(tiny_run):
 @pytest.fixture
 def write_events(tiny_run, mnist):
     """A function that writes the events of one epoch of a run."""
-    model = networks.build(TINY, (28, 28, 1))
-    samples = pipeline.sample_batch(mnist.validation[-256:], TINY, "validation")
+    model = small_network((28, 28, 1))
+    samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
 
     def write(run: Path, config: RunConfig, epoch: int, loss: float) -> None:
         run.mkdir(exist_ok=True)
         shutil.copy(tiny_run / "environment.json", run)
-        board = tensorboard.TensorBoard(run, config, model, samples, epochs_done=epoch - 1)
+        board = tensorboard.TensorBoard(run, config, RESOLVED, model, samples, epochs_done=epoch - 1)
         board.write_epoch({"epoch": epoch, "train_loss": loss, "validation_psnr": 20 * loss})
         board.close()
         tensorboard.write_test(run / "tensorboard", {"epoch": epoch, "test_psnr": 10 * loss})
@@ -210,7 +171,7 @@ def write_events(tiny_run, mnist):
 
 
 def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(write_events, tmp_path):
-    config = replace(TINY, noise_level=(0.1, 0.8), epochs=1)
+    config = replace(TINY, value_range=(0.1, 0.8), epochs=1)
     write_events(tmp_path / "run", config, epoch=1, loss=1.0)
     for file in (tmp_path / "run").rglob("events*"):  # a resume happens in a later second, and with another process
         file.rename(file.with_name("events.out.tfevents.1000000000.host.1.1.v2"))
@@ -218,7 +179,7 @@ def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(wri
     (group,) = session_groups(tmp_path)
     assert len(group.sessions) == 1
     assert group.hparams["epochs"].number_value == 2
-    assert group.hparams["noise_level"].string_value == "(0.1, 0.8)"
+    assert group.hparams["value_range"].string_value == "(0.1, 0.8)"
     assert last_metrics(group) == {
         ("train", "loss/total"): 0.5,
         ("validation", "quality/psnr"): 10.0,

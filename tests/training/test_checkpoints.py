@@ -1,43 +1,47 @@
 """Damaged, missing and outdated checkpoints, and those within an epoch."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from helpers import TINY, new_state
+from helpers import new_state
+from runs import config_of
 
 from dae.analysis.reproducibility import first_difference
 from dae.errors import RunError
 from dae.training import trainer
 from dae.training.checkpoints import LATEST_KEPT, Checkpoints, saved_in
+from dae.training.train_state import TrainState
+from dae.workdir.workdir import read_report
 
-TWO_EPOCHS = replace(TINY, epochs=2)
 
-
-@pytest.fixture(scope="module")
-def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the first two of TINY's three epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "two"
-    trainer.train(TWO_EPOCHS, folder, quiet=True)
-    return folder
+def small_state(size: int = 3) -> TrainState:
+    """Return the state of a network of one layer, with random weights."""
+    inputs = keras.Input((28, 28, 1))
+    outputs = keras.layers.Conv2D(1, size, padding="same", activation="sigmoid")(inputs)
+    return new_state(model=keras.Model(inputs, outputs))
 
 
 @pytest.fixture
-def copy(two_epochs: Path, tmp_path: Path) -> Path:
-    """A copy of `two_epochs`, to be damaged."""
-    return shutil.copytree(two_epochs, tmp_path / "run")
+def folder(tmp_path: Path) -> Path:
+    """A folder with checkpoints of the steps 10 and 20, and the latter as the best."""
+    state = small_state()
+    checkpoints = Checkpoints(tmp_path, state)
+    for epoch in (1, 2):
+        state.step.assign(10 * epoch)
+        state.model.layers[1].bias.assign([epoch])
+        checkpoints.save_epoch(epoch, 1 / epoch)
+    return tmp_path
 
 
-def restored_step(folder: Path, model: keras.Model | None = None) -> int:
+def restored_step(folder: Path, state: TrainState | None = None) -> int:
     """Return the step of the checkpoint that a resume would continue from."""
-    state = new_state(model=model)
-    assert Checkpoints(folder / "checkpoints", state).restore_latest()
+    state = state or small_state()
+    Checkpoints(folder, state).restore_latest()
     return int(state.step)
 
 
@@ -77,81 +81,54 @@ def fill_with_zeros(file: Path) -> None:
         ("index", fill_with_zeros),
     ],
 )
-def test_damaged_latest_checkpoint_is_named_and_the_one_before_restored(part, damage, copy, capsys):
-    (file,) = (copy / "checkpoints" / "latest").glob(f"ckpt-20.{part}*")
+def test_damaged_latest_checkpoint_is_named_and_the_one_before_restored(part, damage, folder, capsys):
+    (file,) = (folder / "latest").glob(f"ckpt-20.{part}*")
     damage(file)
-    assert restored_step(copy) == 10
+    assert restored_step(folder) == 10
     warning = capsys.readouterr().err
-    for part_of_warning in ("latest/ckpt-20", "damaged", "skipped"):
-        assert part_of_warning in warning
-    assert steps(copy / "checkpoints" / "latest") == [10]
-    assert not list((copy / "checkpoints").rglob("ckpt-20*"))
+    for words in ("latest/ckpt-20", "damaged", "skipped"):
+        assert words in warning
+    assert steps(folder / "latest") == [10]
+    assert not list(folder.rglob("ckpt-20*"))
 
 
-@pytest.mark.slow
-def test_resume_from_before_a_damaged_checkpoint_gives_the_same_bits(copy, tiny_run):
-    for folder in ("latest", "best"):
-        (data,) = (copy / "checkpoints" / folder).glob("ckpt-20.data-*")
-        flip_bit(0.5)(data)
-    trainer.train(TINY, copy, resume=True, quiet=True)
-    assert first_difference(copy, tiny_run) is None
-
-
-def test_resume_without_an_intact_checkpoint_is_an_error(copy):
-    for data in (copy / "checkpoints" / "latest").glob("*.data-*"):
+def test_without_an_intact_checkpoint_nothing_is_resumed(folder):
+    for data in (folder / "latest").glob("*.data-*"):
         fill_with_zeros(data)
-    report = (copy / "report.json").read_bytes()
     with pytest.raises(RunError, match=r"none of the checkpoints in .*latest"):
-        trainer.train(TINY, copy, resume=True, quiet=True)
-    assert (copy / "report.json").read_bytes() == report
+        restored_step(folder)
+    assert steps(folder / "latest") == [10, 20]
 
 
 @pytest.mark.parametrize("damage", [fill_with_zeros, Path.unlink])
-def test_without_an_intact_best_checkpoint_the_latest_is_restored(damage, copy, capsys):
-    (best,) = (copy / "checkpoints" / "best").glob("*.data-*")
+def test_without_an_intact_best_checkpoint_the_latest_is_restored(damage, folder, capsys):
+    (best,) = (folder / "best").glob("*.data-*")
     damage(best)
-    state = new_state()
-    checkpoints = Checkpoints(copy / "checkpoints", state)
-    checkpoints.restore_best()
+    state = small_state()
+    Checkpoints(folder, state).restore_best()
     assert int(state.step) == 20
-    expected = new_state()
-    assert Checkpoints(copy / "checkpoints", expected).restore_latest()
-    for weight, expected_weight in zip(state.model.get_weights(), expected.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(weight, expected_weight)
+    assert state.model.layers[1].bias.numpy() == [2]
     assert "no intact checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_run_without_an_intact_best_checkpoint_keeps_the_last_epoch(copy, two_epochs, capsys):
-    (copy / "report.json").unlink()
-    (best,) = (copy / "checkpoints" / "best").glob("*.data-*")
-    fill_with_zeros(best)
-    report = trainer.train(TWO_EPOCHS, copy, resume=True, quiet=True)
-    assert "no intact checkpoint" in capsys.readouterr().err
-    # In this run the last epoch is the best as well.
-    assert report == json.loads((two_epochs / "report.json").read_text())
-
-
-def test_checkpoint_of_another_model_is_refused(copy, capsys):
-    inputs = keras.Input((28, 28, 1))
-    other = keras.Model(inputs, keras.layers.Conv2D(1, 5, padding="same", activation="sigmoid")(inputs))
+def test_checkpoint_of_another_model_is_rejected(folder, capsys):
     with pytest.raises(RunError, match="none of the checkpoints"):
-        restored_step(copy, other)
+        restored_step(folder, small_state(size=5))
     assert capsys.readouterr().err.count("skipped (") == 2
-    assert steps(copy / "checkpoints" / "latest") == [10, 20]
+    assert steps(folder / "latest") == [10, 20]
 
 
 def test_restore_from_an_empty_folder_changes_nothing(tmp_path):
-    state = new_state()
+    state = small_state()
     before = state.model.get_weights()
-    assert not Checkpoints(tmp_path / "checkpoints", state).restore_latest()
+    Checkpoints(tmp_path / "checkpoints", state).restore_latest()
     assert int(state.step) == 0
     for weight, expected in zip(state.model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)
 
 
 def test_only_the_latest_checkpoints_and_the_best_are_kept(tmp_path):
-    state = new_state()
+    state = small_state()
     checkpoints = Checkpoints(tmp_path, state)
     for epoch, loss in enumerate([0.5, 0.3, 0.4, None, 0.3, 0.35], 1):
         state.step.assign(10 * epoch)
@@ -168,7 +145,7 @@ def test_only_the_latest_checkpoints_and_the_best_are_kept(tmp_path):
 
 
 def test_checkpoints_of_100_steps_are_newer_than_those_of_20(tmp_path):
-    state = new_state()
+    state = small_state()
     checkpoints = Checkpoints(tmp_path, state)
     for step in (20, 100):
         state.step.assign(step)
@@ -178,34 +155,42 @@ def test_checkpoints_of_100_steps_are_newer_than_those_of_20(tmp_path):
     assert int(state.step) == 100
 
 
-def test_remains_of_a_killed_write_are_ignored_and_removed(copy):
-    latest = copy / "checkpoints" / "latest"
+def test_remains_of_a_killed_write_are_ignored_and_removed(folder):
+    latest = folder / "latest"
     (data,) = latest.glob("ckpt-20.data-*")
     shutil.copy(data, latest / data.name.replace("ckpt-20", "ckpt-30"))  # its index was not written yet
     (latest / "ckpt-30_temp").mkdir()
     (latest / "ckpt-30_temp" / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"part")
     (latest / "ckpt-30.index.tempstate123").write_bytes(b"part")
-    assert restored_step(copy) == 20
+    assert restored_step(folder) == 20
     assert not list(latest.glob("ckpt-30*"))
 
 
-def test_later_best_checkpoint_than_the_restored_state_is_removed(copy):
+def test_later_best_checkpoint_than_the_restored_state_is_removed(folder):
     """The best checkpoint is written before the latest one; a kill between the two leaves it."""
-    for path in (copy / "checkpoints" / "latest").glob("ckpt-20.*"):
+    for path in (folder / "latest").glob("ckpt-20.*"):
         path.unlink()
-    assert restored_step(copy) == 10
-    assert steps(copy / "checkpoints" / "best") == []
+    assert restored_step(folder) == 10
+    assert steps(folder / "best") == []
 
 
 @pytest.mark.slow
-def test_checkpoints_within_an_epoch_change_no_result_and_can_be_resumed(tiny_run, tmp_path):
-    trainer.train(replace(TINY, checkpoint_every=4), tmp_path / "run", quiet=True)
-    assert first_difference(tmp_path / "run", tiny_run) is None
-    latest = tmp_path / "run" / "checkpoints" / "latest"
-    assert steps(latest) == [24, 28, 30]
-    for path in latest.glob("ckpt-30.*"):
-        path.unlink()  # as if killed in the last epoch
-    (tmp_path / "run" / "report.json").unlink()
-    shutil.move(tmp_path / "run", tmp_path / "moved")
-    trainer.train(TINY, tmp_path / "moved", resume=True, quiet=True)
-    assert first_difference(tmp_path / "moved", tiny_run) is None
+def test_resume_from_before_a_damaged_checkpoint_gives_the_same_bits(finished_run, files, tmp_path):
+    """In another folder than that in which the run was started."""
+    run = Path(shutil.copytree(finished_run("sum"), tmp_path / "moved"))
+    (data,) = (run / "checkpoints" / "latest").glob("ckpt-14.data-*")
+    flip_bit(0.5)(data)
+    (run / "report.json").unlink()
+    trainer.train(config_of(files, "sum"), run, resume=True, quiet=True)
+    assert first_difference(run, finished_run("sum")) is None
+
+
+@pytest.mark.slow
+def test_run_without_an_intact_best_checkpoint_keeps_the_last_epoch(finished_run, files, tmp_path, capsys):
+    run = Path(shutil.copytree(finished_run("sum"), tmp_path / "run"))
+    assert read_report(run)["epoch"] == 1
+    (run / "report.json").unlink()
+    (best,) = (run / "checkpoints" / "best").glob("*.data-*")
+    fill_with_zeros(best)
+    assert trainer.train(config_of(files, "sum"), run, resume=True, quiet=True)["epoch"] == 2
+    assert "no intact checkpoint" in capsys.readouterr().err

@@ -1,87 +1,88 @@
-"""Runs on several devices and workers, which must have the same bits as on one."""
+"""Runs on several devices and workers have the bits of one; and their noise does not even depend on the shards."""
 
-import dataclasses
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import TINY, ended, start_workers
+from helpers import ended, start_workers
+from runs import config_of
 
 from dae import config as config_module
 from dae import replicas
 from dae.analysis.reproducibility import first_difference
-from dae.config import to_json
+from dae.config import RunConfig, to_json
+from dae.data.pipeline import training_batches
 from dae.errors import RunError, UsageError
 from dae.training import trainer
-from dae.workdir.workdir import read_metrics, read_report
+from dae.training.task import prepare
+from dae.training.train_step import make_train_loop, make_train_step
+from dae.training.trainer import calls
+from dae.workdir.workdir import read_metrics
 
 # Epochs end with a batch of one image, so that some shards, and some workers, have none.
-CONFIG = dataclasses.replace(TINY, train_examples=577, epochs=2, shards=2, intra_op_threads=1)
+SMALL: dict[str, Any] = {"train_examples": 97, "intra_op_threads": 1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "seen": {
+        "loss": "{}/seen.py:seen",
+        "augment": True,
+        "noise_level": (0.1, 0.5),
+        "model": "{}/networks.py:normalized",
+    },
+    "soap": {"shards": 4, "optimizer": "soap", "max_gradient_norm": 0.1, "ema_decay": 0.9},
+    "losses": {"loss": "mse + 0.1*ssim + {}/losses.py:masked + {}/losses.py:Learned", "bce_steps": 5},
+    "patches": {"data": "{}/pairs", "validation_examples": None, "train_examples": None, "patch_size": 16}
+    | {"value_range": (0, 4095), "augment": True, "noise": "poisson", "noise_level": 0.1, "model": "unet"},
+}
 
-LOSSES = """
-import keras
+# A squared error that writes a line for each noisy image that it sees: its level and its digest.
+SEEN = """
+import hashlib
+import os
+from pathlib import Path
+
 import tensorflow as tf
 
 
-def masked(clean, denoised, *, seed):
-    mask = tf.cast(tf.random.stateless_uniform(tf.shape(clean), seed) < 0.5, tf.float32)
-    return tf.reduce_mean(mask * tf.abs(clean - denoised), axis=[1, 2, 3])
+def write(noisy, levels):
+    lines = [f"{level:.9f} {hashlib.sha256(image.tobytes()).hexdigest()}\\n" for image, level in zip(noisy, levels)]
+    file = os.open(Path(__file__).with_name("seen.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(file, "".join(lines).encode())
+    os.close(file)
 
 
-class Scaled(keras.Layer):
-    '''A squared error, with a weight that `update` moves to the mean brightness.'''
-
-    def __init__(self):
-        super().__init__()
-        self.scale = self.add_weight(initializer="ones", trainable=False)
-
-    def call(self, clean, denoised):
-        return (1 + 0 * self.scale) * tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
-
-    def update(self, clean, denoised, *, noisy, denoise):
-        self.scale.assign(0.9 * self.scale + 0.05 * tf.reduce_mean(denoised) + 0.05 * tf.reduce_mean(denoise(noisy)))
+def seen(clean, denoised, *, noisy, noise_level):
+    written = tf.numpy_function(write, [noisy, tf.reshape(noise_level, [-1])], [])
+    with tf.control_dependencies([written]):
+        return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
 """
-
-NETWORKS = """
-from keras import Input, Model, layers, regularizers
-
-
-def normalized(image_shape):
-    image = x = Input(image_shape)
-    x = layers.Conv2D(8, 3, padding="same", kernel_regularizer=regularizers.L2(1e-4))(x)
-    x = layers.Dropout(0.2)(layers.ReLU()(layers.BatchNormalization()(x)))
-    return Model(image, layers.Conv2D(image_shape[-1], 3, padding="same", activation="sigmoid")(x))
-"""
-
-CONFIGS = {
-    "adam": dataclasses.replace(CONFIG, shards=4),
-    "soap": dataclasses.replace(CONFIG, shards=4, optimizer="soap", max_gradient_norm=0.1, ema_decay=0.9),
-    "losses": dataclasses.replace(CONFIG, loss="mse + 0.1*ssim + losses.py:masked + losses.py:Scaled", bce_steps=5),
-    "network": dataclasses.replace(
-        CONFIG, model="networks.py:normalized", loss="bce + losses.py:Scaled", noise_level=(0.1, 0.5), patience=1
-    ),
-    "patches": dataclasses.replace(CONFIG, model="unet", patch_size=16, augment=True, noise="poisson"),
-}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with users' files and a file for each of CONFIGS."""
-    (tmp_path / "losses.py").write_text(LOSSES)
-    (tmp_path / "networks.py").write_text(NETWORKS)
-    for name, config in CONFIGS.items():
-        (tmp_path / f"{name}.json").write_text(to_json(config))
+def folder(files: Path, tmp_path: Path) -> Path:
+    """A folder with a file for each of CONFIGS."""
+    (tmp_path / "seen.py").write_text(SEEN)
+    for name in CONFIGS:
+        (tmp_path / f"{name}.json").write_text(to_json(config(name, files, tmp_path)))
     return tmp_path
+
+
+def config(name: str, files: Path, folder: Path, **changes: Any) -> RunConfig:
+    own = {
+        field: value.replace("{}/seen.py", f"{folder}/seen.py") if isinstance(value, str) else value
+        for field, value in CONFIGS[name].items()
+    }
+    return config_of(files, **{**SMALL, **own, **changes})
 
 
 def one_process(folder: Path, name: str, run_dir: str, devices: Sequence[str] = (), resume: bool = False) -> None:
     """Train one of CONFIGS in this process, or resume it."""
-    config = config_module.read(folder / f"{name}.json")
-    trainer.train(config, folder / run_dir, devices=devices, resume=resume, quiet=True)
+    saved = config_module.read(folder / f"{name}.json")
+    trainer.train(saved, folder / run_dir, devices=devices, resume=resume, quiet=True)
 
 
 def several_workers(folder: Path, count: int, name: str, run_dir: str, *arguments: str) -> None:
@@ -93,24 +94,48 @@ def several_workers(folder: Path, count: int, name: str, run_dir: str, *argument
     assert all("run.py" not in errors and "warning" not in errors for *_, errors in workers[1:])
 
 
-def test_two_workers_give_the_bits_of_one_process(folder):
-    small = dataclasses.replace(CONFIG, train_examples=129, validation_examples=100, epochs=1, shards=2)
-    (folder / "small.json").write_text(to_json(small))
-    one_process(folder, "small", "one")
-    several_workers(folder, 2, "small", "two")
+def images_seen(folder: Path) -> set[str]:
+    """Return what SEEN has written, and remove it."""
+    lines = set((folder / "seen.txt").read_text().splitlines())
+    (folder / "seen.txt").unlink()
+    return lines
+
+
+def test_the_noise_that_a_train_step_sees_does_not_depend_on_the_number_of_shards(files, folder):
+    """Nor do patches, flips and rotations, and noise levels."""
+    seen = {}
+    for shards in (1, 2, 4):
+        task = prepare(config("seen", files, folder, shards=shards, model="{}/networks.py:plain"))
+        state = task.new_state()
+        train_step = make_train_step(state, task.objective(state.step), task.network, task.replicas)
+        train_loop, batches = make_train_loop(train_step, state), iter(training_batches(task.data.train, task.config))
+        while int(state.step) < task.total_steps:
+            for call in calls(task, int(state.step)):
+                train_loop(batches, call.num_steps, call.batch_size)
+        seen[shards] = images_seen(folder)
+    # Two epochs of 97 images, and the images of zeros and ones that check the loss.
+    assert 2 * 97 <= len(seen[1]) <= 2 * 97 + 10
+    assert len({line.partition(" ")[0] for line in seen[1]}) >= 2 * 97
+    assert seen[1] == seen[2] == seen[4]
+
+
+@pytest.mark.slow
+def test_two_workers_see_the_noise_of_one_process_and_give_its_bits(folder):
+    one_process(folder, "seen", "one")
+    expected = images_seen(folder)
+    several_workers(folder, 2, "seen", "two")
+    assert images_seen(folder) == expected
+    assert len(expected) >= 2 * 97 + 97 + 40 + 40
     assert first_difference(folder / "one", folder / "two") is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_any_number_of_devices_and_workers_gives_the_same_bits(name, folder):
+@pytest.mark.parametrize(("name", "count"), [("soap", 4), ("losses", 2), ("patches", 2)])
+def test_any_number_of_devices_and_workers_gives_the_same_bits(name, count, folder):
     one_process(folder, name, "one")
-    count = 4 if name == "adam" else 2
     devices = [f"cpu:{number}" for number in range(count)]
     one_process(folder, name, "devices", devices)
     assert first_difference(folder / "one", folder / "devices") is None
-    if name == "patches":  # tests/data/test_pipeline.py compares the patches that workers make
-        return
     several_workers(folder, count, name, "workers", *(["--devices", *devices] if name == "soap" else []))
     assert first_difference(folder / "one", folder / "workers") is None
 
@@ -124,14 +149,20 @@ def wait_for(path: Path, workers: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def long(files: Path, folder: Path) -> Path:
+    """The folder with the file long.json, of a run that takes a few seconds."""
+    of_seconds = config("losses", files, folder, epochs=40, checkpoint_every=3)
+    (folder / "long.json").write_text(to_json(of_seconds))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("killed", "resumed_with"), [(0, 2), (1, 1)])
-def test_a_killed_worker_ends_the_others_and_any_number_resumes(killed, resumed_with, folder):
-    long = dataclasses.replace(CONFIGS["losses"], train_examples=2000, epochs=3, checkpoint_every=3)
-    (folder / "long.json").write_text(to_json(long))
-    one_process(folder, "long", "one")
-    workers = start_workers(2, "--config", "long.json", "--run-dir", "two", "--resume", cwd=folder)
-    wait_for(folder / "two" / "metrics.jsonl", workers)
+def test_a_killed_worker_ends_the_others_and_any_number_resumes(killed, resumed_with, long):
+    one_process(long, "long", "one")
+    workers = start_workers(2, "--config", "long.json", "--run-dir", "two", "--resume", cwd=long)
+    wait_for(long / "two" / "metrics.jsonl", workers)
     workers[killed].kill()
     start = time.monotonic()
     outputs = ended(workers, timeout=60)
@@ -141,61 +172,83 @@ def test_a_killed_worker_ends_the_others_and_any_number_resumes(killed, resumed_
     assert status == 1
     assert "run.py: another worker has stopped: " in errors
     assert "continue with --resume --run-dir two" in errors
-    assert not (folder / "two" / "report.json").exists()
-    assert 1 <= len(read_metrics(folder / "two")) < 3
+    assert not (long / "two" / "report.json").exists()
+    assert 1 <= len(read_metrics(long / "two")) < 40
     if resumed_with == 1:
-        one_process(folder, "long", "two", resume=True)
+        one_process(long, "long", "two", resume=True)
     else:
-        several_workers(folder, resumed_with, "long", "two", "--resume")
-    assert first_difference(folder / "one", folder / "two") is None
+        several_workers(long, resumed_with, "long", "two", "--resume")
+    assert first_difference(long / "one", long / "two") is None
 
 
 @pytest.mark.slow
-def test_a_signal_to_any_worker_saves_and_stops_all(folder):
-    (folder / "long.json").write_text(to_json(dataclasses.replace(CONFIG, train_examples=10_000, epochs=2)))
-    one_process(folder, "long", "one")
-    workers = start_workers(2, "--config", "long.json", "--run-dir", "two", cwd=folder)
-    wait_for(folder / "two" / "metrics.jsonl", workers)
+def test_a_signal_to_any_worker_saves_and_stops_all(long):
+    one_process(long, "long", "one")
+    workers = start_workers(2, "--config", "long.json", "--run-dir", "two", cwd=long)
+    wait_for(long / "two" / "metrics.jsonl", workers)
     workers[1].send_signal(signal.SIGUSR1)
     for status, _, errors in ended(workers, timeout=60):
         assert status == 128 + signal.SIGUSR1
         assert "stopped and saved after" in errors
-    several_workers(folder, 2, "long", "two", "--resume")
-    assert first_difference(folder / "one", folder / "two") is None
+    several_workers(long, 2, "long", "two", "--resume")
+    assert first_difference(long / "one", long / "two") is None
 
 
-@pytest.mark.slow
-def test_fast_reduction_of_two_workers_has_only_one_order(folder):
-    one_process(folder, "adam", "one")
-    several_workers(folder, 2, "adam", "two", "--reduction", "fast")
-    assert read_report(folder / "one") == read_report(folder / "two")
+DIFFERENT = """
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+
+class Different(keras.Layer):
+    '''A squared error that also changes a weight, from the fourth step on, to the number of the worker.'''
+
+    def __init__(self):
+        super().__init__()
+        self.number = self.add_weight(initializer="zeros", trainable=False)
+
+    def call(self, clean, denoised, *, step):
+        number = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
+        self.number.assign(tf.where(step < 3, self.number, float(number)))
+        return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
+"""
 
 
 @pytest.mark.slow
 def test_workers_whose_weights_differ_fail(folder):
-    (folder / "losses.py").write_text(
-        LOSSES.replace("0.9 * self.scale", "1.0 * json.loads(os.environ['TF_CONFIG'])['task']['index']").replace(
-            "import keras", "import json\nimport os\nimport keras"
-        )
-    )
-    for status, _, errors in ended(start_workers(2, "--config", "losses.json", "--run-dir", "two", cwd=folder)):
+    (folder / "different.py").write_text(DIFFERENT)
+    loss = ("--loss", "different.py:Different", "--bce-steps", 0)
+    for status, _, errors in ended(start_workers(2, "--config", "losses.json", *loss, "--run-dir", "run", cwd=folder)):
         assert status == 1
-        assert "the weights of worker 1 differ from those of worker 0 after step 10" in errors
-    assert not list((folder / "two" / "checkpoints" / "latest").glob("*"))
+        assert "the weights of worker 1 differ from those of worker 0 after step 7" in errors
+    assert not list((folder / "run" / "checkpoints" / "latest").glob("ckpt-7*"))
 
 
 @pytest.mark.slow
-def test_workers_with_other_settings_are_refused(folder):
-    workers = start_workers(2, "--config", "adam.json", "--run-dir", "run", cwd=folder, last=["--seed", 1])
+def test_workers_with_other_settings_are_rejected(folder):
+    workers = start_workers(2, "--config", "soap.json", "--run-dir", "run", cwd=folder, last=["--seed", 1])
     for status, _, errors in ended(workers):
         assert status == 2
-        assert "worker 1 has another configuration than worker 0 (--seed was 0, now 1)" in errors
+        assert "worker 1 has another configuration than worker 0: seed 1, not 0" in errors
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_updated_needs_one_process(files, folder):
+    workers = start_workers(
+        2, "--config", "losses.json", "--loss", f"mse + {files}/losses.py:Moving", "--run-dir", "run", cwd=folder
+    )
+    for status, _, errors in ended(workers):
+        assert status == 2
+        assert "has a method `update`, which needs whole batches; train one process, --shards 1" in errors
     assert not (folder / "run").exists()
 
 
 def test_waiting_for_a_worker_that_does_not_start_ends(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as other:
-        addresses = tuple(f"127.0.0.1:{each.getsockname()[1]}" for each in (own, other))
+        addresses = tuple(f"127.0.0.1:{server.getsockname()[1]}" for server in (own, other))
     monkeypatch.setattr(replicas, "JOIN_TIMEOUT", 0.2)
     with pytest.raises(RunError, match=rf"^worker 0 has waited 0.2 s for {addresses[1]}; start the same command"):
         replicas.Replicas((), 0, addresses).connect()

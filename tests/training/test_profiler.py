@@ -1,13 +1,11 @@
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
-from helpers import TINY, new_state, new_train_step, run_in_process
+from helpers import TINY, new_state, new_train_loop, run_in_process
 
 from dae import config as config_module
 from dae.data.pipeline import training_batches
 from dae.training.profiler import PROFILED_CALL, profiled
-from dae.training.train_step import make_train_loop
 
 
 def check_profile(folder: Path) -> None:
@@ -21,10 +19,9 @@ def check_profile(folder: Path) -> None:
 def test_profiler_profiles_one_call_of_the_train_loop(mnist, tmp_path, capsys):
     state = new_state()
     batches = iter(training_batches(mnist.train, TINY))
-    train_loop = make_train_loop(new_train_step(state, TINY))
-    with profiled(train_loop, tmp_path, enabled=True) as loop:
+    with profiled(new_train_loop(state, TINY), tmp_path, enabled=True) as loop:
         for _ in range(PROFILED_CALL + 1):
-            loop(batches, tf.constant(2), TINY.batch_size)
+            loop(batches, 2, TINY.batch_size)
     assert int(state.step) == 2 * (PROFILED_CALL + 1)
     assert capsys.readouterr().err == ""
     check_profile(tmp_path)
@@ -48,7 +45,7 @@ def test_profiler_passes_on_every_call_and_warns_if_it_profiled_none(enabled, tm
         return num_steps
 
     with profiled(train_loop, tmp_path, enabled) as loop:
-        results = [int(loop(iter(()), tf.constant(step), 8)) for step in range(PROFILED_CALL - 1)]
+        results = [int(loop(iter(()), step, 8)) for step in range(PROFILED_CALL - 1)]
     assert calls == [(step, 8) for step in range(PROFILED_CALL - 1)]
     assert results == list(range(PROFILED_CALL - 1))
     assert ("--profile" in capsys.readouterr().err) == enabled

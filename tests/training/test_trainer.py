@@ -1,44 +1,33 @@
-"""Whole runs: their files, exactness, interruption, resuming, and failures."""
+"""Whole runs: their files, what they warn of, early stopping, and failures."""
 
 import contextlib
 import json
-import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import EXPERIMENTS, TINY, new_state
+from helpers import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import config_of
 
-from dae import config as config_module
 from dae.analysis.reproducibility import DURATIONS, first_difference
 from dae.config import RunConfig
-from dae.errors import Interrupted, RunError, UsageError
-from dae.reporting.logger import Logger
+from dae.data.pipeline import equal_batches, steps_per_epoch
+from dae.errors import RunError, UsageError
+from dae.models import networks
+from dae.reporting.logger import warn_if_collapsed
 from dae.training import trainer
-from dae.training.checkpoints import Checkpoints, saved_in
-from dae.training.signals import deferred_signals
-from dae.training.task import Task, prepare
+from dae.training.checkpoints import saved_in
+from dae.training.trainer import VALUES_PER_LOOP, calls
 from dae.workdir.workdir import read_metrics
-
-
-def assert_same_results(run: Path, other: Path) -> None:
-    """Assert that the results are identical, also the weights in the model files, which hold dates as well."""
-    assert first_difference(run, other) is None
-    for name in ("model.keras", "model.h5"):
-        weights, other_weights = (keras.models.load_model(folder / name).get_weights() for folder in (run, other))
-        for weight, other_weight in zip(weights, other_weights, strict=True):
-            np.testing.assert_array_equal(weight, other_weight, strict=True)
 
 
 def test_run_writes_every_documented_file(tiny_run):
@@ -52,6 +41,7 @@ def test_run_writes_every_documented_file(tiny_run):
         "model.h5",
         "model.keras",
         "report.json",
+        "resolved.json",
         "tensorboard",
     }
     lines = read_metrics(tiny_run)
@@ -76,20 +66,6 @@ def test_losses_fall(tiny_run):
     assert lines[-1]["validation_loss"] < 0.5
 
 
-@pytest.mark.slow
-def test_same_configuration_gives_the_same_bits(tiny_run, tmp_path):
-    report = trainer.train(TINY, tmp_path / "again", quiet=True)
-    assert_same_results(tmp_path / "again", tiny_run)
-    assert report == json.loads((tiny_run / "report.json").read_text())
-
-
-@pytest.mark.slow
-def test_more_epochs_of_a_finished_run_equal_one_uninterrupted_run(tiny_run, tmp_path):
-    trainer.train(replace(TINY, epochs=1), tmp_path / "run", quiet=True)
-    trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
-    assert_same_results(tmp_path / "run", tiny_run)
-
-
 def test_finished_run_is_left_as_it_is(tiny_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
     report = trainer.train(TINY, tiny_run, resume=True)
@@ -98,202 +74,159 @@ def test_finished_run_is_left_as_it_is(tiny_run, capsys):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-@pytest.mark.slow
-def test_best_epoch_is_kept(tmp_path):
-    # With so high a learning rate some epochs are worse than those before them.
-    config = replace(TINY, learning_rate=0.3, initial_brightness=0.5, epochs=8)
-    report = trainer.train(config, tmp_path / "run", quiet=True)
-    losses = [line["validation_loss"] for line in read_metrics(tmp_path / "run")]
-    assert losses != sorted(losses, reverse=True)
-    assert report["epoch"] == 1 + int(np.argmin(losses))
+# Calls of the train loop
 
 
-@pytest.mark.slow
-def test_quiet_run_without_validation_keeps_the_last_epoch_and_prints_nothing(tmp_path, capsys):
-    lines: list[dict[str, float]] = []
-    config = replace(TINY, validation_examples=0, epochs=2)
-    report = trainer.train(config, tmp_path / "run", quiet=True, on_epoch_end=lines.append)
-    assert capsys.readouterr() == ("", "")
-    assert lines == read_metrics(tmp_path / "run")
-    assert report["epoch"] == 2
-    assert not any(name.startswith("validation") for line in read_metrics(tmp_path / "run") for name in line)
-    assert not (tmp_path / "run" / "tensorboard" / "validation").exists()
-    assert not (tmp_path / "run" / "checkpoints" / "best").exists()
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 40) | st.none(), st.integers(0, 60), st.integers(1, 200))
+def test_calls_take_the_rest_of_an_epoch_in_pieces_of_one_size_up_to_each_checkpoint(
+    examples, batch_size, checkpoint_every, step, side
+):
+    steps = steps_per_epoch(examples, batch_size)
+    every = checkpoint_every or steps
+    task: Any = SimpleNamespace(
+        config=RunConfig(batch_size=batch_size),
+        examples=examples,
+        steps_per_epoch=steps,
+        checkpoint_every=every,
+        model=SimpleNamespace(input_shape=(None, side, side, 1)),
+    )
+    found = list(calls(task, step))
+    ends = np.cumsum([step, *(call.num_steps for call in found)])
+    assert ends[-1] % steps == 0
+    assert ends[-1] - ends[0] <= steps
+    assert [call.is_last for call in found] == [False] * (len(found) - 1) + [True]
+    for start, end, call in zip(ends, ends[1:], found, strict=False):
+        assert end > start
+        assert {equal_batches(examples, batch_size, int(taken))[1] for taken in range(start, end)} == {call.batch_size}
+        assert (end - 1) // every == start // every  # no checkpoint is due before the end of the call
+        assert call.num_steps == 1 or call.num_steps * batch_size * side**2 <= VALUES_PER_LOOP
 
 
-@pytest.fixture(scope="module")
-def task() -> Task:
-    """A task whose model returns the same grey image for all inputs."""
-    task = prepare(TINY)
-    task.model.layers[-1].kernel.assign(tf.zeros_like(task.model.layers[-1].kernel))
-    return task
+def test_a_call_takes_20_batches_of_mnist():
+    model = SimpleNamespace(input_shape=(None, 28, 28, 1))
+    task: Any = SimpleNamespace(
+        config=RunConfig(), examples=128 * 30 + 1, steps_per_epoch=31, checkpoint_every=31, model=model
+    )
+    assert list(calls(task, 31)) == [(20, 128, False), (10, 128, False), (1, 1, True)]
 
 
-def test_collapsed_network_is_warned_of(task, capsys):
-    trainer.warn_if_collapsed(task)
-    warning = capsys.readouterr().err
-    assert "the same image" in warning
-    assert "--learning-rate" in warning
-    assert "--bce-steps" in warning
+# Warnings
 
 
-def test_initial_network_is_not_taken_for_collapsed(capsys):
-    task = prepare(TINY)
-    for variable in task.model.trainable_variables:
+def test_a_collapsed_network_is_warned_of_but_not_an_initial_one(mnist, capsys):
+    model = networks.build(TINY, (28, 28, 1))
+    noisy = tf.constant(mnist.train.pixels[:30] / np.float32(255))
+    for variable in model.trainable_variables:
         variable.assign(3 * variable)  # at first all outputs are nearly equal
-    trainer.warn_if_collapsed(task)
+    warn_if_collapsed(model, noisy)
     assert capsys.readouterr().err == ""
+    model.layers[-1].kernel.assign(tf.zeros_like(model.layers[-1].kernel))
+    warn_if_collapsed(model, noisy)
+    warning = capsys.readouterr().err
+    for words in ("the same image", "--learning-rate", "--bce-steps"):
+        assert words in warning
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "warns"), [("mse", True), ("bce + mse", False)])
 def test_run_whose_network_turns_black_is_warned_of(loss, warns, tmp_path, capsys):
     """From grey outputs, at the default learning rate, mse alone does that; so it does in Keras's `fit`."""
-    config = RunConfig(
-        train_examples=5000,
-        validation_examples=64,
-        batch_size=64,
-        epochs=1,
-        loss=loss,
-        bce_steps=0,
-        initial_brightness=0.5,
-    )
+    small = {"train_examples": 5000, "validation_examples": 64, "batch_size": 64, "epochs": 1}
+    config = RunConfig(loss=loss, bce_steps=0, initial_brightness=0.5, **small)  # type: ignore[arg-type]
     trainer.train(config, tmp_path / "run")
     assert ("the same image" in capsys.readouterr().err) == warns
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(tmp_path, monkeypatch):
-    def poisoned(images, config, first_step, replicas):
-        numbered = training_batches(images, config, first_step, replicas).enumerate(first_step + 1)
-        return numbered.map(lambda step, batch: batch._replace(noisy=tf.where(step == 14, np.nan, batch.noisy)))
+# Early stopping and the best epoch: at so high a learning rate, some epochs are worse than those before them.
 
-    training_batches = trainer.training_batches
-    monkeypatch.setattr(trainer, "training_batches", poisoned)
-    with pytest.raises(RunError, match="step 14 is not finite"):
-        trainer.train(TINY, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run" / "report.json").exists()
-    assert [line["epoch"] for line in read_metrics(tmp_path / "run")] == [1]
-    state = new_state()
-    assert Checkpoints(tmp_path / "run" / "checkpoints", state).restore_latest()
-    assert int(state.step) == 10
+PATIENT: dict[str, Any] = {
+    "train_examples": 16,
+    "epochs": 40,
+    "learning_rate": 0.3,
+    "patience": 1,
+    "checkpoint_every": None,
+}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"loss": "bcee"},
-        {"model": "cnov"},
-        {"noise": "x"},
-        {"data": "/none.npz"},
-        {"optimizer": "x"},
-        {"schedule": "x"},
-        {"data_digest": "other"},
-    ],
-)
-def test_mistakes_are_found_before_anything_is_written(change, tmp_path):
-    with pytest.raises(UsageError):
-        trainer.train(replace(TINY, **change), tmp_path / "runs" / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_refused_resume_leaves_the_run_as_it_is(tiny_run):
-    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-    with pytest.raises(UsageError, match=r"--batch-size was 64, now 32; --seed was 0, now 1"):
-        trainer.train(replace(TINY, batch_size=32, seed=1), tiny_run, resume=True)
-    with pytest.raises(UsageError, match="--epochs was 3, now 1"):
-        trainer.train(replace(TINY, epochs=1), tiny_run, resume=True)
-    with pytest.raises(UsageError, match="--data-digest was"):
-        trainer.train(replace(TINY, data_digest="other"), tiny_run, resume=True)
-    with pytest.raises(UsageError, match="already holds a run"):
-        trainer.train(TINY, tiny_run)
-    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
-@pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl", "config.json"])
-def test_a_resume_without_one_of_the_files_is_refused_in_one_line(name, content, tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / name).unlink()
-    if content is not None:
-        (run / name).write_text(content)
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UsageError) as caught:
-        trainer.train(replace(TINY, epochs=4), run, resume=True, quiet=True)
-    assert name in str(caught.value) or "--resume: " in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-
-
-def test_signal_within_an_epoch_saves_and_the_resumed_run_gives_the_same_bits(tiny_run, tmp_path, monkeypatch):
-    def progress_and_signal(self: Logger, epoch: int, images: int, loss: tf.Tensor) -> None:
-        progress(self, epoch, images, loss)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    progress, handler = Logger.progress, signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(Logger, "progress", progress_and_signal)
-        with pytest.raises(Interrupted, match=r"step 9.*--resume --run-dir") as caught:
-            trainer.train(TINY, tmp_path / "run", quiet=True)
-    assert caught.value.signal_number == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == handler
-    assert read_metrics(tmp_path / "run") == []
-    assert [prefix.name for prefix in saved_in(tmp_path / "run" / "checkpoints" / "latest")] == ["ckpt-9"]
-    trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
-    assert_same_results(tmp_path / "run", tiny_run)
+@pytest.fixture(scope="module")
+def stopped(files, tmp_path_factory) -> Path:
+    """A run that stopped early."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    trainer.train(config_of(files, **PATIENT), folder, quiet=True)
+    return folder
 
 
 @pytest.mark.slow
-def test_signal_before_the_first_step_is_deferred(tmp_path, monkeypatch):
-    def signal_and_write_graph(self: Logger, *arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        write_graph(self, *arguments)
-
-    write_graph = Logger.write_graph
-    monkeypatch.setattr(Logger, "write_graph", signal_and_write_graph)
-    with pytest.raises(Interrupted, match=r"step 9.*--resume --run-dir"):
-        trainer.train(TINY, tmp_path / "run", quiet=True)
+def test_run_stops_after_the_documented_number_of_epochs_and_keeps_the_best(stopped, files):
+    losses = [line["validation_loss"] for line in read_metrics(stopped)]
+    ages = [epoch - 1 - int(np.argmin(losses[:epoch])) for epoch in range(1, len(losses) + 1)]
+    assert ages.index(1) == len(losses) - 1 < 39
+    report = json.loads((stopped / "report.json").read_text())
+    assert report["epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 1
 
 
-def test_signal_at_the_end_of_an_epoch_keeps_the_epoch(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("before_the_end", [0, 1])
+def test_run_interrupted_at_its_last_epochs_is_resumed_to_the_same_bits(
+    before_the_end, stopped, files, tmp_path, capsys
+):
+    """Also if nothing is left but to stop."""
+    config, last = config_of(files, **PATIENT), len(read_metrics(stopped)) - before_the_end
+
     def interrupt(line: dict[str, float]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        if line["epoch"] == last:
+            raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"epoch 1.*--resume --run-dir") as caught:
-        trainer.train(TINY, tmp_path / "run", quiet=True, on_epoch_end=interrupt)
-    assert caught.value.signal_number == signal.SIGINT
-    assert [line["epoch"] for line in read_metrics(tmp_path / "run")] == [1]
-    assert [prefix.name for prefix in saved_in(tmp_path / "run" / "checkpoints" / "latest")] == ["ckpt-10"]
-
-
-def test_second_sigint_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), deferred_signals() as pending:  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert sorted(pending) == [signal.SIGINT, signal.SIGTERM]
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, tmp_path / "run", quiet=True, on_epoch_end=interrupt)
+    assert len(read_metrics(tmp_path / "run")) == last
+    trainer.train(config, tmp_path / "run", resume=True)
+    stop = len(read_metrics(stopped))
+    assert f"stopped after epoch {stop}, 1 epochs after the lowest validation loss" in capsys.readouterr().out
+    assert first_difference(tmp_path / "run", stopped) is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_run_killed_within_an_epoch_is_resumed_to_the_same_bits(number, tiny_run, tmp_path):
-    config = replace(TINY, checkpoint_every=1)
-    (tmp_path / "config.json").write_text(config_module.to_json(config))
-    command = [sys.executable, str(EXPERIMENTS / "run.py"), "--config", "config.json", "--run-dir", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoints" / "latest" / "ckpt-2.index").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 128 + number
-        assert "--resume --run-dir run" in stderr
-        assert "Traceback" not in stderr
-    assert not (tmp_path / "run" / "report.json").exists()
-    trainer.train(config, tmp_path / "run", resume=True, quiet=True)
-    assert_same_results(tmp_path / "run", tiny_run)
+def test_more_epochs_do_not_continue_a_run_that_stopped(stopped, files):
+    lines = read_metrics(stopped)
+    report = trainer.train(config_of(files, **{**PATIENT, "epochs": 50}), stopped, quiet=True, resume=True)
+    assert read_metrics(stopped) == lines
+    assert report["epoch"] == len(lines) - 1
+
+
+@pytest.mark.slow
+def test_only_a_run_whose_loss_depends_on_progress_cannot_grow(finished_run, files):
+    config, run = config_of(files, "sum", schedule="constant", warmup_ratio=0.0), finished_run("sum")
+    with pytest.raises(UsageError, match="--epochs was 2, now 3"):  # nor with a schedule
+        trainer.train(replace(config_of(files, "sum"), epochs=3), run, resume=True, quiet=True)
+    copy = Path(shutil.copytree(run, run.with_name("constant")))
+    saved = json.loads((copy / "config.json").read_text()) | {"schedule": "constant", "warmup_ratio": 0.0}
+    (copy / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match=r"^--epochs: cannot grow, .*`progress`"):
+        trainer.train(replace(config, epochs=3), copy, resume=True, quiet=True)
+    assert (copy / "report.json").exists()
+
+
+# Failures
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(files, tmp_path, monkeypatch, capsys):
+    """In a run with a BCE warm-up, which it announces, and warns of because it is too long."""
+
+    def poisoned(images, config, first_step):
+        numbered = training_batches(images, config, first_step).enumerate(first_step + 1)
+        return numbered.map(lambda step, batch: batch._replace(noisy=tf.where(step == 10, np.nan, batch.noisy)))
+
+    run, training_batches = tmp_path / "run", trainer.training_batches
+    monkeypatch.setattr(trainer, "training_batches", poisoned)
+    with pytest.raises(RunError, match="step 10 is not finite"):
+        trainer.train(config_of(files, loss="mae", bce_steps=14), run)
+    assert not (run / "report.json").exists()
+    assert [line["epoch"] for line in read_metrics(run)] == [1]
+    assert saved_in(run / "checkpoints" / "latest")[-1].name == "ckpt-8"
+    printed = capsys.readouterr()
+    assert "loss: BCE warm-up, then mae from step 14" in printed.out
+    assert "warning: --bce-steps: BCE is part of the loss in all 14 steps" in printed.err
 
 
 @contextlib.contextmanager
@@ -308,18 +241,17 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resume", [False, True])
-def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(resume, tiny_run, tmp_path):
+def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tmp_path):
     with file_size_limit(60_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
         trainer.train(TINY, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "report.json").exists()
     assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
-    if resume:
-        trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
-        assert first_difference(tmp_path / "run", tiny_run) is None
+    trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
+    assert first_difference(tmp_path / "run", tiny_run) is None
 
 
 @pytest.mark.slow
-def test_removed_folder_ends_the_run_with_an_error(tmp_path):
+def test_removed_folder_ends_the_run_with_an_error(files, tmp_path):
+    run = tmp_path / "run"
     with pytest.raises(RunError, match="--resume --run-dir"):
-        trainer.train(TINY, tmp_path / "run", quiet=True, on_epoch_end=lambda line: shutil.rmtree(tmp_path / "run"))
+        trainer.train(config_of(files), run, quiet=True, on_epoch_end=lambda line: shutil.rmtree(run))

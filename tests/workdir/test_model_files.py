@@ -1,11 +1,9 @@
-import contextlib
-import fcntl
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dae.config import RunConfig
+from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, evaluate_test, make_evaluator
+from dae.evaluation.evaluate import check_fits, make_evaluator
 from dae.training.task import prepare
-from dae.workdir import hdf5_check, model_files, workdir
-from dae.workdir.files import atomic_path
+from dae.workdir import hdf5_check, workdir
 from dae.workdir.model_files import MODEL_FILES, load_model, save_model
 
 # The end of Keras's tutorial: load, predict on noisy test images, stack noisy and denoised ones, show them in grey.
@@ -66,30 +64,6 @@ def test_saved_model_has_the_same_weights_and_no_other_file_is_left(name, tiny_r
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_a_model_file_that_another_program_has_locked_is_read(tiny_run, tmp_path):
-    expected = load_model(tiny_run).get_weights()
-    for name in MODEL_FILES:
-        shutil.copy(tiny_run / name, tmp_path)
-        with open(tmp_path / name, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            for weight, other in zip(load_model(tmp_path / name).get_weights(), expected, strict=True):
-                np.testing.assert_array_equal(weight, other)
-
-
-def test_a_model_file_is_written_where_the_hdf5_library_cannot_lock_it(tiny_run, tmp_path, monkeypatch):
-    """The temporary file that is written to, whose name cannot be foreseen, is locked by another open file."""
-
-    @contextlib.contextmanager
-    def locked(path: Path) -> Iterator[Path]:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield temporary
-
-    monkeypatch.setattr(model_files, "atomic_path", locked)
-    save_model(load_model(tiny_run), tmp_path / "model.h5")
-    assert len(load_model(tmp_path / "model.h5").layers) == len(load_model(tiny_run).layers)
-
-
 EVALUATIONS = [
     pytest.param("run", run_subprocess, marks=pytest.mark.slow),
     ("run/model.keras", run_in_process),
@@ -109,17 +83,6 @@ def test_evaluate_reports_the_metrics_of_the_run(model, run_script, tiny_run, tm
     assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in completed.stdout
     folder = tmp_path if model == "alone.h5" else run
     assert (folder / "evaluation.png").read_bytes() == (run / "denoised.png").read_bytes()
-
-
-def test_evaluate_with_less_noise_reports_other_metrics(tiny_run, tmp_path):
-    report = json.loads((tiny_run / "report.json").read_text())
-    arguments = ("--noise-level", "0.2", "--figure", tmp_path / "less.png")
-    completed = run_in_process("evaluate.py", tiny_run, *arguments, cwd=tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    assert "gaussian noise 0.2" in completed.stdout
-    assert f"PSNR {report['test_psnr']:.2f} dB" not in completed.stdout
-    assert (tmp_path / "less.png").exists()
-    assert not (tiny_run / "evaluation.png").exists()
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
@@ -149,15 +112,14 @@ def change_architecture(source: Path, target: Path, change: Callable[[str], str]
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ('"filters": 16', '"filtres": 2, "filters": 16', "layer encoder_conv_1, Conv2D: .*'filtres'"),
-        ('"filters": 16', '"filters": -1', "layer encoder_conv_1, Conv2D: .*`filters`.*-1"),
+        ('"filters": 16', '"filtres": 2, "filters": 16', "'filtres'"),
         ('"filters": 16', '"filters": 3', "[Ss]hape"),
-        ('"sigmoid"', '"sigmoidd"', "layer denoised, Conv2D: .*sigmoidd"),
+        ('"sigmoid"', '"sigmoidd"', "sigmoidd"),
         ('"Conv2D"', '"Mine"', "'.*Mine'"),
         ('"filters": 16', '"filters" 16', "':'"),
     ],
 )
-def test_a_model_that_keras_cannot_make_is_refused_with_the_reason(name, before, after, reason, tiny_run, tmp_path):
+def test_a_model_that_keras_cannot_make_is_rejected_with_the_reason(name, before, after, reason, tiny_run, tmp_path):
     change_architecture(tiny_run / name, tmp_path / name, lambda text: text.replace(before, after))
     with pytest.raises(UsageError, match=rf": not a readable model \(.*{reason}") as caught:
         load_model(tmp_path / name)
@@ -179,12 +141,12 @@ def models_of_other_kinds() -> dict[str, keras.Model]:
         "to (None, 26, 26, 1)": keras.Model(one, keras.layers.Conv2D(1, 3)(one)),
         "to (None, 784)": keras.Model(one, keras.layers.Flatten()(one)),
         "from (None, 28, 28) to": keras.Model(flat, keras.layers.Dense(28)(flat)),
-        "to a dictionary": keras.Model(one, {"image": convolution(one)}),
+        "got one from (None, 28, 28, 1) to": keras.Model(one, {"image": convolution(one)}),
     }
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_models_of_other_kinds_are_refused_in_one_line(suffix, tmp_path):
+def test_models_of_other_kinds_are_rejected_in_one_line(suffix, tmp_path):
     for number, (reason, model) in enumerate(models_of_other_kinds().items()):
         path = tmp_path / f"{number}{suffix}"
         save_model(model, path)
@@ -205,7 +167,7 @@ def test_a_model_of_free_size_is_loaded_and_evaluated(shape, suffix, tmp_path, m
     model = load_model(tmp_path / f"free{suffix}")
     assert model.input_shape == (None, *shape)
     check_fits(model, mnist.test)
-    report = evaluate_test(make_evaluator(model), RunConfig(), mnist.test[:10])
+    report = make_evaluator(model)("test", evaluation_batches(mnist.test[:10], RunConfig(noise_level=0.5), "test"))
     assert np.isfinite(list(report.values())).all()
 
 
@@ -223,7 +185,7 @@ def test_a_model_of_free_size_works_in_scripts_and_as_a_start(suffix, tiny_run, 
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
-def test_layer_of_terabytes_is_refused_before_it_is_made(name, tiny_run, tmp_path):
+def test_layer_of_terabytes_is_rejected_before_it_is_made(name, tiny_run, tmp_path):
     def enlarge(architecture: str) -> str:
         enlarged = architecture.replace('"filters": 16', '"filters": 100000000000')
         assert enlarged != architecture
@@ -235,10 +197,10 @@ def test_layer_of_terabytes_is_refused_before_it_is_made(name, tiny_run, tmp_pat
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_truncated_model_file_is_refused_in_one_line(share, name, tiny_run, tmp_path):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_truncated_model_file_is_rejected_in_one_line(fraction, name, tiny_run, tmp_path):
     content = (tiny_run / name).read_bytes()
-    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    (tmp_path / name).write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(UsageError, match="not a readable model") as caught:
         load_model(tmp_path / name)
     assert "\n" not in str(caught.value)
@@ -248,7 +210,7 @@ def test_truncated_model_file_is_refused_in_one_line(share, name, tiny_run, tmp_
 @pytest.mark.parametrize("name", ["model.keras", pytest.param("model.h5", marks=pytest.mark.slow)])
 @fuzz
 @given(data=st.data())
-def test_damaged_model_file_is_refused_in_one_line_or_loads(name, tiny_run, tmp_path_factory, data):
+def test_damaged_model_file_is_rejected_in_one_line_or_loads(name, tiny_run, tmp_path_factory, data):
     content = bytearray((tiny_run / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -261,7 +223,7 @@ def test_damaged_model_file_is_refused_in_one_line_or_loads(name, tiny_run, tmp_
 
 
 @pytest.mark.slow
-def test_file_on_which_the_hdf5_library_loops_forever_is_refused(tiny_run, tmp_path, monkeypatch):
+def test_file_on_which_the_hdf5_library_loops_forever_is_rejected(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_check, "TIMEOUT_SECONDS", 3.0)
     hdf5_check.check(tiny_run / "model.h5")
     content = bytearray((tiny_run / "model.h5").read_bytes())
@@ -278,13 +240,13 @@ def test_hdf5_check_accepts_an_array_that_claims_terabytes_without_reading_it(tm
     hdf5_check.check(tmp_path / "sparse.h5")
 
 
-def test_a_model_that_is_missing_from_a_finished_run_is_refused_with_what_to_do(tmp_path):
+def test_a_model_that_is_missing_from_a_finished_run_is_rejected_with_what_to_do(tmp_path):
     workdir.write_report(tmp_path, {"epoch": 1})
     with pytest.raises(UsageError, match=r"model\.keras: no such file; delete report.json, and repeat .*--resume"):
         load_model(tmp_path)
 
 
-def test_files_that_are_not_models_are_refused(tiny_run, tmp_path):
+def test_files_that_are_not_models_are_rejected(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "report.json").unlink()
     for name in ("text.h5", "text.keras", "model.pb"):

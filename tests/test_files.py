@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from dae.errors import UsageError
-from dae.workdir.files import TEMPORARY, atomic_path, atomic_write, check_output, check_output_folder, files_in
+from dae.files import TEMPORARY, atomic_path, atomic_write, check_output, check_output_folder, files_in
 
 
 def test_files_are_found_through_links_but_not_in_loops_hidden_or_excluded_folders(tmp_path):
@@ -30,13 +31,11 @@ def test_atomic_write_writes_text_and_bytes(content, tmp_path):
 
 def test_atomic_path_has_the_suffix_and_becomes_the_file_at_the_end(tmp_path):
     with atomic_path(tmp_path / "model.keras") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".keras"
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".keras")
         assert temporary.name.startswith(TEMPORARY)
         temporary.write_text("new")
         assert not (tmp_path / "model.keras").exists()
-    assert (tmp_path / "model.keras").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.keras", "new")]
 
 
 def test_atomic_path_can_become_a_folder_in_place_of_an_empty_one(tmp_path):
@@ -49,7 +48,7 @@ def test_atomic_path_can_become_a_folder_in_place_of_an_empty_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_folder_that_failed_or_whose_place_is_taken_leaves_nothing(tmp_path):
+def test_folder_that_failed_or_whose_path_is_taken_leaves_nothing(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file.txt").write_text("before")
     with pytest.raises(OSError, match="not empty"), atomic_path(tmp_path / "taken") as temporary:
@@ -76,7 +75,7 @@ def test_failed_write_keeps_the_file_and_leaves_no_other(written, tmp_path):
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from dae.workdir.files import atomic_path
+from dae.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -92,31 +91,21 @@ def test_kill_while_writing_keeps_the_file(tmp_path):
     assert left.name.startswith(TEMPORARY)
 
 
-def test_check_output_accepts_files_that_can_be_written(tmp_path):
-    (tmp_path / "old.png").write_text("old")
-    check_output(tmp_path / "old.png", (".png",), "--figure")
-    check_output(tmp_path / "new.csv", (".png", ".csv"), "--figure")
-    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+OUTPUTS = {"old.png": True, "new.csv": True, "plot.jpg": False, "plot": False, "folder.png": False}
+OUTPUTS |= {"none/plot.png": False, "old.png/plot.png": False}
+FOLDERS = {"empty": True, "new": True, "full": False, "full/file.txt": False, "none/new": False}
 
 
-@pytest.mark.parametrize("name", ["plot.jpg", "plot", "folder.png", "none/plot.png", "old.png/plot.png"])
-def test_check_output_refuses_other_files(name, tmp_path):
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "old.png").write_text("old")
-    with pytest.raises(UsageError, match="--figure"):
-        check_output(tmp_path / name, (".png",), "--figure")
-
-
-def test_check_output_folder_accepts_new_and_empty_folders(tmp_path):
-    (tmp_path / "empty").mkdir()
-    check_output_folder(tmp_path / "empty", "--output")
-    check_output_folder(tmp_path / "new", "--output")
-    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-@pytest.mark.parametrize("name", ["full", "full/file.txt", "none/new", "full/file.txt/new"])
-def test_check_output_folder_refuses_others(name, tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file.txt").write_text("before")
-    with pytest.raises(UsageError, match="--output"):
-        check_output_folder(tmp_path / name, "--output")
+@pytest.mark.parametrize(("name", "is_allowed"), [*OUTPUTS.items(), *FOLDERS.items()])
+def test_an_output_that_could_not_be_written_is_rejected_and_none_is_touched(name, is_allowed, tmp_path):
+    for folder in ("folder.png", "empty", "full"):
+        (tmp_path / folder).mkdir()
+    for file in ("old.png", "full/file.txt"):
+        (tmp_path / file).write_text("before")
+    before = sorted(tmp_path.rglob("*"))
+    with nullcontext() if is_allowed else pytest.raises(UsageError, match=r"^--output: "):
+        if name in OUTPUTS:
+            check_output(tmp_path / name, (".png", ".csv"), "--output")
+        else:
+            check_output_folder(tmp_path / name, "--output")
+    assert sorted(tmp_path.rglob("*")) == before

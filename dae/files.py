@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dae.errors import UsageError
+from dae.errors import UsageError, as_usage_error
 
 TEMPORARY = ".partial-"
 
@@ -20,10 +20,8 @@ def files_in(folder: Path, without: Path | None = None, _within: tuple[Path, ...
     real = folder.resolve()
     if real in _within or (without is not None and real == without.resolve()):
         return
-    try:
+    with as_usage_error(folder, "cannot be read", OSError):
         paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
     for path in paths:
         if path.name.startswith("."):
             continue

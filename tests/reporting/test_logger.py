@@ -10,15 +10,16 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from helpers import EXPERIMENTS, run_subprocess
+from helpers import EXPERIMENTS, RESOLVED, TINY, run_subprocess, small_network
 
-from dae.reporting import console
-from dae.reporting.console import Console
+from dae.data import pipeline
+from dae.reporting import logger
+from dae.reporting.logger import Console, Logger
 
 SMALL = ["--train-examples", "3000", "--validation-examples", "64", "--epochs", "2", "--batch-size", "32"]
 
@@ -32,8 +33,8 @@ def open_terminal(columns: int) -> Iterator[tuple[int, list[bytes]]]:
 
     def read() -> None:
         with contextlib.suppress(OSError):  # raised when the last writer has closed the terminal
-            while some := os.read(screen, 65536):
-                shown.append(some)
+            while content := os.read(screen, 65536):
+                shown.append(content)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -62,46 +63,46 @@ def run_on_terminal(columns: int, *arguments: str, cwd: Path) -> tuple[str, str]
     return (cwd / "stdout").read_text(), b"".join(shown).decode()
 
 
-def use_console(quiet: bool, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Print and show a bar on a console whose stderr is a terminal, and return what the terminal shows."""
-    with open_terminal(columns) as (terminal, shown), open(terminal, "w", closefd=False) as stderr:
-        monkeypatch.setattr(sys, "stderr", stderr)
-        shown_by = Console(quiet)
-        shown_by.print("a line")
-        shown_by.start_bar(images=800, done=100)
-        for _ in range(7):
-            time.sleep(0.11)  # tqdm redraws at most ten times a second
-            shown_by.update_bar("epoch 1/2", 100, tf.constant(0.25))
-        shown_by.close_bar()
-        monkeypatch.undo()
-    return b"".join(shown).decode()
+@pytest.fixture
+def log(mnist, tmp_path, monkeypatch) -> Callable[..., str]:
+    """A function that prints a line and trains half an epoch, and returns what a terminal shows on stderr."""
+    samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
+    arguments = tmp_path, TINY, RESOLVED, small_network((28, 28, 1)), samples
+
+    def show(quiet: bool, columns: int) -> str:
+        with open_terminal(columns) as (terminal, shown), open(terminal, "w", closefd=False) as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            with Logger(*arguments, Console(quiet), step=25, images=600) as writer:
+                writer.print("a line")
+                for _ in range(5):
+                    time.sleep(0.11)  # tqdm redraws at most ten times a second
+                    writer.progress(3, 60, tf.constant(0.25))
+            monkeypatch.undo()
+        return b"".join(shown).decode()
+
+    return show
 
 
-def test_progress_bar_stays_on_one_line_of_a_narrow_terminal(monkeypatch, capsys):
-    shown = use_console(quiet=False, columns=40, monkeypatch=monkeypatch)
+def test_progress_bar_stays_on_one_line_of_a_narrow_terminal(log, capsys):
+    shown = log(quiet=False, columns=40)
     check_bar(shown, 40)
-    assert "epoch 1/2, loss 0.2500" in shown
-    assert "100%" in shown
+    assert "epoch 3/3, loss 0.2500" in shown
+    assert " 84%" in shown  # 5 steps of 64 images and 5 of 60 after two epochs of three
     assert capsys.readouterr().out == "a line\n"
 
 
-def test_quiet_console_prints_nothing(monkeypatch, capsys):
-    assert use_console(quiet=True, columns=80, monkeypatch=monkeypatch) == ""
+def test_a_quiet_run_prints_nothing(log, capsys):
+    assert log(quiet=True, columns=80) == ""
     assert capsys.readouterr().out == ""
-
-
-def test_warnings_go_to_stderr(capsys):
-    console.warn("beware")
-    assert capsys.readouterr() == ("", "warning: beware\n")
 
 
 def test_epochs_are_formatted_with_and_without_validation():
     line = {"epoch": 1, "train_loss": 0.25, "images_per_second": 1234.0, "seconds": 0.5}
-    short = console.format_epoch(line, 3)
+    short = logger.format_epoch(line, 3)
     assert short.startswith("epoch 1/3: train loss 0.2500")
     assert "1,234 images/s" in short
     assert "validation" not in short
-    full = console.format_epoch(line | {"validation_loss": 0.5, "validation_psnr": 20.0, "validation_ssim": 0.75}, 3)
+    full = logger.format_epoch(line | {"validation_loss": 0.5, "validation_psnr": 20.0, "validation_ssim": 0.75}, 3)
     for text in ("validation loss 0.5000", "20.00 dB", "0.750"):
         assert text in full
 

@@ -1,0 +1,112 @@
+"""experiments/evaluate.py on images of the user."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import run_in_process
+from PIL import Image
+
+from dae.evaluation.metrics import METRICS
+from dae.workdir.model_files import load_model
+
+
+def denoised_by_hand(model, noisy: np.ndarray) -> np.ndarray:
+    """Return the denoised image of [H, W], which is mirrored at the bottom and right up to even sides."""
+    height, width = noisy.shape
+    mirrored = np.pad(noisy, ((0, -height % 2), (0, -width % 2)), "symmetric")
+    return model(mirrored[None, ..., None], training=False).numpy()[:, :height, :width]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (29, 43), (11, 90)])
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_evaluate_takes_one_image_of_any_size_without_noise(suffix, size, finished_run, mnist, tmp_path):
+    image = np.tile(mnist.test.pixels[0, ..., 0], (4, 4))[: size[0], : size[1]]
+    if suffix == ".npy":
+        np.save(tmp_path / "one.npy", image[None])
+    else:
+        (tmp_path / "one").mkdir()
+        Image.fromarray(image).save(tmp_path / "one" / "a.png")
+    place = tmp_path / ("one.npy" if suffix == ".npy" else "one")
+    run = finished_run("pairs")
+    done = run_in_process("evaluate.py", run, "--data", place, "--noise-level", 0, "--figure", tmp_path / "a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    clean = image / np.float32(255)
+    psnr = METRICS["psnr"](tf.constant(clean[None, ..., None]), tf.constant(denoised_by_hand(load_model(run), clean)))
+    assert "gaussian noise 0, clipped: BCE " in done.stdout
+    assert f"PSNR {float(psnr[0]):.2f} dB" in done.stdout
+    assert f"test: 1 image, {size[0]} x {size[1]}, grey, uint8" in done.stdout
+    assert tf.io.decode_png((tmp_path / "a.png").read_bytes()).shape[0] > 100
+
+
+def test_evaluate_adds_no_noise_to_pairs_unless_it_is_given(tiny_run, files, tmp_path):
+    """Also if the run was trained on noise of level 0.5."""
+    figure = ("--figure", tmp_path / "a.png")
+    arguments = (
+        "evaluate.py",
+        tiny_run,
+        "--data",
+        files / "pairs" / "test",
+        "--image-size",
+        28,
+        "--value-range",
+        0,
+        4095,
+        *figure,
+    )
+    done = run_in_process(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 pairs of noisy and clean images, 28 x 28" in done.stdout
+    assert " on pairs of noisy and clean images: " in done.stdout
+    done = run_in_process(*arguments, "--noise-level", 0.1)
+    assert "on gaussian noise 0.1, " in done.stdout
+
+
+def test_evaluate_takes_pictures_of_several_sizes_for_a_run_on_images_of_one_size(tiny_run, files, tmp_path):
+    arguments = ("--data", files / "pairs", "--value-range", 0, 4095, "--figure", tmp_path / "a.png")
+    done = run_in_process("evaluate.py", tiny_run, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test: 3 pairs of noisy and clean images, 20 x 14 to 30 x 41, grey, uint16" in done.stdout
+    done = run_in_process("evaluate.py", tiny_run, *arguments, "--noise-levels", 0, 0.1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| gaussian | 0.1 |" in done.stdout
+
+
+def test_evaluate_on_the_runs_own_data_repeats_its_report(finished_run, tmp_path):
+    run = finished_run("pairs")
+    done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((run / "report.json").read_text())
+    assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image-size", "32"], "--image-size: applies to --data, which is not given"),
+        (["--grey"], "--grey: applies to --data, which is not given"),
+        (["--data", "nowhere"], "nowhere: no such file or folder; if it was moved"),
+        (["--data", "colour.npy"], "--data: the model takes images of 1 channels, not of 3; --grey converts them"),
+        (["--data", "small.npy"], "H and W >= 11"),
+    ],
+)
+def test_evaluate_rejects_data_in_one_line(arguments, message, finished_run, tmp_path):
+    np.save(tmp_path / "colour.npy", np.full((2, 28, 28, 3), 200, np.uint8))
+    np.save(tmp_path / "small.npy", np.full((2, 10, 28), 200, np.uint8))
+    before = sorted(tmp_path.iterdir())
+    done = run_in_process("evaluate.py", finished_run("pairs"), *arguments, "--figure", "a.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [["--noise-level", "0"], ["--noise-levels", "0", "0.5"]])
+def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_path, mnist):
+    np.savez(tmp_path / "one.npz", x_train=mnist.train.pixels[:20], x_test=mnist.test.pixels[:1])
+    data = ("--data", tmp_path / "one.npz", "--figure", tmp_path / "plot.png")
+    done = run_in_process("evaluate.py", tiny_run, *data, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PSNR" in done.stdout
+    assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100

@@ -1,0 +1,177 @@
+"""A run that is stopped anywhere and resumed has the bits of one that was not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import EXPERIMENTS
+from runs import ROWS, config_of
+
+from dae.analysis.reproducibility import first_difference
+from dae.config import RunConfig
+from dae.data.noise import NOISES
+from dae.errors import Interrupted
+from dae.reporting.logger import Logger
+from dae.training import trainer
+from dae.training.checkpoints import saved_in
+from dae.workdir.workdir import read_metrics
+
+
+class Stop(Exception):
+    """Raised in the place of a kill."""
+
+
+def raise_stop() -> None:
+    raise Stop
+
+
+def send_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until(config: RunConfig, folder: Path, stop: Any, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run, and call `stop` after the train loop was called so many times."""
+
+    def progress_and_stop(self: Logger, epoch: int, images: int, loss: tf.Tensor) -> None:
+        progress(self, epoch, images, loss)
+        calls.append(epoch)
+        if len(calls) == call:
+            stop()
+
+    calls: list[int] = []
+    progress = Logger.progress
+    with monkeypatch.context() as patch:
+        patch.setattr(Logger, "progress", progress_and_stop)
+        with pytest.raises((Stop, Interrupted)):
+            trainer.train(config, folder, quiet=True)
+
+
+def latest_step(run: Path) -> int:
+    return int(saved_in(run / "checkpoints" / "latest")[-1].name.removeprefix("ckpt-"))
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Assert that the results are identical, also the weights in the model files, which hold dates as well."""
+    assert first_difference(run, other) is None
+    for name in ("model.keras", "model.h5"):
+        if (other / name).exists():
+            weights, expected = (keras.models.load_model(folder / name).get_weights() for folder in (run, other))
+            assert all(map(np.array_equal, weights, expected))
+
+
+def test_every_noise_model_is_in_a_row():
+    assert {row.get("noise", "gaussian") for row in ROWS.values()} >= set(NOISES)
+
+
+def as_if_killed(finished: Path, run: Path, step: int) -> None:
+    """Copy a finished run to `run`, without what it wrote after the checkpoint of `step` and before its next one."""
+    shutil.copytree(finished, run)
+    (run / "report.json").unlink()
+    for file in (run / "checkpoints" / "latest").glob("ckpt-*"):
+        if int(file.stem.removeprefix("ckpt-")) > step:
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("pairs", 6),
+        ("sum", 8),
+        pytest.param("functions", 12, marks=pytest.mark.slow),
+        pytest.param("start_from", 8, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 12, marks=pytest.mark.slow),
+        pytest.param("xla", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_is_resumed_from_within_an_epoch_to_the_same_bits(name, step, finished_run, files, tmp_path):
+    """Lines of metrics.jsonl, TensorBoard's events and files that are newer than the checkpoint are replaced."""
+    as_if_killed(finished_run(name), tmp_path / "run", step)
+    assert latest_step(tmp_path / "run") == step
+    trainer.train(config_of(files, name), tmp_path / "run", resume=True, quiet=True)
+    assert_same(tmp_path / "run", finished_run(name))
+
+
+# Steps that were taken since the last checkpoint are lost after an exception, but not after a signal.
+@pytest.mark.parametrize(
+    ("name", "stop", "call", "step"),
+    [
+        ("network", send_sigterm, 5, 12),
+        pytest.param("sum", raise_stop, 5, 8, marks=pytest.mark.slow),
+        pytest.param("functions", raise_stop, 4, 7, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_stopped_within_an_epoch_is_resumed_to_the_same_bits(
+    name, stop, call, step, finished_run, files, tmp_path, monkeypatch
+):
+    config, run = config_of(files, name), tmp_path / "run"
+    expected = finished_run(name)
+    train_until(config, run, stop, call, monkeypatch)
+    assert latest_step(run) == step
+    assert not (run / "report.json").exists()
+    trainer.train(config, run, resume=True, quiet=True)
+    assert_same(run, expected)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_at_the_end_of_an_epoch_is_resumed_to_the_same_bits(finished_run, files, tmp_path):
+    config = config_of(files, "sum")
+    with pytest.raises(Stop):
+        trainer.train(config, tmp_path / "run", quiet=True, on_epoch_end=lambda line: raise_stop())
+    assert len(read_metrics(tmp_path / "run")) == 1
+    trainer.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert_same(tmp_path / "run", finished_run("sum"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("network", signal.SIGKILL), ("pairs", signal.SIGTERM), ("sum", signal.SIGINT), ("start_from", signal.SIGHUP)],
+)
+def test_a_process_that_was_killed_is_resumed_to_the_same_bits(name, number, finished_run, files, tmp_path):
+    """Another process repeats the run, with the number of threads that its resolved.json has, and a third resumes."""
+    expected = finished_run(name)
+    command = [sys.executable, str(EXPERIMENTS / "run.py"), "--config", f"{expected}/config.json", "--run-dir", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "run"
+    while not (run / "checkpoints" / "latest" / "ckpt-4.index").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert "stopped and saved after " in stderr
+        assert "--resume --run-dir run" in stderr
+        assert "Traceback" not in stderr
+    assert not (run / "report.json").exists()
+    done = subprocess.run([*command[:2], "--resume", "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
+    assert_same(run, expected)
+
+
+@pytest.mark.slow
+def test_the_same_configuration_gives_the_same_bits(finished_run, files, tmp_path):
+    trainer.train(config_of(files, "sum"), tmp_path / "again", quiet=True)
+    assert_same(tmp_path / "again", finished_run("sum"))
+
+
+@pytest.mark.slow
+def test_more_epochs_of_a_finished_run_give_the_bits_of_a_run_that_was_that_long_from_the_start(
+    finished_run, files, tmp_path
+):
+    """Also without checkpoints within an epoch, which change no result."""
+    config = config_of(files, "bfloat16", checkpoint_every=None)
+    trainer.train(config_of(files, "bfloat16", checkpoint_every=None, epochs=1), tmp_path / "run", quiet=True)
+    trainer.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert_same(tmp_path / "run", finished_run("bfloat16"))
