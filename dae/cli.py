@@ -89,7 +89,7 @@ class RunArguments(ConfigArguments, _BaseArguments):
 
     @property
     def onednn(self) -> bool | None:
-        """Whether TensorFlow must be imported with oneDNN; None for its default."""
+        """True or False if TensorFlow must be imported with or without oneDNN; None for its default."""
         return self.recorded.onednn if self.recorded and self.config.onednn is None else self.config.onednn
 
 

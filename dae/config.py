@@ -29,7 +29,8 @@ class DataConfig:
     dataset: str = "mnist"
     """Data set: mnist (part of the package), fashion_mnist or cifar10 (both downloaded by Keras)."""
     data: str | None = None
-    """Path of your own images instead: a folder of pictures, an .npz or .npy file, an IDX file or a folder of them."""
+    """Path of your images, instead of --dataset: a folder of pictures, an .npz, .npy or IDX file, or a folder of IDX
+    files."""
     image_size: int | tuple[int, int] | None = None
     """Resize pictures, and crop them to the centre, to this many pixels: one side, or height and width."""
     skip_broken: bool = False
@@ -54,7 +55,7 @@ class NoiseConfig:
     """Noise that is added to clean images."""
 
     noise: str = "gaussian"
-    """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or your own FILE.py:FUNCTION."""
+    """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION of your own file."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
     for each image (default: 0.5, or 0 for pairs of noisy and clean images)."""
@@ -67,7 +68,7 @@ class ModelConfig:
     """The network and the loss it minimizes."""
 
     model: str = "conv"
-    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or your own FILE.py:FUNCTION."""
+    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or FILE.py:FUNCTION of your own file."""
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None
@@ -76,12 +77,12 @@ class ModelConfig:
     """Brightness of the network's first outputs, given by its last bias (default: mean of the images)."""
     loss: str = "bce"
     """Loss: bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised loss
-    (docs/losses.md), your own FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
+    (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
     bce_steps: int = 200
     """BCE warm-up: steps in which BCE, with a weight that falls linearly from 1 to 0, is mixed into the loss, because
     many losses do not learn from random weights; 0: none."""
     metrics: tuple[str, ...] = ()
-    """Further metrics of the evaluation, each your own FILE.py:FUNCTION."""
+    """Further metrics of the evaluation, each a function in your file, FILE.py:FUNCTION."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,8 +70,8 @@ class Reference:
         """
         folder, name = os.path.split(self.path)
         files = {name: _read(self.path, flag)}
-        for other in _names_in_files(files[name], f"{flag}: {self.path}"):
-            files[other] = _read(os.path.join(folder, other), flag)
+        for listed_name in _names_in_files(files[name], f"{flag}: {self.path}"):
+            files[listed_name] = _read(os.path.join(folder, listed_name), flag)
         if self.digest not in (None, _digest(*files.values())):
             raise UsageError(
                 f"{flag}: {self.path}: differs from what the run was made with, with all in its FILES "

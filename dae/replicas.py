@@ -44,7 +44,7 @@ class Shard(NamedTuple):
     """One of the parts into which a batch is divided."""
 
     batch: Batch
-    """Its images, with a seed of its own. A shard without images is represented by the first image of the batch."""
+    """Its images and its seed. A shard without images is represented by the first image of the batch."""
     fraction: float
     """The fraction of the batch's images that are in the shard; 0 if there are fewer images than shards."""
     number: int
@@ -72,7 +72,7 @@ class Replicas:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker is the chief."""
+        """True if this worker is the chief."""
         return self.worker == 0
 
     @property

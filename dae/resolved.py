@@ -28,7 +28,7 @@ class Resolved:
     intra_op_threads: int
     """Threads within one operation."""
     onednn: bool
-    """Whether TensorFlow uses oneDNN."""
+    """True if TensorFlow uses oneDNN."""
     data_digest: str
     """SHA-256 of all images."""
     weights_digest: str

@@ -18,7 +18,7 @@ class ExportArguments:
     format: str
     """onnx, litert or savedmodel."""
     output: str
-    """Where to write: a .onnx, or a .tflite or .litert file, which is overwritten, or for savedmodel a new folder."""
+    """Path to write to: a .onnx, .tflite or .litert file, which is overwritten, or for savedmodel a new folder."""
 
 
 def main() -> None:

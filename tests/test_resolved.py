@@ -1,4 +1,4 @@
-"""What a run derives: written, read, used again, and compared."""
+"""The record of what a run derives: written, read, used again, and compared."""
 
 import dataclasses
 import json

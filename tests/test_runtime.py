@@ -68,7 +68,8 @@ def test_resolve_rejects_settings_that_tensorflow_was_not_started_with(threads):
 RESOLVED = Resolved((0.5, 0.5), 0.13, 256, shards=2, intra_op_threads=1, onednn=True, data_digest="", weights_digest="")
 # These tests are of machines without a GPU; on others, `nvidia-smi` and TensorFlow rightly report one.
 without_gpu = pytest.mark.skipif(
-    bool(tf.config.list_physical_devices("GPU")) or any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU"
+    bool(tf.config.list_physical_devices("GPU")) or any(Path("/dev").glob("nvidia[0-9]*")),
+    reason="checks the messages on a machine without a GPU",
 )
 
 

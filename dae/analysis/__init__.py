@@ -1,1 +1,1 @@
-"""What is learned from finished runs: noise sweeps, comparisons and reproducibility."""
+"""Analysis of finished runs: noise sweeps, comparisons, score tables and reproducibility."""

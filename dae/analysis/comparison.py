@@ -179,7 +179,7 @@ def read_run(name: str, seed: int, folder: Path, metrics: Sequence[str], metric:
     if not (folder / workdir.REPORT).exists():  # it diverged
         return Run(name, seed, 0, False, seconds, {})
     results = kept_line(lines) | read_report(folder)
-    values = {column: results[column] for column in (f"{split}_{each}" for split in SPLITS for each in metrics)}
+    values = {column: results[column] for column in (f"{split}_{name}" for split in SPLITS for name in metrics)}
     better = values[f"validation_{metric}"] - constant
     learned = better > 0 if metric in HIGHER_IS_BETTER else better < 0
     return Run(name, seed, int(results["epoch"]), learned, seconds, values)

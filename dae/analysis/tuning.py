@@ -81,7 +81,7 @@ def tune_learning_rate(config: RunConfig, metric: str, rates: int, folder: Path)
     trained: dict[float, int] = {}
 
     def rate_of(step: int) -> float:
-        """Return the rate so many steps from the present one, rounded to two significant digits."""
+        """Return the rate `step` grid steps from the configured one, rounded to two significant digits."""
         return float(f"{config.learning_rate * RATE_FACTOR**step:.2g}") if step else config.learning_rate
 
     def run_of(rate: float) -> Path:

@@ -32,7 +32,7 @@ class Splits:
     validation: Images
     test: Images
     notes: tuple[str, ...] = ()
-    """What was read, one line for each split, and what the user should know about it."""
+    """Notes for the user: a line on each split, and on what was not read."""
 
     @functools.cached_property
     def digest(self) -> str:

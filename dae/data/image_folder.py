@@ -117,7 +117,7 @@ def _in_threads(
 
 
 class _Target(NamedTuple):
-    """What all pictures are converted to."""
+    """The type and the number of channels to which all pictures are converted."""
 
     dtype: np.dtype
     channels: int

@@ -105,7 +105,7 @@ class CompositeLoss:
 
     @property
     def has_updates(self) -> bool:
-        """Whether any term has a method `update`."""
+        """True if any term has a method `update`."""
         return any(term.update for term in self.terms)
 
     def __call__(

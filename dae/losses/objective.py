@@ -1,4 +1,4 @@
-"""What a run minimizes: its loss, with the further inputs that the terms declare as keyword-only parameters."""
+"""The objective of a run: its loss, with the further inputs that the terms declare as keyword-only parameters."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ class Objective:
 
     @property
     def warms_up(self) -> bool:
-        """Whether the run starts with the BCE warm-up, because many losses do not learn from random weights.
+        """True if the run starts with the BCE warm-up, because many losses do not learn from random weights.
 
         Weights of a finished run have learned already. A loss that never sees the clean images is minimized from the
         first step, because BCE would show it these.

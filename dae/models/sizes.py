@@ -118,7 +118,7 @@ def _fits(model: keras.Model, height: int | None, width: int | None) -> bool:
 
 
 class ReceptiveField(NamedTuple):
-    """How tiles must overlap for the outputs of the whole image, in pixels, as (rows, columns).
+    """The overlap that tiles need for the outputs of the whole image, in pixels, as (rows, columns).
 
     The first `before` outputs at the top and left of a tile, and the last `after` at the bottom and right, can differ
     from those of the whole image. A tile starts at a multiple of `period`, and its length is that of the image modulo

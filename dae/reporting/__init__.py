@@ -1,1 +1,1 @@
-"""What a run shows: TensorBoard, the console and plots."""
+"""Reports of a run: TensorBoard, console and plots."""

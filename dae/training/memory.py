@@ -16,7 +16,7 @@ def warn_if_scarce(model: keras.Model, batch_size: float) -> None:
 
     Kept are the outputs of the layers with weights; and there are gradients of two outputs at once, and a few batches
     ahead. The estimate was 0.75 to 1.4 of the peak memory of runs with the networks here, by `/usr/bin/time -v`.
-    Nothing is known, and so nothing is said, of the memory of a GPU, or on another system than Linux.
+    There is no warning on a GPU, or on a system other than Linux: the available memory is unknown there.
     """
     if tf.config.get_visible_devices("GPU") or not _MEMINFO.exists():
         return

@@ -73,7 +73,7 @@ class TrainState(tf.train.Checkpoint):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """What the optimizer trains: the weights of the network and of the loss."""
+        """The variables that the optimizer trains: the weights of the network and of the loss."""
         return [*self.model.trainable_variables, *self._composite_loss.trainable_variables]
 
     def apply(

@@ -194,7 +194,7 @@ class Call(NamedTuple):
     num_steps: int
     batch_size: int
     is_last: bool
-    """Whether it ends the epoch."""
+    """True if it ends the epoch."""
 
 
 def calls(task: Task, step: int) -> Iterator[Call]:

@@ -55,7 +55,7 @@ class Workdir:
     recorded: Resolved | None = None
     """The record of the run in the folder, which is then resumed; None if there is no run yet."""
     is_longer: bool = False
-    """Whether `config` asks for more epochs than that run was started with."""
+    """True if `config` asks for more epochs than that run was started with."""
     report: dict[str, float] | None = None
     """The report of that run if it needs no further epochs."""
 

@@ -14,7 +14,7 @@ from dae.errors import RunError, UsageError, lookup
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkArguments(cli.ConfigArguments, cli.PresetArguments):
-    """Time whole epochs of training, one program after the other in each round, each in a process of its own.
+    """Time whole epochs of training, with the programs in turn in each round, and every program in a separate process.
 
     `dae` trains as run.py does with the same flags. `fit` and PyTorch take from them the network, the images and the
     batch size, and always train with Adam at 1e-3 on bce and Gaussian noise of 0.5. `limit` is what the
@@ -22,8 +22,8 @@ class BenchmarkArguments(cli.ConfigArguments, cli.PresetArguments):
     """
 
     only: tuple[str, ...] = ("fit", "dae", "limit")
-    """What to time: fit, dae, PyTorch, "PyTorch compile" and limit; "train step" and pipeline of dae, each alone; and
-    denoise, the throughput of denoising a picture, and "network alone"."""
+    """Programs to time: fit, dae, PyTorch, "PyTorch compile" and limit; "train step" and pipeline of dae, each alone;
+    and denoise, the throughput of denoising a picture, and "network alone"."""
     checkouts: tuple[str, ...] = ()
     """Also time dae of other checkouts of this repository, before the others."""
     rounds: int = 5

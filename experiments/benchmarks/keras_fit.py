@@ -18,7 +18,7 @@ class KerasFitArguments:
     """Train the network with Keras's `fit`, as the tutorial does; evaluate the result with experiments/evaluate.py."""
 
     output: str = "keras_fit.h5"
-    """Where to write the model."""
+    """Path of the model to write."""
     epochs: int = 50
     """Passes over the training images."""
     train_examples: int | None = None

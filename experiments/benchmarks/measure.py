@@ -1,4 +1,4 @@
-"""What the benchmarks share: programs in processes of their own, timing in turn, tables, what timings depend on."""
+"""Helpers of the benchmarks: programs in separate processes, timing in turn, tables, and the timing environment."""
 
 import contextlib
 import dataclasses

@@ -19,7 +19,7 @@ class FeaturesArguments:
     train_examples: int | None = None
     """Train on the first N images only (default: all images that are not used for validation)."""
     output: str = str(Path(__file__).parent / "features.keras")
-    """Where to write the network."""
+    """Path of the network to write."""
 
 
 def main() -> None:

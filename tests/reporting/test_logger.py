@@ -1,4 +1,4 @@
-"""What a user sees on a terminal."""
+"""The output of a run on a terminal."""
 
 import contextlib
 import fcntl
