@@ -104,10 +104,10 @@ def _names_in_files(content: bytes, prefix: str) -> list[str]:
     return []
 
 
-def _digest(content: bytes, *others: bytes) -> str:
+def _digest(content: bytes, *dependencies: bytes) -> str:
     """Return the SHA-256 of a file, or that of the digests of several."""
-    digests = [hashlib.sha256(file).hexdigest() for file in (content, *others)]
-    return digests[0] if not others else _digest("".join(digests).encode())
+    digests = [hashlib.sha256(file).hexdigest() for file in (content, *dependencies)]
+    return digests[0] if not dependencies else _digest("".join(digests).encode())
 
 
 def substitute(text: str, change: Callable[[Reference], object]) -> str:

@@ -78,8 +78,8 @@ def test_describe_names_the_processor_and_its_settings():
     assert line.startswith(f"computing on {runtime.cpu_name()}, ")
     assert f"{runtime.cores()} core" in line
     assert ": 2 shards, 1 thread each, oneDNN on; " in line
-    other = replace(RESOLVED, shards=1, intra_op_threads=3, onednn=False)
-    assert ": 1 shard, 3 threads each, oneDNN off; " in runtime.describe(other)
+    changed = replace(RESOLVED, shards=1, intra_op_threads=3, onednn=False)
+    assert ": 1 shard, 3 threads each, oneDNN off; " in runtime.describe(changed)
     assert "\n" not in line
 
 

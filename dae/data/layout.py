@@ -1,4 +1,4 @@
-"""What the names of folders, pictures and arrays say: the part of the data set, and whether images are noisy or clean.
+"""Part of the data set, and noisy or clean: read from the names of folders, pictures and arrays.
 
 Known layouts are understood and others are refused, because nobody would notice that test images are trained on, or
 that noisy images are taken for clean ones.
@@ -28,7 +28,7 @@ ROLES = {
 
 
 class Place(NamedTuple):
-    """What a name says."""
+    """The meaning of a name."""
 
     part: str | None
     """TRAIN, VALIDATION or TEST."""
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 
 def of_name(name: str) -> Place:
-    """Return what the name of an array or of one folder says: (TEST, NOISY, "") for `noisy_test` or `Testing noisy`."""
+    """Return the meaning of the name of an array or a folder: (TEST, NOISY, "") for `noisy_test` or `Testing noisy`."""
     # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
     parts, roles = ({table[word] for word in words if word in table} for table in (PARTS, ROLES))

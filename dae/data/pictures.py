@@ -56,7 +56,7 @@ class BrokenPicture(UsageError):
 
 
 class Header(NamedTuple):
-    """What a picture is, upright, before its pixels are decoded."""
+    """Size and type of a picture, upright, known before its pixels are decoded."""
 
     height: int
     width: int
@@ -74,11 +74,11 @@ class Picture(NamedTuple):
     alpha: np.ndarray | None
     """Opacity [H, W] of the same dtype, or None if the picture has no transparency."""
     icc_profile: bytes | None
-    """What the values mean as colours, as the file says."""
+    """The colour profile embedded in the file."""
 
 
 class _Source(NamedTuple):
-    """How to read a file."""
+    """The way in which a file is to be decoded."""
 
     header: Header
     orientation: int = 1
@@ -86,12 +86,12 @@ class _Source(NamedTuple):
     with_opencv: bool = False
     white_is_zero: bool = False
     ignore_fourth: bool = False
-    """Whether the fourth channel is something else than opacity."""
+    """True if the fourth channel is not opacity."""
     icc_profile: bytes | None = None
 
 
 def read_header(path: Path) -> Header:
-    """Return what the picture at `path` is, without decoding its pixels.
+    """Return size and type of the picture at `path`, without decoding its pixels.
 
     Raises BrokenPicture if it cannot be read or claims more pixels than MAX_PIXELS or than its bytes can hold, and
     UsageError if it needs OpenCV, which is not installed.
@@ -256,7 +256,7 @@ def _inspect_tiff(path: Path) -> _Source:
         names = {1: "unsigned", 2: "signed", 3: "float"}
         raise ValueError(
             f"a TIFF of {samples} x {'/'.join(map(str, sorted({*bits})))} bits, "
-            f"{'/'.join(names.get(one, 'unknown') for one in sorted(formats))}, photometric {photometric}; "
+            f"{'/'.join(names.get(number, 'unknown') for number in sorted(formats))}, photometric {photometric}; "
             "at most 16 bits unsigned, or 32-bit floats, in grey or RGB, are supported"
         )
     return source._replace(icc_profile=tags.get(tiff.ICCPROFILE))

@@ -60,19 +60,19 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     comparison: Path | None
-    """Where to write input and output side by side; in an .npz file, the name of the array is added."""
+    """Path for input and output side by side; in an .npz file, the name of the array is added."""
     members: tuple[Member, ...]
     """The picture, or the arrays that are images."""
-    others: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     """Names of the arrays of an .npz file that are copied."""
 
     @property
     def is_picture(self) -> bool:
-        """Whether the file is a picture and no array."""
+        """True for a picture, False for an array."""
         return self.source.suffix.lower() not in ARRAYS
 
     def comparison_of(self, member: Member) -> Path | None:
-        """Return where to write the comparison of one of the members."""
+        """Return the path for the comparison of one of the members."""
         if self.comparison is None or not member.name:
             return self.comparison
         return self.comparison.with_stem(f"{self.comparison.stem}-{member.name.replace('/', '-')}")
@@ -110,7 +110,7 @@ def plan(
     for source, relative in sources:
         comparison = output / relative.with_name(f"{relative.stem}-comparison.png") if show else None
         try:
-            members, others = _members(source)
+            members, copied = _members(source)
             if source.suffix.lower() not in ARRAYS:
                 pictures.check_writable(output / relative, members[0].dtype)
         except BrokenPicture as error:
@@ -119,7 +119,7 @@ def plan(
             broken.append(source)
             continue
         matching = None if clean is None else clean / relative
-        file = File(source, output / relative, matching, comparison, members, others)
+        file = File(source, output / relative, matching, comparison, members, copied)
         if matching is not None:
             _check_clean(file, matching)
         files.append(file)
@@ -127,7 +127,7 @@ def plan(
         names = ", ".join(map(str, inputs))
         raise UsageError(f"{names}: nothing to denoise; expected files that end in {', '.join(SUFFIXES)}")
     _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
-    notes += [f"copied unchanged: {', '.join(file.others)} of {file.source}" for file in files if file.others]
+    notes += [f"copied unchanged: {', '.join(file.copied)} of {file.source}" for file in files if file.copied]
     if broken:
         notes.append(f"skipped broken files: {listed(broken)}")
     return Plan(files, notes)
@@ -292,12 +292,12 @@ def process(
     """
     run = _Run(denoiser, value_range, skip_broken, progress, [], [])
     with ThreadPoolExecutor() as pool:
-        for is_picture, some in itertools.groupby(files, lambda file: file.is_picture):
+        for is_picture, neighbours in itertools.groupby(files, lambda file: file.is_picture):
             if is_picture:
-                for group in _groups(some):
+                for group in _groups(neighbours):
                     _process_pictures(run, group, pool)
             else:
-                for file in some:
+                for file in neighbours:
                     _process_arrays(run, file)
     return run.results, run.broken
 
