@@ -45,8 +45,7 @@ FAILED, INTERVAL = "did not learn", f"{LEVEL:.0%} interval"
 
 def candidates(field: str, values: Sequence[Any], config: RunConfig) -> dict[str, RunConfig]:
     """Return, by the name of each value of `field`, the configuration with it."""
-    changes: list[dict[str, Any]] = [{field: value} for value in values]
-    configs = [dataclasses.replace(config, **change) for change in changes]
+    configs = [dataclasses.replace(config, **{field: value}) for value in values]
     # A value can be compared with itself, so names may have to be numbered.
     names = plugins.unique_names(slug(str(getattr(candidate, field))).strip("-") for candidate in configs)
     return dict(zip(names, configs, strict=True))

@@ -72,7 +72,7 @@ class Soap(Adam):
             trainable_variables or [], matrices, moments, self.preconditioners, strict=True
         ):
             momentum, velocity = tf.reshape(momentum, matrix.shape), tf.reshape(velocity, matrix.shape)
-            step = _project_back(_project(momentum, sides) / (tf.sqrt(velocity) + self.epsilon), sides)
+            step = _project(_project(momentum, sides) / (tf.sqrt(velocity) + self.epsilon), sides, back=True)
             variable.assign_sub(rate * tf.reshape(step, variable.shape))
             for side, lines in zip(sides, (matrix, tf.transpose(matrix)), strict=True):
                 if side is not None:
@@ -91,17 +91,9 @@ def _as_matrix(kernel: tf.Tensor | tf.Variable | keras.Variable) -> tf.Tensor:
     return tf.reshape(kernel, [-1, kernel.shape[-1] if len(kernel.shape) else 1])
 
 
-def _project(matrix: tf.Tensor, sides: list[Preconditioner | None]) -> tf.Tensor:
-    """Return `matrix` in the eigenbasis of its sides."""
+def _project(matrix: tf.Tensor, sides: list[Preconditioner | None], back: bool = False) -> tf.Tensor:
+    """Return `matrix` in the eigenbasis of its sides; with `back`, from there in the original basis."""
     rows, columns = sides
     if rows is not None:
-        matrix = tf.matmul(rows.Q, matrix, transpose_a=True)
-    return matrix if columns is None else tf.matmul(matrix, columns.Q)
-
-
-def _project_back(matrix: tf.Tensor, sides: list[Preconditioner | None]) -> tf.Tensor:
-    """Return `matrix`, given in the eigenbasis, in the original basis."""
-    rows, columns = sides
-    if rows is not None:
-        matrix = tf.matmul(rows.Q, matrix)
-    return matrix if columns is None else tf.matmul(matrix, columns.Q, transpose_b=True)
+        matrix = tf.matmul(rows.Q, matrix, transpose_a=not back)
+    return matrix if columns is None else tf.matmul(matrix, columns.Q, transpose_b=back)
