@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import objective, run_in_process
+from helpers import objective
 
 from dae.config import RunConfig
 from dae.data.pipeline import Batch, batch_maker
@@ -172,14 +172,3 @@ def test_losses_reject_noise_for_which_they_are_wrong_in_one_line(names, config,
         assert words in message
         assert "--noise" in message or "--no-clip-noise" in message
         assert "\n" not in message
-
-
-def test_a_run_rejects_clipped_noise_before_it_writes_anything(tmp_path):
-    done = run_in_process(
-        "run.py", "--loss", "mse + 0.5*sure", "--train-examples", 64, "--bce-steps", 0, "--run-dir", tmp_path / "run"
-    )
-    assert done.returncode == 2
-    assert "--loss: sure: " in done.stderr
-    assert "--no-clip-noise" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
