@@ -15,7 +15,6 @@ import pytest
 import tensorflow as tf
 from helpers import EXPERIMENTS, TINY, run_in_process
 
-from dae import analysis
 from dae import config as config_module
 from dae.analysis import comparison
 from dae.analysis.comparison import (
@@ -294,15 +293,3 @@ def test_an_output_folder_of_another_comparison_is_rejected_before_the_first_run
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"out/{run} is another run (--batch-size was 32" in done.stderr
     assert sorted(folder.rglob("*")) == before
-
-
-def test_without_scipy_one_line_names_what_to_install(monkeypatch, tmp_path):
-    for name in list(sys.modules):
-        if name.startswith(("scipy", "dae.analysis.")):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(analysis, "comparison")  # so that the script imports it anew
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    done = run_in_process("compare_losses.py", "--losses", "bce", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "scipy" in done.stderr
-    assert "pip install '.[compare]'" in done.stderr

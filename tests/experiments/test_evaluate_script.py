@@ -82,26 +82,6 @@ def test_evaluate_on_the_runs_own_data_repeats_its_report(finished_run, tmp_path
     assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--image-size", "32"], "--image-size: applies to --data, which is not given"),
-        (["--grey"], "--grey: applies to --data, which is not given"),
-        (["--data", "nowhere"], "nowhere: no such file or folder; if it was moved"),
-        (["--data", "colour.npy"], "--data: the model takes images of 1 channels, not of 3; --grey converts them"),
-        (["--data", "small.npy"], "H and W >= 11"),
-    ],
-)
-def test_evaluate_rejects_data_in_one_line(arguments, message, finished_run, tmp_path):
-    np.save(tmp_path / "colour.npy", np.full((2, 28, 28, 3), 200, np.uint8))
-    np.save(tmp_path / "small.npy", np.full((2, 10, 28), 200, np.uint8))
-    before = sorted(tmp_path.iterdir())
-    done = run_in_process("evaluate.py", finished_run("pairs"), *arguments, "--figure", "a.png", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert message in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
-
-
 @pytest.mark.parametrize("arguments", [["--noise-level", "0"], ["--noise-levels", "0", "0.5"]])
 def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_path, mnist):
     np.savez(tmp_path / "one.npz", x_train=mnist.train.pixels[:20], x_test=mnist.test.pixels[:1])
