@@ -1,12 +1,11 @@
 import csv
-import resource
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_in_process, run_subprocess
+from helpers import file_size_limit, run_in_process, run_subprocess
 
 import dae
 from dae.config import RunConfig
@@ -163,12 +162,8 @@ def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, m
 
 def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((300, 300), np.uint8))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
-    try:
+    with file_size_limit(60_000):
         done = run_in_process("denoise.py", model, "a.npy", "--output", "out", cwd=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
 
