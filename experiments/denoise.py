@@ -4,12 +4,14 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
-from dae.errors import UsageError, listed
+from dae.data.values import ValueRange
+from dae.errors import UsageError, as_usage_error, listed
 from dae.inference import denoise_files
 
 
@@ -24,7 +26,8 @@ class DenoiseArguments:
     output: str
     """Folder to write to, with the subfolders of the inputs."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white (default: as the run; else 0 and 255 or 65535 for integers, 0 and 1 for floats)."""
+    """Values of black and white (default: those of the run for images of the same type; else 0 and 255 or 65535 for
+    uint8 and uint16, 0 and 1 for floats)."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -39,12 +42,13 @@ def main() -> None:
     arguments = cli.parse(DenoiseArguments)
     if not arguments.inputs:
         raise UsageError("expected one or more pictures, arrays or folders to denoise")
+    if arguments.value_range is not None:
+        with as_usage_error("--value-range"):
+            ValueRange.requested(arguments.value_range, np.dtype(np.float32))
     path, output = Path(arguments.model), Path(arguments.output)
     if not path.exists():
         raise UsageError(f"{path}: no such run's folder or model file")
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
-    if arguments.value_range is not None:
-        trained = dataclasses.replace(trained, value_range=arguments.value_range)
     files, notes = denoise_files.plan(
         [Path(name) for name in arguments.inputs],
         output,
@@ -68,7 +72,7 @@ def main() -> None:
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
         results, broken = denoise_files.process(
-            denoiser, files, trained.value_range, arguments.skip_broken, progress=bar.update
+            denoiser, files, arguments.value_range, arguments.skip_broken, progress=bar.update
         )
     seconds = time.perf_counter() - started
     if broken:

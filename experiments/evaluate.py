@@ -37,7 +37,7 @@ class EvaluateArguments:
     grey: bool = False
     """As --grey of run.py, for --data."""
     value_range: tuple[float, float] | None = None
-    """As --value-range of run.py, for --data."""
+    """As --value-range of run.py, for --data (default: as the run for images of the same type)."""
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
@@ -66,16 +66,18 @@ def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateAr
     """Return the model at `path` with its test images and the noise of `settings`; print what was read."""
     from dae.analysis.denoisers import model_trial
     from dae.data import datasets, noise
+    from dae.workdir.model_files import load_model, value_range_of
 
+    model = load_model(path)
     if arguments.data is None:
         splits = datasets.load(settings)
         images, notes = splits.test, splits.notes
     else:
-        images, notes = datasets.load_test(settings)
+        images, notes = datasets.load_test(settings, value_range_of(model))
         if images.is_paired and arguments.noise_level is None:  # noisy already, whatever the run's were
             settings = dataclasses.replace(settings, noise_level=None if arguments.noise else 0.0)
     noise.check(settings, (*images.shapes[0], images.channels), noise.level_range(settings, images.is_paired))
-    trial = model_trial(name, path, settings, images)
+    trial = model_trial(name, model, settings, images)
     print(*notes, sep="\n")
     return trial
 

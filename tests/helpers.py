@@ -24,6 +24,7 @@ from tensorboard.util import tensor_util
 from dae.config import RunConfig
 from dae.data import noise
 from dae.data.pipeline import Batch
+from dae.data.values import ValueRange
 from dae.losses import composite
 from dae.losses.composite import CompositeLoss
 from dae.losses.objective import Objective
@@ -43,7 +44,8 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epochs=3)
 
 # What a run of TINY derives, but with digests that are not checked.
-RESOLVED = Resolved((0.5, 0.5), 0.13, 256, 1, 1, True, data_digest="", weights_digest="")
+EIGHT_BITS = ValueRange(0.0, 255.0, "uint8")
+RESOLVED = Resolved((0.5, 0.5), 0.13, EIGHT_BITS, 256, 1, 1, True, data_digest="", weights_digest="")
 
 # The number of damaged or hostile inputs that each fuzz test tries.
 fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")), deadline=None)

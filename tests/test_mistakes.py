@@ -123,7 +123,7 @@ OTHERS = [
     ("denoise", "{run} in/sub in/sub/0.png --output out", ["would both write out/0.png"]),
     ("denoise", "{run} nowhere --output out", ["nowhere: no such file or folder"]),
     ("denoise", "{run} in/notes.txt --output out", ["in/notes.txt: expected a folder"]),
-    ("denoise", "{run} labels.npy --output out", ["labels.npy: expected uint8"]),
+    ("denoise", "{run} labels.npy --output out", ["labels.npy: expected images"]),
     ("denoise", "{run} empty --output out", ["empty: nothing to denoise"]),
     ("denoise", "{run} in --output in/notes.txt", ["--output: in/notes.txt is not a folder"]),
     ("denoise", "{run} in --output out --clean empty", ["--clean: empty/"]),

@@ -4,13 +4,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import helpers
 import pytest
 import tensorflow as tf
 from helpers import TINY
 
 from dae import runtime
 from dae.errors import UsageError
-from dae.resolved import Resolved
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_settings_of_the_configuration_come_before_those_of_an_earlier_run(threa
     assert runtime.resolve(replace(TINY, onednn=onednn), recorded=other) == (5, threads, onednn)
 
 
-RESOLVED = Resolved((0.5, 0.5), 0.13, 256, shards=2, intra_op_threads=1, onednn=True, data_digest="", weights_digest="")
+RESOLVED = replace(helpers.RESOLVED, shards=2)
 # These tests are of machines without a GPU; on others, `nvidia-smi` and TensorFlow rightly report one.
 without_gpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")) or any(Path("/dev").glob("nvidia[0-9]*")),

@@ -28,7 +28,6 @@ from dae.analysis.report import LEVEL, Row
 from dae.analysis.statistics import Estimate
 from dae.analysis.tuning import Tuning, kept_line, metrics_of, tune_learning_rate
 from dae.config import RunConfig, flag
-from dae.data.images import default_range
 from dae.data.pipeline import evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
@@ -157,12 +156,11 @@ def compare(
 def constant_score(task: Task, metric: str) -> float:
     """Return the metric on validation images of the best constant image: the mean or the median of training images."""
     images, config = task.data.train[:10_000], task.config
-    black, white = config.value_range or default_range(images.dtype)
     # One value for each pixel, or, if images have several sizes, for each channel.
     axes = (0,) if images.sizes is None and config.patch_size is None else tuple(range(images.pixels.ndim - 1))
     scores = []
     for constant in (images.clean.mean(axis=axes), np.median(images.clean, axis=axes)):
-        scaled = ((constant - black) / (white - black)).astype(np.float32)
+        scaled = images.value_range.to_unit(constant)
         values = [
             METRICS[metric](batch.clean, tf.broadcast_to(scaled, batch.clean.shape)).numpy()
             for batch in evaluation_batches(task.data.validation, config, "validation")

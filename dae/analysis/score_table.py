@@ -25,6 +25,7 @@ from dae.files import atomic_write
 from dae.losses.ssim import SIGMA, WINDOW
 from dae.reporting import plots
 from dae.workdir import workdir
+from dae.workdir.model_files import load_model
 from dae.workdir.workdir import environment, read_metrics, read_report
 
 # Columns of the table in Markdown; the CSV file has more.
@@ -85,7 +86,7 @@ def run_trials(groups: Mapping[str, Sequence[Path]], config: RunConfig, images: 
             "details": f"{len(datasets.load(configs[0]).train):,} training images; seeds: {seeds}",
         }
         for folder, trained in zip(folders, configs, strict=True):
-            trial = model_trial(name, folder, dataclasses.replace(config, seed=trained.seed), images)
+            trial = model_trial(name, load_model(folder), dataclasses.replace(config, seed=trained.seed), images)
             yield dataclasses.replace(trial, facts={**trial.facts, **facts})
 
 

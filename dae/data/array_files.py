@@ -20,6 +20,7 @@ import numpy as np
 from dae.config import RunConfig
 from dae.data import layout, storage
 from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error
 
 # The names of MNIST's files and of those of its many successors: train-images-idx3-ubyte, train-images.idx3-ubyte.
@@ -121,11 +122,12 @@ def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Place]:
 
 def _read(arrays: Mapping[str, _Array], config: RunConfig) -> Images:
     """Read an array of clean images, or of a clean and a noisy one the pairs; grey if `config` says so."""
-    shapes, dtypes = [], []
+    shapes, dtypes, ranges = [], [], []
     for name, array in arrays.items():
         with as_usage_error(name) if name else contextlib.nullcontext():
             check_shape(array.shape)
-            dtypes.append(_stored_type(array.dtype, config))
+            dtypes.append(_stored_type(array.dtype))
+            ranges.append(ValueRange.requested(config.value_range, array.dtype))
         channels = 1 if config.grey else math.prod(array.shape[3:])
         shapes.append((*array.shape[:3], channels))
     dtype, shape = np.result_type(*dtypes), shapes[0]
@@ -146,17 +148,12 @@ def _read(arrays: Mapping[str, _Array], config: RunConfig) -> Images:
         for parts in zip(*(_blocks(array, length) for array in arrays.values()), strict=True)
     )
     stored = (*shape[:3], len(arrays) * shape[3])
-    return Images(storage.materialize(stored, blocks, dtype), is_paired=len(arrays) == 2)
+    pixels = storage.materialize(stored, blocks, dtype)
+    return Images(pixels, is_paired=len(arrays) == 2, given_range=ranges[dtypes.index(dtype)])
 
 
-def _stored_type(dtype: np.dtype, config: RunConfig) -> np.dtype:
-    if dtype.type in (np.uint8, np.uint16):
-        return np.dtype(dtype.type)  # in this machine's byte order
-    if (dtype.kind == "f" and dtype.itemsize <= 8) or (dtype.kind in "iub" and config.value_range):
-        return np.dtype(np.float32)
-    raise UsageError(
-        f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; --value-range allows integers"
-    )
+def _stored_type(dtype: np.dtype) -> np.dtype:
+    return np.dtype(dtype.type if dtype.type in (np.uint8, np.uint16) else np.float32)  # in this machine's byte order
 
 
 def npy_header(file: _File, size: int) -> tuple[tuple[int, ...], np.dtype, bool]:

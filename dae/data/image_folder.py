@@ -19,6 +19,7 @@ from dae.config import RunConfig
 from dae.data import layout, pictures, storage
 from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
 from dae.data.pictures import BrokenPicture, Header
+from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
 
@@ -123,6 +124,7 @@ class _Target(NamedTuple):
     channels: int
     cover: tuple[int, int] | None
     """Height and width that pictures are scaled to cover, and cropped to; None to keep their sizes."""
+    value_range: ValueRange
 
 
 def _target(folder: Path, headers: Mapping[_Paths, list[Header]], config: RunConfig, keep_sizes: bool) -> _Target:
@@ -147,7 +149,8 @@ def _target(folder: Path, headers: Mapping[_Paths, list[Header]], config: RunCon
             f"--data: {folder}: pictures of {len(sizes)} sizes, such as {sizes[smallest].name} and "
             f"{sizes[largest].name}; add --image-size to scale and crop them, or --patch-size to train on patches"
         )
-    return _Target(np.result_type(*types), channels, cover)
+    dtype = np.result_type(*types)
+    return _Target(dtype, channels, cover, ValueRange.requested(config.value_range, dtype))
 
 
 def _decode_all(
@@ -164,8 +167,8 @@ def _decode_all(
     count = sum(math.prod(target.cover or headers[names][0][:2]) for names in paths)
     pixels = storage.materialize((count, channels), rows(), target.dtype)
     if len(set(sizes)) == 1:
-        return Images(pixels.reshape(-1, *sizes[0], channels), is_paired=images_each == 2)
-    return Images(pixels, images_each == 2, np.array(sizes, np.int64).reshape(-1, 2))
+        return Images(pixels.reshape(-1, *sizes[0], channels), images_each == 2, given_range=target.value_range)
+    return Images(pixels, images_each == 2, np.array(sizes, np.int64).reshape(-1, 2), target.value_range)
 
 
 def _decode(paths: _Paths, target: _Target) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dae.config import RunConfig
 from dae.data import storage
+from dae.data.values import ValueRange
 from dae.errors import UsageError
 
 # The smallest height and width of an image: the window of SSIM.
@@ -29,6 +30,8 @@ class Images:
     is_paired: bool = False
     sizes: np.ndarray | None = None
     """Int64 [N, 2]: height and width of each image; None if all have one size."""
+    given_range: ValueRange | None = None
+    """The value range of the files; None for the usual one of the pixels' type."""
 
     def __len__(self) -> int:
         return len(self.pixels) if self.sizes is None else len(self.sizes)
@@ -46,6 +49,11 @@ class Images:
     def dtype(self) -> np.dtype:
         """The type of the pixels."""
         return self.pixels.dtype
+
+    @property
+    def value_range(self) -> ValueRange:
+        """The values of black and white."""
+        return self.given_range or ValueRange.requested(None, self.dtype)
 
     @property
     def channels(self) -> int:
@@ -122,14 +130,9 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
     return (grey if pixels.dtype == np.float32 else np.floor(grey + 0.5)).astype(pixels.dtype)[..., None]
 
 
-def default_range(dtype: np.dtype) -> tuple[float, float]:
-    """Return the usual value range of a type: 0 and the largest value for integers, 0 and 1 for floats."""
-    return 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
-
-
-def mean_brightness(images: Images, configured: tuple[float, float] | None) -> float:
+def mean_brightness(images: Images) -> float:
     """Return the mean of all values of the clean images, from 0 (black) to 1 (white)."""
-    black, white = configured or default_range(images.dtype)
+    black, white = images.value_range.black, images.value_range.white
     return (float(images.clean.mean(dtype=np.float64)) - black) / (white - black)
 
 

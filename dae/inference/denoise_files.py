@@ -20,7 +20,7 @@ import numpy as np
 from dae.data import pictures
 from dae.data.array_files import npy_header
 from dae.data.image_folder import find_files
-from dae.data.images import default_range, shape_as_batch
+from dae.data.images import shape_as_batch
 from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import atomic_path
@@ -231,8 +231,8 @@ def _arrays(path: Path) -> Iterator[Member]:
 
 
 def _check_array(array: Member) -> None:
-    if array.dtype.type not in (np.uint8, np.uint16) and array.dtype.kind != "f":
-        raise UsageError(f"expected uint8, uint16 or floats, got {array.dtype}")
+    if array.dtype.kind not in "iuf":
+        raise UsageError(f"expected integers or floats, got {array.dtype}")
     shape_as_batch(array.shape)
 
 
@@ -435,8 +435,7 @@ def _evaluate(
     columns = [noisy, denoised] if clean is None else [noisy, denoised, clean]
 
     def scaled(images: np.ndarray) -> np.ndarray:
-        low, high = run.value_range or default_range(images.dtype)
-        return (images.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        return run.denoiser.value_range(images.dtype, run.value_range).to_unit(images)
 
     for index in range(len(noisy) if clean is not None else 0):
         one, other, truth = (scaled(images[index : index + 1]) for images in columns)

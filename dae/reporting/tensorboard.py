@@ -109,7 +109,9 @@ class TensorBoard:
         The first IMAGES_SHOWN `samples` are shown as images; the histogram of latents uses all.
         """
         self.folder = run_dir / "tensorboard"
-        settings = dataclasses.asdict(config) | dataclasses.asdict(resolved)
+        values = resolved.value_range
+        derived = dataclasses.asdict(resolved) | {"value_range": (values.black, values.white), "dtype": values.dtype}
+        settings = dataclasses.asdict(config) | derived
         self._model, self._samples = model, samples
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for name in ("train", "validation"):

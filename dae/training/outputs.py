@@ -28,7 +28,8 @@ def write(
     if not task.replicas.is_chief:
         return report
     for name in model_files.MODEL_FILES:
-        model_files.save_model(sizes.any_size(task.evaluated_model), folder / name)
+        model = sizes.any_size(task.evaluated_model)
+        model_files.save_model(model, folder / name, task.resolved.value_range)
     plots.save_denoised(folder / "denoised.png", denoise_samples(task.evaluated_model, task.config, task.data.test))
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])

@@ -133,7 +133,7 @@ def prepare(
         networks.check(config, model, batch)
     brightness = config.initial_brightness
     if brightness is None:
-        brightness = round(min(max(mean_brightness(splits.train, config.value_range), 0.01), 0.99), 4)
+        brightness = round(min(max(mean_brightness(splits.train), 0.01), 0.99), 4)
     networks.set_brightness(model, brightness)
     weights_digest = "" if config.start_from is None else load_initial_weights(config, model)
     evaluated_model = model
@@ -145,7 +145,15 @@ def prepare(
         return composite.with_regularization(composite.build(config.loss, config.seed), model)
 
     resolved = Resolved(
-        levels, brightness, len(splits.validation), shards, threads, onednn, splits.digest, weights_digest
+        levels,
+        brightness,
+        splits.train.value_range,
+        len(splits.validation),
+        shards,
+        threads,
+        onednn,
+        splits.digest,
+        weights_digest,
     )
     if recorded is not None:
         check_digests(config, resolved, recorded)

@@ -19,6 +19,7 @@ from dae.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
+from dae.data.values import ValueRange
 from dae.seeding import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
@@ -380,8 +381,9 @@ def test_sample_of_patches_is_cut_from_the_centres_of_images_that_are_large_enou
     ],
 )
 def test_batches_have_the_values_between_black_and_white_as_floats(values, value_range, expected):
-    images = Images(values.reshape(1, 1, -1, 1).repeat(12, axis=1))
-    config = RunConfig(value_range=value_range, noise_level=0, batch_size=1, epochs=1)
+    pixels = values.reshape(1, 1, -1, 1).repeat(12, axis=1)
+    images = Images(pixels, given_range=ValueRange.requested(value_range, pixels.dtype))
+    config = RunConfig(noise_level=0, batch_size=1, epochs=1)
     (batch,) = arrays(training_batches(images, config))
     np.testing.assert_array_equal(batch.clean[0, 0, :, 0], np.float32(expected))
     np.testing.assert_array_equal(batch.noisy, batch.clean)

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import file_size_limit, run_in_process, run_subprocess
+from helpers import EIGHT_BITS, file_size_limit, run_in_process, run_subprocess
 
 import dae
 from dae.config import RunConfig
 from dae.data import pictures
+from dae.data.values import ValueRange
 from dae.models import networks, sizes
-from dae.workdir.model_files import save_model
+from dae.workdir.model_files import load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A grey network, saved."""
     path = tmp_path_factory.mktemp("model") / "patches.keras"
-    save_model(sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path)
+    save_model(sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path, EIGHT_BITS)
     return path
 
 
@@ -83,8 +84,8 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
 
 def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, mnist):
     shutil.copytree(tiny_run, tmp_path / "run")
-    config = (tmp_path / "run" / "config.json").read_text().replace('"value_range": null', '"value_range": [0, 4095]')
-    (tmp_path / "run" / "config.json").write_text(config)
+    model = tmp_path / "run" / "model.keras"
+    save_model(load_model(model), model, ValueRange(0, 4095, "uint16"))
     twelve_bits = np.rint(mnist.test.pixels[0] / 255 * 4095).astype(np.uint16)
     pictures.write(tmp_path / "a.tif", twelve_bits)
     for flags, expected in (((), (0, 4095)), (("--value-range", 0, 8000), (0, 8000))):

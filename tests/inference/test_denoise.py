@@ -164,7 +164,7 @@ def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(mo
         ([[0.5]], "NumPy array, got list"),
         (np.zeros((28, 28), np.int64), "int64"),
         (np.full((28, 28), np.nan), "NaN"),
-        (np.full((28, 28), 255.0), "value range"),
+        (np.full((28, 28), 255.0), "--value-range 0 255 fits"),
     ],
 )
 def test_images_of_other_kinds_and_empty_ranges_are_rejected(image, words, patches):

@@ -11,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import TINY, fuzz, run_in_process, run_subprocess
+from helpers import EIGHT_BITS, TINY, fuzz, run_in_process, run_subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,7 +163,7 @@ def test_models_of_other_kinds_are_rejected_in_one_line(suffix, tmp_path):
 def test_a_model_of_free_size_is_loaded_and_evaluated(shape, suffix, tmp_path, mnist):
     images = keras.Input(shape)
     layer = convolution if shape[-1] else keras.layers.Activation("sigmoid")
-    save_model(keras.Model(images, layer(images)), tmp_path / f"free{suffix}")
+    save_model(keras.Model(images, layer(images)), tmp_path / f"free{suffix}", EIGHT_BITS)
     model = load_model(tmp_path / f"free{suffix}")
     assert model.input_shape == (None, *shape)
     check_fits(model, mnist.test)
