@@ -65,7 +65,7 @@ class ValueRange:
         return (pixels.astype(np.float32) - np.float32(self.black)) / np.float32(self.white - self.black)
 
     def from_unit(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Return float32 values, with 0 for black and 1 for white, as pixels of `dtype`; integers rounded and clipped."""
+        """Return the pixels of `dtype` for float32 values, 0 for black and 1 for white; integers rounded and clipped."""
         pixels = np.float32(self.black) + np.float32(self.white - self.black) * values
         if dtype.kind == "f":
             return pixels.astype(dtype)

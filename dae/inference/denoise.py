@@ -38,8 +38,8 @@ def denoise(
     `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
     last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size. `value_range` is
     (black, white); by default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or
-    65535 for uint8 and uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the range
-    of their type. A grey network denoises each channel of a colour image separately; the outputs of a colour network
+    65535 for uint8 and uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the
+    range of their type. A grey network denoises each channel of a colour image separately; the outputs of a colour network
     for a grey image are averaged over the channels.
 
     Raises UsageError for another shape or type, for values that cannot be in the value range (`dae.data.values.check`),

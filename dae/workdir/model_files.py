@@ -1,7 +1,7 @@
 """Model files: a run's model.keras and model.h5, or any other file of those formats.
 
-A run's model files also hold the value range of its images, which Keras ignores: .keras files, which are .zip files, in
-a member `dae.json`, and .h5 files in an attribute of that name.
+A run's model files also hold the value range of its images, which Keras ignores: .keras files as the comment of the .zip
+file that they are, and .h5 files in the attribute `dae.json`.
 """
 
 import logging
@@ -77,12 +77,12 @@ def _read_value_range(path: Path) -> ValueRange | None:
             text = file.attrs.get(NOTE)
     else:
         with zipfile.ZipFile(path) as archive:
-            text = archive.read(NOTE) if NOTE in archive.namelist() else None
-    return None if text is None else ValueRange.from_json(text)
+            text = archive.comment
+    return ValueRange.from_json(text) if text else None
 
 
 def _check_outputs(model: keras.Model, path: Path) -> None:
-    """Raise UsageError if the outputs for images in [0, 1] are far out of [0, 1]; warn if they hardly depend on them."""
+    """Raise UsageError if outputs for images in [0, 1] are far out of [0, 1]; warn if they hardly depend on these."""
     from dae.models.sizes import fitting_size
 
     size = fitting_size(model, *(side or 64 for side in model.input_shape[1:3]))
@@ -128,4 +128,4 @@ def _write_note(path: Path, text: str) -> None:
             file.attrs[NOTE] = text
     else:
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(zipfile.ZipInfo(NOTE), text)  # of a fixed date
+            archive.comment = text.encode()
