@@ -196,4 +196,4 @@ def _check_values(splits: Mapping[str, Images], config: RunConfig, name: str) ->
                     "--value-range sets others, and --no-clip-noise allows any finite noisy ones"
                 )
     if config.value_range is None:
-        warn_if_nearly_black(brightest, value_range, name)
+        warn_if_nearly_black(brightest, value_range, f"{name}: ")

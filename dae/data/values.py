@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dae.errors import UsageError, warn
 
@@ -28,7 +29,7 @@ class ValueRange:
     """NumPy's name of the type of the files or arrays, such as uint16, in the byte order of any machine."""
 
     @classmethod
-    def requested(cls, ends: tuple[float, float] | None, dtype: np.dtype) -> "ValueRange":
+    def requested(cls, ends: tuple[float, float] | None, dtype: DTypeLike) -> "ValueRange":
         """Return the range that a user asks for, or if `ends` is None the usual one of the type.
 
         Raises UsageError for a type without a usual range, or that holds no numbers of at most 64 bits, and for a range
@@ -37,7 +38,13 @@ class ValueRange:
         dtype = np.dtype(dtype)
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
             raise UsageError(f"expected integers or floats of at most 64 bits, got {dtype}")
-        black, white = usual(dtype) if ends is None else map(float, ends)
+        ends = ends or _usual(dtype)
+        if ends is None:
+            raise UsageError(
+                f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; --value-range BLACK "
+                "WHITE allows other integers"
+            )
+        black, white = map(float, ends)
         if not -np.inf < black < white < np.inf:
             raise UsageError(f"expected two finite numbers in ascending order, got {black} and {white}")
         return cls(black, white, dtype.name)
@@ -51,7 +58,7 @@ class ValueRange:
         """Return the range as the text of NOTE."""
         return json.dumps({"value_range": dataclasses.asdict(self)})
 
-    def of(self, dtype: np.dtype) -> "ValueRange":
+    def of(self, dtype: DTypeLike) -> "ValueRange":
         """Return the range of images of `dtype`: this one if it was given for such images, else the usual one.
 
         All floats are of one type here. Raises UsageError for another type, if it has no usual range.
@@ -60,37 +67,40 @@ class ValueRange:
         is_same = dtype.name == self.dtype or (dtype.kind == "f" and self.dtype.startswith("float"))
         return ValueRange.requested((self.black, self.white) if is_same else None, dtype)
 
+    @property
+    def is_usual(self) -> bool:
+        """True if black and white are those that images of the type have by default."""
+        return (self.black, self.white) == _usual(np.dtype(self.dtype))
+
     def to_unit(self, pixels: np.ndarray) -> np.ndarray:
         """Return the pixels as float32, with 0 for black and 1 for white."""
         return (pixels.astype(np.float32) - np.float32(self.black)) / np.float32(self.white - self.black)
 
     def from_unit(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Return the pixels of `dtype` for float32 values, 0 for black and 1 for white; integers rounded and clipped."""
+        """Return pixels of `dtype` for float32 values, 0 for black and 1 for white; integers rounded and clipped."""
         pixels = np.float32(self.black) + np.float32(self.white - self.black) * values
         if dtype.kind == "f":
             return pixels.astype(dtype)
         limits = np.iinfo(dtype)
-        return np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
+        rounded = np.rint(pixels, dtype=np.float64)  # float32 cannot hold the largest values of 32 bits
+        return np.clip(rounded, limits.min, limits.max).astype(dtype)
 
 
-def warn_if_nearly_black(brightest: float, value_range: ValueRange, source: str) -> None:
-    """Warn if the largest value of images is so small that another value may be white, as with 12 of 16 bits."""
+def warn_if_nearly_black(brightest: float, value_range: ValueRange, source: str = "") -> None:
+    """Warn if the largest value of images is so small that another value may be white, as with 12 of 16 bits.
+
+    `source` begins the message.
+    """
     if brightest <= NEARLY_BLACK * value_range.white:
         likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
         hint = f"; add --value-range 0 {likely:g} if {likely:g} is white" if likely else ""
-        warn(f"{source}: nearly black: the largest value is {brightest:g}, but white is {value_range.white:g}{hint}")
+        warn(f"{source}nearly black: the largest value is {brightest:g}, but white is {value_range.white:g}{hint}")
 
 
-def usual(dtype: np.dtype) -> tuple[float, float]:
-    """Return black and white of uint8, uint16, and of floats (0 and 1). Raises UsageError for another type."""
+def _usual(dtype: np.dtype) -> tuple[float, float] | None:
     if dtype.kind == "f":
         return 0.0, 1.0
-    if dtype.kind == "u" and dtype.itemsize <= 2:
-        return 0.0, float(np.iinfo(dtype).max)
-    raise UsageError(
-        f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; --value-range BLACK WHITE allows "
-        "other integers"
-    )
+    return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" and dtype.itemsize <= 2 else None
 
 
 def check(images: np.ndarray, value_range: ValueRange) -> None:
@@ -107,7 +117,7 @@ def check(images: np.ndarray, value_range: ValueRange) -> None:
     if not np.isfinite([least, most]).all():
         raise UsageError("expected finite values, got NaN or infinity")
     is_close = black - FARTHEST * (white - black) <= least and most <= white + FARTHEST * (white - black)
-    means = _block_means(images)
+    means = np.stack(list(map(_block_means, images)))
     if not is_close or not _fit(means, black, white, MARGIN):
         # In a range that is much too large, images would be nearly black.
         fitting = (ends for ends in _USUAL if ends[0] < 0 or most > NEARLY_BLACK * ends[1])
@@ -125,10 +135,10 @@ def _fit(means: np.ndarray, black: float, white: float, margin: float) -> bool:
     return bool((exceeds.mean(axis=1) <= EXCEPTIONS).all())
 
 
-def _block_means(images: np.ndarray) -> np.ndarray:
-    """Return the means of about 16 x 16 pixels and all channels, [N, blocks]; a rest at the bottom and right is cut."""
-    count, height, width, channels = images.shape
+def _block_means(image: np.ndarray) -> np.ndarray:
+    """Return the means of blocks of an image [H, W, C], [blocks]; a rest at the bottom and right is left out."""
+    height, width, channels = image.shape
     rows, columns = (max(1, round(side / BLOCK)) for side in (height, width))
-    images = images[:, : height - height % rows, : width - width % columns]
-    blocks = images.reshape(count, rows, height // rows, columns, width // columns, channels)
-    return blocks.mean(axis=(2, 4, 5), dtype=np.float64).reshape(count, -1)
+    image = image[: height - height % rows, : width - width % columns]
+    blocks = image.reshape(rows, height // rows, columns, width // columns, channels)
+    return blocks.mean(axis=(1, 3, 4), dtype=np.float64).ravel()

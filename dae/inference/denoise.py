@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dae.data import values
 from dae.data.images import shape_as_batch
 from dae.data.values import ValueRange
-from dae.data.values import check as check_values
 from dae.errors import UsageError
 from dae.models.fused_layers import Network, fused
 from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
@@ -39,8 +39,8 @@ def denoise(
     last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size. `value_range` is
     (black, white); by default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or
     65535 for uint8 and uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the
-    range of their type. A grey network denoises each channel of a colour image separately; the outputs of a colour network
-    for a grey image are averaged over the channels.
+    range of their type. A grey network denoises each channel of a colour image separately; the outputs of a colour
+    network for a grey image are averaged over the channels.
 
     Raises UsageError for another shape or type, for values that cannot be in the value range (`dae.data.values.check`),
     and for a size that the network cannot process: one with dense layers takes only the size that it was built for.
@@ -111,14 +111,16 @@ class Denoiser:
         if images.size == 0:
             return
         self.check(height, width, channels)
-        check_values(images, scale)
+        values.check(images, scale)
+        if scale.is_usual and images.dtype != np.uint8:  # dark photographs of 8 bits are common
+            values.warn_if_nearly_black(float(images.max()), scale)
         padded = fitting_size(self._model, height, width)
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(channels)
         for first, ((rows, kept_rows), (columns, kept_columns)) in itertools.product(range(0, count, batch), tiles):
-            values = images[first : first + batch, rows, columns]
+            noisy = images[first : first + batch, rows, columns]
             padding = [(0, max(0, side.stop - end)) for side, end in ((rows, height), (columns, width))]
-            outputs = run(scale.to_unit(np.pad(values, [(0, 0), *padding, (0, 0)], "symmetric"))).numpy()
+            outputs = run(scale.to_unit(np.pad(noisy, [(0, 0), *padding, (0, 0)], "symmetric"))).numpy()
             target = denoised[first : first + batch, kept_rows, kept_columns]
             top, left = kept_rows.start - rows.start, kept_columns.start - columns.start
             outputs = outputs[:, top : top + target.shape[1], left : left + target.shape[2]]

@@ -1,7 +1,7 @@
 """Model files: a run's model.keras and model.h5, or any other file of those formats.
 
-A run's model files also hold the value range of its images, which Keras ignores: .keras files as the comment of the .zip
-file that they are, and .h5 files in the attribute `dae.json`.
+A run's model files also hold the value range of its images, where Keras ignores it: .keras files as the comment of the
+.zip file that they are, and .h5 files in the attribute `dae.json`.
 """
 
 import logging

@@ -51,7 +51,7 @@ def test_integers_survive_the_way_to_floats_and_back(black, length, pixels):
 
 
 def test_integers_are_rounded_and_clipped_to_their_type():
-    found = ValueRange(0, 255, "uint8").from_unit(np.float32([-0.5, 0.4999, 1, 2]), np.dtype(np.uint8))
+    found = ValueRange(0, 255, "uint8").from_unit(np.array([-0.5, 0.4999, 1, 2], np.float32), np.dtype(np.uint8))
     np.testing.assert_array_equal(found, [0, 127, 255, 255])
 
 
