@@ -172,9 +172,9 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
     def __post_init__(self) -> None:
         for name, expected in _field_types().items():
             value = getattr(self, name)
-            if name in PLUGIN_FIELDS:
-                value = map_items(value, functools.partial(_recorded, name))
             try:
+                if name in PLUGIN_FIELDS:
+                    value = map_items(value, functools.partial(_recorded, name))
                 object.__setattr__(self, name, _coerce(value, expected))
             except TypeError:
                 problem = f"expected {inspect.formatannotation(expected)}, got {shown(value)}"

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from dae.errors import UsageError
+from dae.errors import as_usage_error
 
 FILE = "resolved.json"
 
@@ -42,12 +42,11 @@ def to_json(resolved: Resolved) -> str:
 
 def read(folder: Path) -> Resolved:
     """Return what the run in `folder` recorded. Raises UsageError if the file is missing or damaged."""
-    try:
+    problem = "missing or damaged; restore it, or start another run"
+    with as_usage_error(folder / FILE, problem, OSError, ValueError, TypeError, AttributeError, KeyError):
         fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
         low, high = map(float, fields.pop("noise_level"))
         for name, kind in Resolved.__annotations__.items():
             if name in fields and type(fields[name]) is not kind:
                 raise TypeError(name)
         return Resolved(noise_level=(low, high), **fields)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        raise UsageError(f"{folder / FILE}: missing or damaged; restore it, or start another run") from None

@@ -172,8 +172,8 @@ def test_a_mistake_exits_with_2_and_one_line_and_writes_no_file(arguments, tmp_p
 def test_messages_at_the_import_of_tensorflow_are_dropped_and_later_ones_are_not():
     code = """
 import os
-from dae import cli
-with cli._mute_stderr():
+from dae import errors
+with errors.muted_stderr():
     os.write(2, b"dropped")
 os.write(2, b"afterwards")
 """
