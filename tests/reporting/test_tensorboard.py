@@ -33,6 +33,14 @@ def text(accumulator: EventAccumulator, tag: str) -> str:
     return tf.make_ndarray(event.tensor_proto).item().decode()
 
 
+def test_each_writer_is_a_run_and_each_plugin_of_tensorboard_finds_data(tiny_run):
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tiny_run)).Reload()
+    writers = (f"tensorboard/{name}" for name in ("test", "train", "validation"))
+    assert sorted(multiplexer.Runs()) == ["tensorboard", *writers]
+    active = MultiplexerDataProvider(multiplexer, str(tiny_run)).list_plugins(RequestContext(), experiment_id="")
+    assert {"scalars", "images", "histograms", "graphs", "text", "hparams"} == active
+
+
 def test_curves_have_the_values_of_the_run(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
