@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +16,7 @@ import tyro
 from dae import config as config_module
 from dae import resolved
 from dae.config import PRESETS, REMOVED, RunConfig, flag
-from dae.errors import Interrupted, RunError, UsageError, lookup
+from dae.errors import Interrupted, RunError, UsageError, lookup, muted_stderr
 from dae.resolved import Resolved
 
 
@@ -162,22 +162,10 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
-    with contextlib.nullcontext() if is_shown else _mute_stderr():
+    with contextlib.nullcontext() if is_shown else muted_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
-
-
-@contextlib.contextmanager
-def _mute_stderr() -> Iterator[None]:
-    """Drop what is written to the file descriptor of stderr."""
-    sys.stderr.flush()
-    with open(os.devnull, "wb") as devnull, open(os.dup(2), "wb") as stderr:
-        os.dup2(devnull.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr.fileno(), 2)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_origin
 
 from dae.data.values import ValueRange
-from dae.errors import UsageError
+from dae.errors import as_usage_error
 
 FILE = "resolved.json"
 
@@ -46,7 +46,8 @@ def to_json(resolved: Resolved) -> str:
 
 def read(folder: Path) -> Resolved:
     """Return what the run in `folder` recorded. Raises UsageError if the file is missing or damaged."""
-    try:
+    problem = "missing or damaged; restore it, or start another run"
+    with as_usage_error(folder / FILE, problem, OSError, ValueError, TypeError, AttributeError, KeyError):
         fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
         low, high = map(float, fields["noise_level"])
         fields |= {"noise_level": (low, high), "value_range": ValueRange(**fields["value_range"])}
@@ -54,5 +55,3 @@ def read(folder: Path) -> Resolved:
             if name in fields and type(fields[name]) is not (get_origin(kind) or kind):
                 raise TypeError(name)
         return Resolved(**fields)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        raise UsageError(f"{folder / FILE}: missing or damaged; restore it, or start another run") from None

@@ -104,7 +104,6 @@ def main() -> None:
     from dae import runtime
     from dae.analysis.denoisers import SAMPLES, save_sweep, score, sweep
     from dae.data.pipeline import sample_batch
-    from dae.evaluation.evaluate import Samples
     from dae.evaluation.metrics import format_metrics
     from dae.files import check_output
     from dae.reporting import plots
@@ -127,9 +126,8 @@ def main() -> None:
         (result,) = score([trial])
         means = {f"test_{metric}": mean for metric, mean in result.metrics.items()}
         print(f"{paths[0]} on {describe_noise(trial)}: {format_metrics(means)}")
-        batch = sample_batch(trial.images, trial.config, "test")
-        noisy, clean = batch.noisy[:SAMPLES], batch.clean[:SAMPLES]
-        plots.save_denoised(figure, Samples(noisy.numpy(), np.asarray(trial.denoise(noisy)), clean.numpy()))
+        samples = sample_batch(trial.images, trial.config, "test").images(0, SAMPLES)
+        plots.save_denoised(figure, samples, np.asarray(trial.denoise(samples.noisy)))
         print(f"plot: {figure}")
 
 

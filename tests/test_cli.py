@@ -115,8 +115,8 @@ def test_help_shows_the_values_of_the_preset_as_defaults(capsys):
 def test_messages_at_the_import_of_tensorflow_are_dropped_and_later_ones_are_not():
     code = """
 import os
-from dae import cli
-with cli._mute_stderr():
+from dae import errors
+with errors.muted_stderr():
     os.write(2, b"dropped")
 os.write(2, b"afterwards")
 """

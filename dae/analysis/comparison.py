@@ -26,7 +26,7 @@ from dae import plugins
 from dae.analysis import report, statistics
 from dae.analysis.report import LEVEL, Row
 from dae.analysis.statistics import Estimate
-from dae.analysis.tuning import Tuning, kept_line, metrics_of, tune_learning_rate
+from dae.analysis.tuning import Tuning, kept_line, tune_learning_rate
 from dae.config import RunConfig, flag
 from dae.data.pipeline import evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
@@ -36,7 +36,7 @@ from dae.reporting import plots
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
-from dae.workdir.workdir import read_report, slug
+from dae.workdir.workdir import read_metrics, read_report, slug
 
 SPLITS = ("validation", "test")
 FAILED, INTERVAL = "did not learn", f"{LEVEL:.0%} interval"
@@ -171,7 +171,7 @@ def constant_score(task: Task, metric: str) -> float:
 
 def read_run(name: str, seed: int, folder: Path, metrics: Sequence[str], metric: str, constant: float) -> Run:
     """Return the results of the run in `folder`, which has learned if its `metric` is better than `constant`."""
-    lines = metrics_of(folder)
+    lines = read_metrics(folder)
     seconds = sum(epoch["seconds"] for epoch in lines)
     if not (folder / workdir.REPORT).exists():  # it diverged
         return Run(name, seed, 0, False, seconds, {})

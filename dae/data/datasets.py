@@ -13,7 +13,7 @@ from dae.data import array_files, image_folder
 from dae.data.images import Images, RawSplits, examples_per_epoch
 from dae.data.layout import TEST, TRAIN, VALIDATION
 from dae.data.values import ValueRange, warn_if_nearly_black
-from dae.errors import UsageError, as_usage_error, first_line, lookup
+from dae.errors import UsageError, as_usage_error, lookup
 
 # An array, or several by name as in an .npz file.
 Arrays = np.ndarray | Mapping[str, np.ndarray]
@@ -50,10 +50,9 @@ def from_keras(name: str) -> dict[str, np.ndarray]:
     """Return the images of `keras.datasets`, which downloads them once. Raises UsageError if it cannot."""
     import keras
 
-    try:
+    # Without network, or for a damaged file, Keras raises many types.
+    with as_usage_error(f"--dataset {name}", "Keras could not download or read it", Exception):
         (train, _), (test, _) = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # no network, a damaged file: Keras raises many types
-        raise UsageError(f"--dataset {name}: Keras could not download or read it ({first_line(error)})") from None
     return {"x_train": train, "x_test": test}
 
 

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.config import RunConfig
 from dae.data.images import Images
-from dae.data.pipeline import Batch, sample_batch
+from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
@@ -69,31 +68,8 @@ def compiled_by_shape(function: Callable[[Any], T]) -> Callable[[Any], T]:
 
     A tf.function alone would do the same, but would warn the user if there are many shapes.
     """
-    compiled, graphs = tf.function(function), {}
-
-    def call(batch: Any) -> T:
-        shapes = tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(batch))
-        if shapes not in graphs:
-            graphs[shapes] = compiled.get_concrete_function(batch)
-        return graphs[shapes](batch)
-
-    return call
-
-
-class Samples(NamedTuple):
-    """A few images, float32 [N, H, W, C] in [0, 1]; noisy ones can leave it."""
-
-    noisy: np.ndarray
-    denoised: np.ndarray
-    clean: np.ndarray
-
-
-def denoise_samples(model: keras.Model, config: RunConfig, images: Images, count: int = 10) -> Samples:
-    """Return the first `count` of the test images, or of their patches, with the noise of `config`, and denoised."""
-    batch = sample_batch(images, config, "test")
-    noisy = batch.noisy[:count]
-    denoised = fused(model, training=False)(noisy).denoised
-    return Samples(noisy.numpy(), denoised.numpy(), batch.clean[:count].numpy())
+    compiled = tf.function(function)
+    return lambda batch: compiled.get_concrete_function(batch)(batch)
 
 
 def check_fits(model: keras.Model, images: Images) -> None:

@@ -6,9 +6,7 @@ Importing this module does not load TensorFlow, so that mistakes in a command ar
 import contextlib
 import importlib.util
 import itertools
-import os
 import re
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dae.data.values import NOTE
-from dae.errors import RunError, UsageError, first_line, lookup
-from dae.files import atomic_path, check_output, check_output_folder
+from dae.errors import RunError, UsageError, first_line, lookup, muted_stderr
+from dae.files import atomic_path, check_output
 
 if TYPE_CHECKING:
     import keras
@@ -52,10 +50,7 @@ def export(model: "keras.Model", format_name: str, output: Path) -> dict[tuple[i
 def check_request(format_name: str, output: Path) -> None:
     """Raise UsageError for an unknown format, an output that does not fit it, or a package that is not installed."""
     suffixes, modules, _ = lookup(FORMATS, format_name, "--format")
-    if suffixes:
-        check_output(output, suffixes, "--output")
-    else:
-        check_output_folder(output, "--output")
+    check_output(output, suffixes, "--output")
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(f"--format: {format_name} needs {' and '.join(missing)}; run `pip install '.[export]'`")
@@ -164,14 +159,10 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], Deno
 @contextlib.contextmanager
 def _converting(problem: str) -> Iterator[None]:
     """Discard what is written to stderr, and raise any exception as `RunError("problem (reason)")`, in one line."""
-    sys.stderr.flush()
-    with open(os.dup(2), "wb") as stderr, open(os.devnull, "wb") as nothing, warnings.catch_warnings():
+    with muted_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.dup2(nothing.fileno(), 2)
         try:
             yield
         except Exception as error:  # the converters and runtimes raise many types
             operations = re.search(r"(TF Select|Custom) ops: .+|No Op registered for \w+", str(error))
             raise RunError(f"{problem} ({operations.group() if operations else first_line(error)})") from None
-        finally:
-            os.dup2(stderr.fileno(), 2)

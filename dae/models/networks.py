@@ -18,7 +18,7 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
-from dae.errors import UsageError, first_line
+from dae.errors import UsageError, as_usage_error
 from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
 from dae.seeding import derive_seed, keras_seed
 from dae.workdir.model_files import MODEL_FILES, save_model
@@ -119,19 +119,16 @@ def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
         hidden = dict(registered)
         with tempfile.TemporaryDirectory() as folder:
             for name in MODEL_FILES:
-                try:
+                hint = "use layers of keras.layers only, not keras.ops or Lambda"
+                with as_usage_error(source, f"plain Keras cannot load it from {name}; {hint}", Exception):
                     save_model(model, Path(folder, name))
-                    registered.clear()
-                    loaded = keras.models.load_model(Path(folder, name), compile=False)
+                    try:
+                        registered.clear()
+                        loaded = keras.models.load_model(Path(folder, name), compile=False)
+                    finally:
+                        registered.update(hidden)
                     if not np.allclose(loaded(noisy, training=False), model(noisy, training=False), atol=1e-6):
                         raise ValueError("the results differ")
-                except Exception as error:  # of many types
-                    raise UsageError(
-                        f"{source}: plain Keras cannot load it from {name} ({type(error).__name__}: "
-                        f"{first_line(error)}); use layers of keras.layers only, not keras.ops or Lambda"
-                    ) from None
-                finally:
-                    registered.update(hidden)
 
 
 def _check_values(source: str, model: keras.Model, batch: Batch) -> None:

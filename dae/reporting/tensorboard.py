@@ -18,7 +18,7 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api as hparams_api
 
 from dae import plugins
-from dae.config import PLUGIN_FIELDS, RunConfig, map_texts
+from dae.config import PLUGIN_FIELDS, RunConfig, map_items
 from dae.data.pipeline import Batch
 from dae.files import atomic_path
 from dae.models.fused_layers import fused
@@ -189,7 +189,7 @@ def _histogram(tag: str, values: np.ndarray) -> None:
 
 def _hparams(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
-    labels = {name: map_texts(settings[name], plugins.label) for name in PLUGIN_FIELDS}
+    labels = {name: map_items(settings[name], plugins.label) for name in PLUGIN_FIELDS}
     return {
         name: str(value) if isinstance(value, tuple) else value
         for name, value in {**settings, **labels}.items()

@@ -183,7 +183,7 @@ def check_loss(task: Task, objective: Objective) -> None:
             f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with pairs of "
             "noisy and clean images"
         )
-    if task.loss.has_updates and task.replicas.shards > 1:
+    if composite.has_updates(task.config.loss) and task.replicas.shards > 1:
         raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")
     if objective.warms_up and task.config.bce_steps >= task.total_steps:
         warn(f"--bce-steps: BCE is part of the loss in all {task.total_steps} steps, until {task.config.bce_steps}")

@@ -16,7 +16,7 @@ from dae.workdir.workdir import environment
 
 
 def check_tasks(task: Task) -> None:
-    """Raise UsageError if a worker has other settings or images than the chief, or a GPU while the chief has none.
+    """Raise UsageError if a worker has other settings or images than the chief.
 
     Warns of other versions, processors and GPUs. Paths may differ.
     """
@@ -31,8 +31,6 @@ def check_tasks(task: Task) -> None:
             if (got := worker["settings"][name]) != value:
                 raise UsageError(f"worker {number} has another configuration than worker 0: {name} {got}, not {value}")
         ours, theirs = chief["machine"], worker["machine"]
-        if bool(ours["gpus"]) != bool(theirs["gpus"]):
-            raise UsageError(f"worker {number} has the GPUs {theirs['gpus']}, worker 0 {ours['gpus']}; see --devices")
         for name in ("versions", "cpu", "gpus"):
             if ours[name] != theirs[name]:
                 warn(f"worker {number}: {name} {theirs[name]}, of worker 0 {ours[name]}; the last bits may differ")

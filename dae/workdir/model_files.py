@@ -5,17 +5,15 @@ A run's model files also hold the value range of its images, where Keras ignores
 """
 
 import logging
-import re
 import zipfile
 from pathlib import Path
-from textwrap import shorten
 
 import h5py
 import keras
 import numpy as np
 
 from dae.data.values import NOTE, ValueRange
-from dae.errors import UsageError, shown, warn
+from dae.errors import UsageError, as_usage_error, shown, warn
 from dae.files import atomic_path
 from dae.workdir import hdf5_check
 from dae.workdir.workdir import REPORT, read_report
@@ -42,20 +40,16 @@ def load_model(path: str | Path) -> keras.Model:
         raise UsageError(f"{path}: no such run's folder or model file")
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
-    try:
+    with as_usage_error(path, "not a readable model", Exception):  # Keras, h5py and zipfile raise many types
         if path.suffix == ".h5":
             hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
             weights = keras.models.load_model(path, compile=False).count_params()
         if weights > path.stat().st_size:
-            raise UsageError(f"{path}: claims {weights:,} weights, more than it has bytes")
+            raise UsageError(f"claims {weights:,} weights, more than it has bytes")
         model = keras.models.load_model(path, compile=False)
         value_range = _read_value_range(path)
-    except UsageError:
-        raise
-    except Exception as error:  # Keras, h5py and zipfile raise many types
-        raise UsageError(f"{path}: not a readable model ({_reason(error)})") from None
     names_output = isinstance(getattr(model, "output", None), dict)
     if names_output or len(model.input_shape) != 4 or model.input_shape != model.output_shape:
         shapes = f"{shown(model.input_shape)} to {shown(model.output_shape)}"
@@ -97,12 +91,6 @@ def _check_outputs(model: keras.Model, path: Path) -> None:
         )
     if outputs[2].mean() - outputs[0].mean() < 0.1:
         warn(f"{path}: white images come out hardly brighter than black ones; the model should take values from 0 to 1")
-
-
-def _reason(error: Exception) -> str:
-    """Return why a model cannot be loaded, in a line of at most 200 characters, from Keras's long message."""
-    reason = re.split(r"Exception encountered: |Example error message for object <.*?>:", str(error))[-1].strip()
-    return shorten((reason or type(error).__name__).splitlines()[0], 200, placeholder="...")
 
 
 def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:

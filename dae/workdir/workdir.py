@@ -23,7 +23,7 @@ import tensorflow as tf
 from dae import config as config_module
 from dae import plugins, resolved
 from dae.config import RunConfig, config_for_resume, flag, to_json
-from dae.errors import UsageError, first_line, warn
+from dae.errors import UsageError, as_usage_error, first_line, warn
 from dae.files import TEMPORARY, atomic_write
 from dae.resolved import Resolved
 from dae.runtime import cores, cpu_name
@@ -212,11 +212,10 @@ def read_environment(path: Path) -> dict[str, Any]:
 
     Raises UsageError if it is missing or damaged.
     """
-    try:
+    problem = "missing or damaged; restore it, or start another run"
+    with as_usage_error(path / ENVIRONMENT, problem, OSError, ValueError, KeyError, TypeError):
         read = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
         return {name: read[name] for name in ("versions", "cpu")} | read
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path / ENVIRONMENT}: missing or damaged; restore it, or start another run") from None
 
 
 def append_metrics(path: Path, line: Mapping[str, float]) -> None:
@@ -262,7 +261,6 @@ def read_report(path: Path) -> dict[str, float]:
     """Return the report.json of a run. Raises UsageError if it is missing, as in an unfinished run, or damaged."""
     if not (path / REPORT).exists():
         raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")
-    try:
+    problem = "damaged; delete it, and repeat run.py with --resume to write it"
+    with as_usage_error(path / REPORT, problem, ValueError):
         return json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UsageError(f"{path / REPORT}: damaged; delete it, and repeat run.py with --resume to write it") from None

@@ -11,9 +11,8 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, denoise_samples, make_evaluator
+from dae.evaluation.evaluate import check_fits, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
-from dae.models import networks
 from dae.replicas import Replicas
 
 
@@ -54,16 +53,6 @@ def test_a_set_is_evaluated_with_the_metrics_that_are_given_under_its_name(ident
     assert make_evaluator(identity, metrics={"mine": psnr})("x", batches) == {
         "x_mine": pytest.approx(expected, rel=1e-6)
     }
-
-
-def test_samples_are_the_first_test_images_as_they_are_evaluated(mnist):
-    config = RunConfig(seed=3)
-    model = networks.build(config, (28, 28, 1))
-    samples = denoise_samples(model, config, mnist.test[:20], count=4)
-    (batch,) = evaluation_batches(mnist.test[:20], config, "test")
-    np.testing.assert_array_equal(samples.noisy, batch.noisy[:4])
-    np.testing.assert_array_equal(samples.clean, batch.clean[:4])
-    np.testing.assert_allclose(samples.denoised, model(batch.noisy[:4]), atol=1e-6)
 
 
 def test_images_that_the_model_does_not_take_are_rejected(identity, mnist):
