@@ -178,7 +178,7 @@ def test_last_pictures_of_a_validation_folder_validate(mnist, tmp_path):
     ("folders", "message"),
     [
         (("val", "test"), r"has no training images, only .*; expected a split train"),
-        (("train", "test", "more"), r"more/class 0/0\.png is in none of the parts test, train"),
+        (("train", "test", "more"), r"more/class 0/0\.png is in none of the splits test, train"),
     ],
 )
 def test_incomplete_splits_are_rejected_in_one_line(folders, message, mnist, tmp_path):
