@@ -31,7 +31,18 @@ from dae.workdir.workdir import environment, read_metrics, read_report
 COLUMNS = ["denoiser", "test_images", "psnr", "ssim", "mse", "bce", "bce_excess"]
 COLUMNS += ["weights", "seconds_to_train", "milliseconds_per_image"]
 # Settings that are not part of a run's name: the runs of a table share them, or they change only last bits.
-_UNNAMED = {"seed", "dataset", "data", "noisy", "clean", "checkpoint_every", "metrics", "shards", "intra_op_threads", "onednn"}
+_UNNAMED = {
+    "seed",
+    "dataset",
+    "data",
+    "noisy",
+    "clean",
+    "checkpoint_every",
+    "metrics",
+    "shards",
+    "intra_op_threads",
+    "onednn",
+}
 
 
 def check_test_images(folder: Path, config: RunConfig) -> None:

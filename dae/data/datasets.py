@@ -105,7 +105,9 @@ def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
 def source(config: RunConfig) -> str:
     """Return the name of the data set for messages."""
     if config.clean is not None:
-        return f"--clean: {config.clean}" + (f", --noisy: {config.noisy}" if config.noisy else "")
+        return (
+            f"--clean: {config.clean}" if config.noisy is None else f"--noisy: {config.noisy}, --clean: {config.clean}"
+        )
     if config.data is None:
         return f"--dataset {config.dataset}"
     return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"
@@ -116,6 +118,9 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     if path is not None and not path.exists():
         raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
     folders = {role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None}
+    for role, folder in folders.items():
+        if not folder.is_dir():
+            raise UsageError(f"--{role}: {folder}: no such folder; if it was moved, add --{role} with its new path")
     if path is not None and path.is_dir() and not array_files.idx_files(path):
         folders = {None: path}
     if folders:

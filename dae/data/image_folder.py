@@ -52,6 +52,8 @@ def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool
     ambiguous, and for a broken picture, unless `config.skip_broken`.
     """
     base = Path(os.path.commonpath(folders.values()))
+    if len(folders) > 1 and base in folders.values():
+        raise UsageError("expected two folders, neither within the other")
     meanings: dict[PurePath, layout.Meaning] = {}
     notes = []
     for role, folder in folders.items():

@@ -4,6 +4,8 @@ Known layouts are understood and others are rejected, because nobody would notic
 that noisy images are taken for clean ones.
 """
 
+import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
@@ -71,47 +73,47 @@ def parse_paths(paths: Iterable[PurePath], role: str | None = None) -> dict[Pure
             for path, (split, _, key) in meanings.items()
         }
         # One such word, as in `target practice.jpg`, need not say a role, unless there is a partner.
-        roles = {meaning.role for meaning in named.values()}
         has_partners = len({meaning._replace(role=None) for meaning in named.values()}) < len(set(named.values()))
-        if roles in ({NOISY}, {NOISY, CLEAN}) or (roles != {None} and has_partners):
+        if has_partners or None not in {meaning.role for meaning in named.values()}:
             meanings = named
         else:
-            _check_siblings(meanings)
+            _check_equal_names(meanings)
     splits = {meaning.split for meaning in by_name.values()}
     if len(splits) > 1 and None not in splits and not any(meaning.split for meaning in meanings.values()):
         raise UsageError(
-            f"the names of the pictures say {' and '.join(sorted(filter(None, splits)))}; put them into folders with "
-            "these names"
+            f"the names of the pictures say {' and '.join(sorted(filter(None, splits)))}; put them into folders instead"
         )
     return meanings
 
 
 def _parse_folders(path: PurePath, role: str | None) -> Meaning:
-    folders = [parse(folder) for folder in path.parts[:-1]]
+    folders = [parse(name) for name in path.parts[:-1]]
     if role is not None:
         folders = [folder._replace(role=None) for folder in folders]
-    split, depth = None, 0
-    for folder in folders:
-        if not (folder.split or folder.role) or (folder.split and split) or (folder.role and role):
-            break
-        split, role, depth = folder.split or split, folder.role or role, depth + 1
-    for folder, name in zip(folders[depth:], path.parts[depth:], strict=False):
-        if folder.split or (folder.role and name.lower() not in LONE_ROLES):
-            raise UsageError(
-                f"{path.parent} is named like a split, or like noisy or clean images, but lies in another folder; "
-                "choose the folder that contains it, or rename it"
-            )
-    return Meaning(split, role, str(PurePath(*path.parts[depth:]).with_suffix("")))
+    outer = [*itertools.takewhile(lambda folder: folder.split or folder.role, folders)]
+    splits = [folder.split for folder in outer if folder.split]
+    roles = [folder.role for folder in outer if folder.role] or [role]
+    names = zip(path.parts[len(outer) :], folders[len(outer) :], strict=False)
+    is_inside = any(folder.split or (folder.role and name.lower() not in LONE_ROLES) for name, folder in names)
+    if is_inside or len(splits) > 1 or len(roles) > 1:
+        raise UsageError(
+            f"{path.parent} is named like a split, or like noisy or clean images, but lies in another folder; choose "
+            "the folder that contains it, or rename it"
+        )
+    return Meaning(next(iter(splits), None), roles[0], str(PurePath(*path.parts[len(outer) :]).with_suffix("")))
 
 
-def _check_siblings(meanings: Mapping[PurePath, Meaning]) -> None:
-    names: dict[PurePath, set[str]] = {}
-    siblings: dict[tuple[str | None, PurePath], set[PurePath]] = {}
-    for path, meaning in meanings.items():
-        names.setdefault(path.parent, set()).add(path.stem)
-        siblings.setdefault((meaning.split, path.parent.parent), set()).add(path.parent)
-    for first, second in (sorted(folders) for folders in siblings.values() if len(folders) == 2):
-        if names[first] == names[second] and len(names[first]) > 1:
+def _check_equal_names(meanings: Mapping[PurePath, Meaning]) -> None:
+    """Raise UsageError if the pictures of a split lie in two folders, with equal names."""
+    for split in {meaning.split for meaning in meanings.values()}:
+        paths = [path for path, meaning in meanings.items() if meaning.split == split]
+        base = os.path.commonpath([path.parent for path in paths])
+        names: dict[PurePath, set[PurePath]] = {}
+        for path in paths:
+            folder, *rest = path.with_suffix("").relative_to(base).parts
+            names.setdefault(base / PurePath(folder), set()).add(PurePath(*rest))
+        first, second = min(names), max(names)
+        if len(names) == 2 and names[first] == names[second] and len(names[first]) > 1:
             raise UsageError(
                 f"{first} and {second} hold pictures of equal names, but say neither noisy nor clean; rename them, or "
                 "state --noisy and --clean, or only --clean if all are clean"
@@ -128,10 +130,10 @@ def divide(meanings: Mapping[Name, Meaning]) -> dict[str, list[tuple[Name, Name 
     splits: dict[str, dict[Name, Meaning]] = {}
     for name, meaning in meanings.items():
         splits.setdefault(meaning.split or TRAIN, {})[name] = meaning
-    without = next((name for name, meaning in meanings.items() if not meaning.split), None)
-    if without is not None and any(meaning.split for meaning in meanings.values()):
+    without = [name for name, meaning in meanings.items() if not meaning.split]
+    if 0 < len(without) < len(meanings):
         raise UsageError(
-            f"{without} is in none of the splits {', '.join(sorted(splits))}, which others are in; move or remove it"
+            f"{without[0]} is in none of the splits {', '.join(sorted(splits))}, which others are in; move or remove it"
         )
     roles = {meaning.role for meaning in meanings.values()}
     if roles in ({None}, {CLEAN}):
@@ -153,11 +155,12 @@ def _pairs(meanings: Mapping[Name, Meaning], clean: str | None, noisy: str | Non
         pair = pairs.setdefault(key, {})
         if pair.setdefault(role, name) != name:
             raise UsageError(f"{pair[role]} and {name} have the same partner; rename or remove one")
-    alone = [(role, name) for pair in pairs.values() for role, name in pair.items() if len(pair) == 1]
-    if alone:
-        unknown = [PurePath(key).parts[0] for _, role, key in meanings.values() if role is None and "/" in key]
-        hint = f"; the folder {unknown[0]} says neither noisy nor clean, as --noisy and --clean do" if unknown else ""
-        role, example = alone[0]
-        count, missing = sum(other == role for other, _ in alone), CLEAN if role == noisy else NOISY
-        raise UsageError(f"{count} images have no {missing} partner, such as {example}; expected equal names{hint}")
+    for role, missing in ((noisy, "clean"), (clean, "noisy")):
+        alone = [pair[role] for pair in pairs.values() if set(pair) == {role}]
+        if alone:
+            unknown = {PurePath(key).parts[0] for key, pair in pairs.items() if None in pair and "/" in key}
+            hint = f"; {min(unknown)} says neither noisy nor clean, as --noisy and --clean do" if unknown else ""
+            raise UsageError(
+                f"{len(alone)} images have no {missing} partner, such as {alone[0]}; expected equal names{hint}"
+            )
     return sorted((pair[clean], pair[noisy]) for pair in pairs.values())

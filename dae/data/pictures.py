@@ -25,27 +25,26 @@ from dae.files import atomic_path
 
 # Pillow's name of the format for each suffix.
 _FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jfif": "JPEG",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-    ".pgm": "PPM",
-    ".ppm": "PPM",
-    ".pnm": "PPM",
+    **{".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"},
+    **dict.fromkeys((".jpg", ".jpeg", ".jfif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".pgm", ".ppm", ".pnm"), "PPM"),
 }
 SUFFIXES = tuple(_FORMATS)
 # The most pixels of a file, in all its pages; in colour they take about 4 GiB while they are read.
 MAX_PIXELS = 2**29
 
 _UINT8, _UINT16, _INT16, _FLOAT32 = map(np.dtype, (np.uint8, np.uint16, np.int16, np.float32))
-_DTYPES = {"PNG": (_UINT8, _UINT16), "PPM": (_UINT8, _UINT16), "TIFF": (_UINT8, _UINT16, _INT16, _FLOAT32)}
+_TIFF_DTYPES = (_UINT8, _UINT16, _INT16, _FLOAT32)
+# The types of one image in a file of each format, and of several.
+_DTYPES = {
+    "PNG": ((_UINT8, _UINT16), (_UINT8,)),
+    "PPM": ((_UINT8, _UINT16), ()),
+    "TIFF": (_TIFF_DTYPES, _TIFF_DTYPES),
+    **dict.fromkeys(("GIF", "WEBP"), ((_UINT8,), (_UINT8,))),
+    **dict.fromkeys(("BMP", "JPEG"), ((_UINT8,), ())),
+}
 _HAVE_ALPHA = ("PNG", "TIFF", "WEBP")
-_HAVE_PAGES = ("PNG", "TIFF", "WEBP", "GIF")  # PNG only with 8 bits
 _GREY_MODES = ("1", "L", "LA", "La")
 _PALETTE_MODES = ("P", "PA")
 _TIFF_TAGS = ("description", "resolution", "resolutionunit", "extratags")
@@ -113,13 +112,17 @@ def read(path: Path, at_least: tuple[int, int] | None = None) -> np.ndarray:
     With `at_least`, (height, width), a larger JPEG may be decoded at an eighth, a quarter or half of its size, which is
     faster, but not below twice that size. Raises as `read_header` does.
     """
-    pixels, alpha, *_ = _read(path, at_least)
+    pixels, alpha, *_ = read_picture(path, at_least)
     return pixels if alpha is None else _on_white(pixels, alpha)
 
 
-def read_picture(path: Path) -> Picture:
-    """Return the images, upright, with opacity, ICC profile and tags. Raises as `read_header` does."""
-    return _read(path, None)
+def read_picture(path: Path, at_least: tuple[int, int] | None = None) -> Picture:
+    """Return the images, upright, with opacity, ICC profile and tags. `at_least` and errors are those of `read`."""
+    with _opened(path) as source:
+        values = _upright(source.decode(at_least), source.orientation)
+    channels = source.header.channels
+    alpha = values[..., channels] if values.shape[3] > channels else None
+    return Picture(values[..., :channels], alpha, source.icc_profile, source.tags)
 
 
 def can_hold_alpha(path: Path) -> bool:
@@ -132,13 +135,11 @@ def check_writable(path: Path, header: Header) -> None:
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise UsageError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if header.dtype not in _DTYPES.get(kind, (_UINT8,)):
+    if header.dtype not in _DTYPES[kind][header.count > 1]:
+        images = "an image" if header.count == 1 else f"{header.count} images"
         raise UsageError(
-            f"{path}: {path.suffix} cannot hold {header.dtype}; .png, .pgm and .ppm hold uint8 and uint16, .tif these, "
-            "int16 and float32"
+            f"{path}: {path.suffix} cannot hold {images} of {header.dtype}; .tif holds uint8, uint16, int16 and float32"
         )
-    if header.count > 1 and (kind not in _HAVE_PAGES or (kind, header.dtype) == ("PNG", _UINT16)):
-        raise UsageError(f"{path}: {path.suffix} cannot hold {header.count} images of {header.dtype}; .tif can")
 
 
 def write(
@@ -154,11 +155,9 @@ def write(
     GIF has at most 256 colours per frame. `alpha` is the opacity [N, H, W] of the same dtype, for the formats of
     `can_hold_alpha`. Frames of an animation that equal the one before become a longer frame.
     """
-    if pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
-        raise ValueError(f"expected pixels [N, H, W, 1 or 3], got {pixels.shape}")
     check_writable(path, Header(*pixels.shape, pixels.dtype))
-    if alpha is not None and (not can_hold_alpha(path) or pixels.dtype.kind != "u" or alpha.dtype != pixels.dtype):
-        raise ValueError(f"{path.suffix} cannot hold {pixels.dtype} with an opacity of {alpha.dtype}")
+    if alpha is not None and (not can_hold_alpha(path) or pixels.dtype.kind != "u"):
+        raise ValueError(f"{path.suffix} cannot hold {pixels.dtype} with opacity")
     values = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=3)
     kind = _FORMATS[path.suffix.lower()]
     with atomic_path(path) as temporary:
@@ -167,13 +166,13 @@ def write(
             tifffile.imwrite(
                 temporary,
                 values if values.shape[3] > 1 else values[..., 0],
-                byteorder="<",
                 photometric="rgb" if pixels.shape[3] == 3 else "minisblack",
                 planarconfig=None if values.shape[3] == 1 else "contig",
                 extrasamples=None if alpha is None else ["unassalpha"],
                 iccprofile=icc_profile,
                 metadata=None,
                 software=False,
+                byteorder="<",
                 **kept,
             )
         elif pixels.dtype == _UINT8:
@@ -185,14 +184,6 @@ def write(
             temporary.write_bytes(head.encode() + values.astype(">u2").tobytes())
 
 
-def _read(path: Path, at_least: tuple[int, int] | None) -> Picture:
-    with _opened(path) as source:
-        values = _upright(source.decode(at_least), source.orientation)
-    channels = source.header.channels
-    alpha = values[..., channels] if values.shape[3] > channels else None
-    return Picture(values[..., :channels], alpha, source.icc_profile, source.tags)
-
-
 def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     white = np.iinfo(pixels.dtype).max
     wide = np.uint16 if pixels.dtype == np.uint8 else np.uint32  # holds the square of white
@@ -202,7 +193,7 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """Return images [N, H, W, C] turned and mirrored as their EXIF orientation says."""
-    if orientation >= 5:
+    if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
     if orientation in (3, 4, 7, 8):
         values = values[:, ::-1]
@@ -223,26 +214,26 @@ def _opened(path: Path) -> Iterator[_Source]:
             if not 0 < count * height * width <= MAX_PIXELS:
                 claim = f"{count} x {height} x {width}" if count > 1 else f"{height} x {width}"
                 raise ValueError(f"claims {claim} pixels; at most {MAX_PIXELS:,} are allowed")
-            if source.orientation >= 5:
+            if source.orientation in (5, 6, 7, 8):
                 source = source._replace(header=source.header._replace(height=width, width=height))
             yield source
     except Exception as error:
         raise BrokenPicture(path, error) from None
 
 
-_strict = threading.local()
+class _Strict(threading.local):
+    """Raises the errors that tifffile only logs in threads where `is_on`, such as a chain of pages that breaks off."""
+
+    is_on = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.is_on and record.levelno >= logging.ERROR:
+            raise ValueError(record.getMessage())
+        return not self.is_on
 
 
-def _raise_in_strict_threads(record: logging.LogRecord) -> bool:
-    if not getattr(_strict, "is_on", False):
-        return True
-    if record.levelno >= logging.ERROR:
-        raise ValueError(record.getMessage())
-    return False
-
-
-# tifffile only logs an error where a file ends before its last page, and would read the pages before it.
-tifffile.logger().addFilter(_raise_in_strict_threads)
+_strict = _Strict()
+tifffile.logger().addFilter(_strict)
 
 
 def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
@@ -268,7 +259,7 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     dtype = _FLOAT32 if series.dtype.kind == "f" else series.dtype
     has_alpha = page.extrasamples == (tifffile.EXTRASAMPLE.UNASSALPHA,) and dtype.kind == "u"
     is_ignored = page.extrasamples in ((), (tifffile.EXTRASAMPLE.UNSPECIFIED,))
-    is_exact = dtype in _DTYPES["TIFF"] and (dtype != _UINT8 or page.bitspersample == 8)
+    is_exact = dtype in _TIFF_DTYPES and (dtype != _UINT8 or page.bitspersample == 8)
     if not (is_exact and colours and (has_alpha or is_ignored) and samples == colours + len(page.extrasamples)):
         if dtype not in (_UINT8, np.bool_):
             kinds = f"{samples} x {page.dtype} ({tifffile.PHOTOMETRIC(page.photometric).name.lower()})"
@@ -323,18 +314,12 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
         raise ValueError(f"{kind} of {'floats' if image.mode == 'F' else '16 bits'}")
     keeps_colours = is_grey or image.mode in _PALETTE_MODES or image.mode.startswith("RGB")  # unlike CMYK
     icc_profile = image.info.get("icc_profile") if keeps_colours else None
-    orientation = 1 if kind == "TIFF" else _orientation(image)  # Pillow turns a TIFF itself
+    orientation = 1
+    if kind != "TIFF":  # Pillow turns a TIFF itself
+        with contextlib.suppress(Exception):  # a malformed orientation does not make a picture broken
+            # Not `image.getexif`, which for a PNG decodes all pixels.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     return _Source(header, decode, orientation, icc_profile, tags)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, or 1 if it cannot be read, which does not make a picture broken."""
-    try:
-        # Not `image.getexif`, which for a PNG decodes all pixels.
-        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # of many types
-        return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def _white_of_ppm(image: Image.Image) -> int:
@@ -403,9 +388,7 @@ def _write_pillow(path: Path, values: np.ndarray, kind: str, icc_profile: bytes 
 
 def _encode_png(values: np.ndarray, icc_profile: bytes | None) -> bytes:
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values))
-    content = io.BytesIO()
-    content.write(encoded[:33])  # up to the end of the first chunk
+    chunk = io.BytesIO()
     if icc_profile is not None:
-        PngImagePlugin.putchunk(content, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
-    content.write(encoded[33:])
-    return content.getvalue()
+        PngImagePlugin.putchunk(chunk, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
+    return encoded[:33] + chunk.getvalue() + encoded[33:]  # after the first chunk

@@ -200,7 +200,7 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
         ),
         pytest.param(
             ["noisy/1.png", "images/1.png"],
-            r"no clean partner, such as noisy/1\.png; .*the folder images says neither",
+            r"no clean partner, such as noisy/1\.png; .*images says neither",
             id="noisy and another folder",
         ),
         pytest.param(
@@ -259,7 +259,7 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
         ),
         pytest.param(
             ["train_1.png", "test_1.png"],
-            r"names of the pictures say test and train; put them into folders",
+            r"names of the pictures say test and train; put them into folders instead",
             id="files say splits",
         ),
     ],
