@@ -57,8 +57,8 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
     names = ("noise", "noise_level", "clip_noise", "seed")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range")
-    reading = {name: getattr(arguments, name) for name in names}
+    data_names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range")
+    reading = {name: getattr(arguments, name) for name in data_names}
     if arguments.data is not None or arguments.clean is not None:
         changes |= reading | {"train_examples": None, "validation_examples": None}
     elif given := [name for name, value in reading.items() if value]:

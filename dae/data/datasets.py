@@ -117,7 +117,9 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
     if path is not None and not path.exists():
         raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
-    folders = {role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None}
+    folders: dict[str | None, Path] = {
+        role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None
+    }
     for role, folder in folders.items():
         if not folder.is_dir():
             raise UsageError(f"--{role}: {folder}: no such folder; if it was moved, add --{role} with its new path")

@@ -180,9 +180,8 @@ def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -
 
     count = sum(math.prod(target.shape(header)[:3]) for header, *_ in headers.values())
     pixels = storage.materialize((count, channels), rows(), target.dtype)
-    if len(set(sizes)) == 1:
-        return Images(pixels.reshape(-1, *sizes[0], channels), is_paired)
-    return Images(pixels, is_paired, np.array(sizes, np.int64).reshape(-1, 2))
+    all_sizes = None if len(set(sizes)) == 1 else np.array(sizes, np.int64).reshape(-1, 2)
+    return Images(pixels if all_sizes is not None else pixels.reshape(-1, *sizes[0], channels), is_paired, all_sizes)
 
 
 def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:

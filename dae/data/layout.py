@@ -50,7 +50,7 @@ def parse(name: str) -> Meaning:
     # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
     splits, roles = ({table[word] for word in words if word in table} for table in (SPLITS, ROLES))
-    if len(splits) > 1 or len(roles) > 1:  # such as `train_and_test`
+    if len(splits) > 1 or len(roles) > 2:  # such as `train_and_test`
         return Meaning(None, None, name)
     key = "".join(word for word in words if word not in SPLITS and word not in ROLES).strip(" _-.")
     if not roles and key in LONE_ROLES:
@@ -92,15 +92,15 @@ def _parse_folders(path: PurePath, role: str | None) -> Meaning:
         folders = [folder._replace(role=None) for folder in folders]
     outer = [*itertools.takewhile(lambda folder: folder.split or folder.role, folders)]
     splits = [folder.split for folder in outer if folder.split]
-    roles = [folder.role for folder in outer if folder.role] or [role]
+    roles = [role, *(folder.role for folder in outer if folder.role)]
     names = zip(path.parts[len(outer) :], folders[len(outer) :], strict=False)
     is_inside = any(folder.split or (folder.role and name.lower() not in LONE_ROLES) for name, folder in names)
-    if is_inside or len(splits) > 1 or len(roles) > 1:
+    if is_inside or len(splits) > 1 or len(roles) > 2:
         raise UsageError(
             f"{path.parent} is named like a split, or like noisy or clean images, but lies in another folder; choose "
             "the folder that contains it, or rename it"
         )
-    return Meaning(next(iter(splits), None), roles[0], str(PurePath(*path.parts[len(outer) :]).with_suffix("")))
+    return Meaning(next(iter(splits), None), roles[-1], str(PurePath(*path.parts[len(outer) :]).with_suffix("")))
 
 
 def _check_equal_names(meanings: Mapping[PurePath, Meaning]) -> None:

@@ -62,7 +62,7 @@ class BrokenPicture(UsageError):
 class Header(NamedTuple):
     """Size and type of the images of a file, upright, known before their pixels are decoded."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method has this name
     """Pages or frames, all of one size."""
     height: int
     width: int
@@ -155,7 +155,8 @@ def write(
     GIF has at most 256 colours per frame. `alpha` is the opacity [N, H, W] of the same dtype, for the formats of
     `can_hold_alpha`. Frames of an animation that equal the one before become a longer frame.
     """
-    check_writable(path, Header(*pixels.shape, pixels.dtype))
+    count, height, width, channels = pixels.shape
+    check_writable(path, Header(count, height, width, channels, pixels.dtype))
     if alpha is not None and (not can_hold_alpha(path) or pixels.dtype.kind != "u"):
         raise ValueError(f"{path.suffix} cannot hold {pixels.dtype} with opacity")
     values = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=3)
@@ -166,7 +167,7 @@ def write(
             tifffile.imwrite(
                 temporary,
                 values if values.shape[3] > 1 else values[..., 0],
-                photometric="rgb" if pixels.shape[3] == 3 else "minisblack",
+                photometric="rgb" if channels == 3 else "minisblack",
                 planarconfig=None if values.shape[3] == 1 else "contig",
                 extrasamples=None if alpha is None else ["unassalpha"],
                 iccprofile=icc_profile,
@@ -180,7 +181,7 @@ def write(
         elif kind == "PNG":
             temporary.write_bytes(_encode_png(values[0], icc_profile))
         else:
-            head = f"P{5 if values.shape[3] == 1 else 6}\n{values.shape[2]} {values.shape[1]}\n65535\n"
+            head = f"P{5 if channels == 1 else 6}\n{width} {height}\n65535\n"
             temporary.write_bytes(head.encode() + values.astype(">u2").tobytes())
 
 
@@ -243,10 +244,9 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     tiff = stack.enter_context(tifffile.TiffFile(file))
     series, page = tiff.series[0], tiff.series[0].keyframe
     axes, shape = series.axes, series.shape
-    others = [other.shape for other in tiff.series[1:] if not other.keyframe.is_reduced]
-    if others or series.is_multifile:
-        kinds = "in several files" if series.is_multifile else f"of several kinds, {shape} and {others[0]}"
-        raise ValueError(f"a TIFF with pages {kinds}; save those of each kind in a file of their own")
+    kinds = [shape, *(other.shape for other in tiff.series[1:] if not other.keyframe.is_reduced)]
+    if len(kinds) > 1 or series.is_multifile:
+        raise ValueError(f"a TIFF with pages of several kinds or files, {kinds}; save each kind in a file of its own")
     if "C" in axes or not {"Y", "X"} <= {*axes}:
         raise ValueError(f"a TIFF with the axes {axes}, {shape}; save each channel (C) as a stack of its own")
     # From pages to rows, columns and samples.
@@ -254,7 +254,6 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     samples = shape[axes.index("S")] if "S" in axes else 1
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
     count = math.prod(shape) // max(1, height * width * samples)
-    tags = _tiff_tags(tiff, page)
     colours = {tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}.get(page.photometric, 0)
     dtype = _FLOAT32 if series.dtype.kind == "f" else series.dtype
     has_alpha = page.extrasamples == (tifffile.EXTRASAMPLE.UNASSALPHA,) and dtype.kind == "u"
@@ -262,17 +261,17 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     is_exact = dtype in _TIFF_DTYPES and (dtype != _UINT8 or page.bitspersample == 8)
     if not (is_exact and colours and (has_alpha or is_ignored) and samples == colours + len(page.extrasamples)):
         if dtype not in (_UINT8, np.bool_):
-            kinds = f"{samples} x {page.dtype} ({tifffile.PHOTOMETRIC(page.photometric).name.lower()})"
-            raise ValueError(f"a TIFF of {kinds}; expected uint8, uint16, int16 or floats, in grey or RGB")
-        source = _pillow_source(file, stack)  # which turns a TIFF upright itself
-        return source._replace(header=source.header._replace(count=count), orientation=1, tags=tags)
+            kind = f"{samples} x {page.dtype} ({tifffile.PHOTOMETRIC(page.photometric).name.lower()})"
+            raise ValueError(f"a TIFF of {kind}; expected uint8, uint16, int16 or floats, in grey or RGB")
+        return _pillow_source(file, stack, count)._replace(tags=_tiff_tags(tiff, page))
 
     def decode(_: tuple[int, int] | None) -> np.ndarray:
         values = series.asarray(maxworkers=1).transpose(order).reshape(count, height, width, samples)
-        return values[..., : colours + has_alpha].astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # to infinity, which datasets.py rejects
+            return values[..., : colours + has_alpha].astype(dtype, copy=False)
 
-    orientation = page.tags.valueof(_ORIENTATION, 1)
-    return _Source(Header(count, height, width, colours, dtype), decode, orientation, page.iccprofile, tags)
+    header, orientation = Header(count, height, width, colours, dtype), page.tags.valueof(_ORIENTATION, 1)
+    return _Source(header, decode, orientation, page.iccprofile, _tiff_tags(tiff, page))
 
 
 def _tiff_tags(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[str, Any]:
@@ -285,8 +284,8 @@ def _tiff_tags(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[str, An
     return tags
 
 
-def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
-    """Open a file with Pillow; that which Pillow would reduce to 8 bits is decoded by others."""
+def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | None = None) -> _Source:
+    """Open a file with Pillow, or its first `count` frames. Pixels that Pillow would reduce are decoded by others."""
     file.seek(0)
     start = file.read(33)
     file.seek(0)
@@ -296,20 +295,21 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     if kind is None:
         raise ValueError(f"no picture; expected {', '.join(dict.fromkeys(_FORMATS.values()))}")
     image = stack.enter_context(Image.OPEN[kind][0](file, ""))
-    count = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # the others in a JPEG are previews
+    if count is None:
+        count = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # the others in a JPEG are previews
     is_grey = image.mode in (*_GREY_MODES, "I", "I;16")
     if image.mode in _PALETTE_MODES:
         red, green, blue = np.reshape(image.getpalette("RGB") or (), (-1, 3)).T
         is_grey = bool((red == green).all() and (green == blue).all())
     header = Header(count, image.height, image.width, 1 if is_grey else 3, _UINT8)
     tags = {"loop": image.info["loop"]} if "loop" in image.info else {}
-    decode = functools.partial(_decode_frames, image, header, tags)
+    decode: Any = functools.partial(_decode_frames, image, header, tags)
     if kind == "PNG" and start[24] == 16:
         header = header._replace(channels=3 if start[25] & 2 else 1, dtype=_UINT16)
         decode = functools.partial(_decode_png, file, header)
     elif kind == "PPM" and (white := _white_of_ppm(image)) > 255:
         header = header._replace(dtype=_UINT16)
-        decode = functools.partial(_decode_ppm, file, image.tile[0], white, header)
+        decode = functools.partial(_decode_ppm, file, image, white, header)
     elif image.mode[0] in "FI":
         raise ValueError(f"{kind} of {'floats' if image.mode == 'F' else '16 bits'}")
     keeps_colours = is_grey or image.mode in _PALETTE_MODES or image.mode.startswith("RGB")  # unlike CMYK
@@ -322,7 +322,7 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     return _Source(header, decode, orientation, icc_profile, tags)
 
 
-def _white_of_ppm(image: Image.Image) -> int:
+def _white_of_ppm(image: Any) -> int:
     """Return the value of white in a PGM or PPM file."""
     arguments = image.tile[0].args
     return int(arguments[-1]) if isinstance(arguments, tuple) else 65535 if arguments == "I;16B" else 255
@@ -358,18 +358,19 @@ def _decode_png(file: IO[bytes], header: Header, _: tuple[int, int] | None) -> n
     return imagecodecs.png_decode(file.read()).reshape(1, header.height, header.width, -1)
 
 
-def _decode_ppm(file: IO[bytes], tile: Any, white: int, header: Header, _: tuple[int, int] | None) -> np.ndarray:
+def _decode_ppm(file: IO[bytes], image: Any, white: int, header: Header, _: tuple[int, int] | None) -> np.ndarray:
     """Decode a PGM or PPM of 16 bits; as Pillow does with 8 bits, scale the values so that white is the largest."""
-    if tile.codec_name == "ppm_plain":
+    codec, _, offset, _ = image.tile[0]
+    if codec == "ppm_plain":
         raise ValueError("16 bits written as text")
-    file.seek(tile.offset)
+    file.seek(offset)
     stored = np.frombuffer(file.read(2 * math.prod(header[:4])), ">u2").reshape(header[:4]).astype(np.uint32)
     return ((np.minimum(stored, white) * 65535 + white // 2) // white).astype(np.uint16)
 
 
 def _write_pillow(path: Path, values: np.ndarray, kind: str, icc_profile: bytes | None, tags: dict[str, Any]) -> None:
     images = [
-        Image.fromarray(np.ascontiguousarray(image.squeeze(2) if image.shape[2] == 1 else image)) for image in values
+        Image.fromarray(image) for image in np.ascontiguousarray(values if values.shape[3] > 1 else values[..., 0])
     ]
     options: dict[str, Any] = {}
     if kind == "JPEG":
@@ -391,4 +392,4 @@ def _encode_png(values: np.ndarray, icc_profile: bytes | None) -> bytes:
     chunk = io.BytesIO()
     if icc_profile is not None:
         PngImagePlugin.putchunk(chunk, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
-    return encoded[:33] + chunk.getvalue() + encoded[33:]  # after the first chunk
+    return bytes(encoded[:33]) + chunk.getvalue() + encoded[33:]  # after the first chunk

@@ -355,8 +355,7 @@ def test_noisy_and_clean_state_the_roles_of_folders(mnist, tmp_path):
         save(tmp_path / folder / "test", mnist.test.pixels[start + 5 : start + 10])
     with pytest.raises(UsageError, match=r"after/test is named like a split"):
         load(tmp_path)
-    stated = {"noisy": str(tmp_path / "before"), "clean": str(tmp_path / "after")}
-    splits = datasets.load(RunConfig(**stated))
+    splits = datasets.load(RunConfig(noisy=str(tmp_path / "before"), clean=str(tmp_path / "after")))
     pairs = np.concatenate([mnist.test.pixels[10:20], mnist.test.pixels[:10]], axis=3)
     assert are_same_images(splits.test.pixels, pairs[5:])
     assert "test pairs: before/test/0.png is noisy, after/test/0.png is clean" in splits.notes
