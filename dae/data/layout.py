@@ -50,7 +50,7 @@ def parse(name: str) -> Meaning:
     # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
     splits, roles = ({table[word] for word in words if word in table} for table in (SPLITS, ROLES))
-    if len(splits) > 1 or len(roles) > 2:  # such as `train_and_test`
+    if len(splits) > 1 or len(roles) > 1:  # such as `train_and_test`
         return Meaning(None, None, name)
     key = "".join(word for word in words if word not in SPLITS and word not in ROLES).strip(" _-.")
     if not roles and key in LONE_ROLES:

@@ -291,10 +291,11 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | No
     file.seek(0)
     # Not by Image.open, which limits the size, nor by path: Pillow misreads mapped TIFFs that lie on their side.
     Image.init()
-    kind = next((kind for kind in dict.fromkeys(_FORMATS.values()) if Image.OPEN[kind][1](start)), None)
-    if kind is None:
-        raise ValueError(f"no picture; expected {', '.join(dict.fromkeys(_FORMATS.values()))}")
-    image = stack.enter_context(Image.OPEN[kind][0](file, ""))
+    readers = ((kind, *Image.OPEN[kind]) for kind in dict.fromkeys(_FORMATS.values()))
+    kind, reader = next(((kind, reader) for kind, reader, accepts in readers if accepts and accepts(start)), ("", None))
+    if reader is None:
+        raise ValueError(f"no picture of the formats {', '.join(dict.fromkeys(_FORMATS.values()))}")
+    image = stack.enter_context(reader(file, ""))
     if count is None:
         count = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # the others in a JPEG are previews
     is_grey = image.mode in (*_GREY_MODES, "I", "I;16")
