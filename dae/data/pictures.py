@@ -45,6 +45,11 @@ _DTYPES = {
     **dict.fromkeys(("BMP", "JPEG"), ((_UINT8,), ())),
 }
 _HAVE_ALPHA = ("PNG", "TIFF", "WEBP")
+# Arguments of Pillow; exact: WebP keeps colours also where it is transparent.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+}
 _GREY_MODES = ("1", "L", "LA", "La")
 _PALETTE_MODES = ("P", "PA")
 _TIFF_TAGS = ("description", "resolution", "resolutionunit", "extratags")
@@ -302,17 +307,16 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | No
     if image.mode in _PALETTE_MODES:
         red, green, blue = np.reshape(image.getpalette("RGB") or (), (-1, 3)).T
         is_grey = bool((red == green).all() and (green == blue).all())
-    header = Header(count, image.height, image.width, 1 if is_grey else 3, _UINT8)
+    elif kind == "PNG":
+        is_grey = start[25] in (0, 4)  # in colours for Pillow, if it has 16 bits and opacity
+    is_deep = start[24] == 16 if kind == "PNG" else kind == "PPM" and _white_of_ppm(image) > 255
+    if image.mode[0] in "FI" and not is_deep:
+        raise ValueError(f"{kind} of the mode {image.mode}")
+    header = Header(count, image.height, image.width, 1 if is_grey else 3, _UINT16 if is_deep else _UINT8)
     tags = {"loop": image.info["loop"]} if "loop" in image.info else {}
     decode: Any = functools.partial(_decode_frames, image, header, tags)
-    if kind == "PNG" and start[24] == 16:
-        header = header._replace(channels=3 if start[25] & 2 else 1, dtype=_UINT16)
-        decode = functools.partial(_decode_png, file, header)
-    elif kind == "PPM" and (white := _white_of_ppm(image)) > 255:
-        header = header._replace(dtype=_UINT16)
-        decode = functools.partial(_decode_ppm, file, image, white, header)
-    elif image.mode[0] in "FI":
-        raise ValueError(f"{kind} of {'floats' if image.mode == 'F' else '16 bits'}")
+    if is_deep:
+        decode = functools.partial(_decode_16_bits, file, image, header)
     keeps_colours = is_grey or image.mode in _PALETTE_MODES or image.mode.startswith("RGB")  # unlike CMYK
     icc_profile = image.info.get("icc_profile") if keeps_colours else None
     orientation = 1
@@ -352,32 +356,26 @@ def _decode_frames(
     return values if (values[..., -1] < 255).any() else values[..., :-1]
 
 
-def _decode_png(file: IO[bytes], header: Header, _: tuple[int, int] | None) -> np.ndarray:
+def _decode_16_bits(file: IO[bytes], image: Any, header: Header, _: tuple[int, int] | None) -> np.ndarray:
+    """Decode a PNG, PGM or PPM. As Pillow does with 8 bits, scale a PGM or PPM so that white is the largest value."""
     if header.count > 1:
         raise ValueError("an animation of 16 bits")
-    file.seek(0)
-    return imagecodecs.png_decode(file.read()).reshape(1, header.height, header.width, -1)
-
-
-def _decode_ppm(file: IO[bytes], image: Any, white: int, header: Header, _: tuple[int, int] | None) -> np.ndarray:
-    """Decode a PGM or PPM of 16 bits; as Pillow does with 8 bits, scale the values so that white is the largest."""
-    codec, _, offset, _ = image.tile[0]
+    codec, _, offset, _ = image.tile[0] if image.format == "PPM" else ("png", None, 0, None)
+    file.seek(offset)
+    if codec == "png":
+        return imagecodecs.png_decode(file.read()).reshape(*header[:3], -1)
     if codec == "ppm_plain":
         raise ValueError("16 bits written as text")
-    file.seek(offset)
-    stored = np.frombuffer(file.read(2 * math.prod(header[:4])), ">u2").reshape(header[:4]).astype(np.uint32)
-    return ((np.minimum(stored, white) * 65535 + white // 2) // white).astype(np.uint16)
+    white, stored = _white_of_ppm(image), np.frombuffer(file.read(2 * math.prod(header[:4])), ">u2")
+    scaled = (np.minimum(stored, white).astype(np.uint32) * 65535 + white // 2) // white
+    return scaled.astype(np.uint16).reshape(header[:4])
 
 
 def _write_pillow(path: Path, values: np.ndarray, kind: str, icc_profile: bytes | None, tags: dict[str, Any]) -> None:
     images = [
         Image.fromarray(image) for image in np.ascontiguousarray(values if values.shape[3] > 1 else values[..., 0])
     ]
-    options: dict[str, Any] = {}
-    if kind == "JPEG":
-        options = {"quality": 95, "subsampling": 0}
-    elif kind == "WEBP":
-        options = {"lossless": True, "exact": True}  # exact: also where it is transparent
+    options = dict(_OPTIONS.get(kind, {}))
     if kind == "GIF" and values.shape[3] == 3:
         images = [image.quantize(dither=Image.Dither.NONE) for image in images]
     elif icc_profile is not None:
