@@ -250,7 +250,8 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     series, page = tiff.series[0], tiff.series[0].keyframe
     axes, shape = series.axes, series.shape
     kinds = [shape, *(other.shape for other in tiff.series[1:] if not other.keyframe.is_reduced)]
-    if len(kinds) > 1 or series.is_multifile:
+    # Of an OME-TIFF of several files, tifffile reads all, and replaces missing ones by zeros.
+    if len(kinds) > 1 or series.is_multifile or (series.kind == "ome" and None in [*series]):
         raise ValueError(f"a TIFF with pages of several kinds or files, {kinds}; save each kind in a file of its own")
     if "C" in axes or not {"Y", "X"} <= {*axes}:
         raise ValueError(f"a TIFF with the axes {axes}, {shape}; save each channel (C) as a stack of its own")

@@ -199,6 +199,23 @@ def test_axes_and_pages_that_could_be_misread_are_rejected(tmp_path):
         pictures.read_header(path)
 
 
+def test_pages_of_an_ome_tiff_in_another_file_are_neither_read_nor_zero(tmp_path):
+    planes = "".join(
+        f'<TiffData IFD="0" FirstT="{number}" PlaneCount="1"><UUID FileName="{name}.tif">urn:uuid:{name}</UUID>'
+        "</TiffData>"
+        for number, name in enumerate("ab")
+    )
+    head = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:'
+    size = 'DimensionOrder="XYZCT" Type="uint16" SizeX="30" SizeY="21" SizeZ="1" SizeC="1" SizeT="2"'
+    for name in "ab":
+        xml = f'<?xml version="1.0"?>{head}{name}"><Image><Pixels {size}>{planes}</Pixels></Image></OME>'
+        tifffile.imwrite(tmp_path / f"{name}.tif", random_pixels("uint16", 21, 30), description=xml, metadata=None)
+    for _ in range(2):
+        with pytest.raises(pictures.BrokenPicture, match="of several kinds or files"):
+            pictures.read_header(tmp_path / "a.tif")
+        (tmp_path / "b.tif").unlink(missing_ok=True)
+
+
 def test_of_a_pyramid_the_full_size_is_read(tmp_path):
     pixels = random_pixels("uint8", 64, 80, 3)
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
