@@ -20,6 +20,8 @@ from dae.losses import expression
 
 # The value of `data` for arrays that were passed to `dae.train`.
 PYTHON_DATA = "python:data"
+# Fields whose files can move between the parts of a run, because their digests are compared.
+PATH_FIELDS = ("data", "noisy", "clean", "start_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,11 @@ class DataConfig:
     """Data set: mnist (part of the package), fashion_mnist or cifar10 (both downloaded by Keras)."""
     data: str | None = None
     """Path of your images, instead of --dataset: a folder of pictures, an .npz, .npy or IDX file, or a folder of IDX
-    files."""
+    files. Names of folders say which images are for training, for tests, noisy or clean."""
+    noisy: str | None = None
+    """Folder of the noisy pictures, with --clean and instead of --data, whatever the names say."""
+    clean: str | None = None
+    """Folder of the clean pictures, which have the names of the noisy ones; alone: of clean pictures only."""
     image_size: int | tuple[int, int] | None = None
     """Resize pictures, and crop them to the centre, to this many pixels: one side, or height and width."""
     skip_broken: bool = False
@@ -187,11 +193,15 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
+        if self.noisy is not None and self.clean is None:
+            raise UsageError(f"--noisy: {self.noisy} needs --clean, a folder with a clean picture for each noisy one")
+        if self.data is not None and self.clean is not None:
+            raise UsageError(f"--clean: {self.clean} stands instead of --data, which is {self.data}")
         object.__setattr__(self, "loss", expression.canonical(self.loss))
         for name in PLUGIN_FIELDS:
             resolve = functools.partial(plugins.with_absolute_paths_and_digests, flag=flag(name))
             object.__setattr__(self, name, map_items(getattr(self, name), resolve))
-        for name in ("data", "start_from"):
+        for name in PATH_FIELDS:
             if (path := getattr(self, name)) and path != PYTHON_DATA:
                 object.__setattr__(self, name, os.path.abspath(path))
 
@@ -381,7 +391,7 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
         changes["data"] = PYTHON_DATA
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}
-    allowed |= {name for name in ("data", "start_from") if None not in (getattr(saved, name), getattr(config, name))}
+    allowed |= {name for name in PATH_FIELDS if None not in (getattr(saved, name), getattr(config, name))}
     if config.epochs > saved.epochs and saved.schedule == "constant":
         allowed.add("epochs")
     differences = [

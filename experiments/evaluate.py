@@ -30,6 +30,10 @@ class EvaluateArguments:
     """PNG file to write (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
     data: str | None = None
     """Test on these images, as --data of run.py, or on their split test (default: as the run; MNIST for a file)."""
+    noisy: str | None = None
+    """As --noisy of run.py: pairs of these pictures and those of --clean, instead of --data."""
+    clean: str | None = None
+    """As --clean of run.py, instead of --data."""
     image_size: int | tuple[int, int] | None = None
     """As --image-size of run.py, for --data."""
     skip_broken: bool = False
@@ -53,8 +57,9 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
     names = ("noise", "noise_level", "clip_noise", "seed")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    reading = {name: getattr(arguments, name) for name in ("data", "image_size", "skip_broken", "grey", "value_range")}
-    if arguments.data is not None:
+    data_names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range")
+    reading = {name: getattr(arguments, name) for name in data_names}
+    if arguments.data is not None or arguments.clean is not None:
         changes |= reading | {"train_examples": None, "validation_examples": None}
     elif given := [name for name, value in reading.items() if value]:
         raise UsageError(f"{config.flag(given[0])}: applies to --data, which is not given")
@@ -69,7 +74,7 @@ def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateAr
     from dae.workdir.model_files import load_model, value_range_of
 
     model = load_model(path)
-    if arguments.data is None:
+    if arguments.data is None and arguments.clean is None:
         splits = datasets.load(settings)
         images, notes = splits.test, splits.notes
     else:

@@ -251,6 +251,13 @@ def test_a_resume_may_change_only_epochs_checkpoint_every_and_the_paths_of_what_
             resume(**changes)
 
 
+def test_a_resume_may_name_new_paths_of_noisy_and_clean_pictures(tmp_path):
+    saved, moved = RunConfig(noisy="a", clean="b"), RunConfig(noisy="c", clean="d")
+    assert config_module.config_for_resume(saved, moved, tmp_path) == moved
+    with pytest.raises(UsageError, match=r"--noisy was '.*/a', now None"):
+        config_module.config_for_resume(saved, RunConfig(clean="d"), tmp_path)
+
+
 def test_a_resume_with_a_schedule_may_not_change_epochs(tmp_path):
     saved = RunConfig(epochs=3, schedule="cosine")
     assert config_module.config_for_resume(saved, saved, tmp_path) == saved

@@ -32,15 +32,26 @@ from dae.workdir.workdir import environment, read_metrics, read_report
 COLUMNS = ["denoiser", "test_images", "psnr", "ssim", "mse", "bce", "bce_excess"]
 COLUMNS += ["weights", "seconds_to_train", "milliseconds_per_image"]
 # Settings that are not part of a run's name: the runs of a table share them, or they change only last bits.
-_UNNAMED = {"seed", "dataset", "data", "checkpoint_every", "metrics", "shards", "intra_op_threads", "onednn"}
+_UNNAMED = {
+    "seed",
+    "dataset",
+    "data",
+    "noisy",
+    "clean",
+    "checkpoint_every",
+    "metrics",
+    "shards",
+    "intra_op_threads",
+    "onednn",
+}
 
 
 def check_test_images(folder: Path, config: RunConfig) -> None:
     """Raise UsageError if the run in `folder` is not finished, or was made with other images than those of `config`."""
     read_report(folder)
     trained = config_module.read(folder / workdir.CONFIG)
-    if (trained.dataset, trained.data) != (config.dataset, config.data):
-        images = trained.data or trained.dataset
+    if (trained.dataset, trained.data, trained.clean) != (config.dataset, config.data, config.clean):
+        images = trained.data or trained.clean or trained.dataset
         raise UsageError(f"--runs: {folder} was trained on {images}; expected --dataset {config.dataset}")
 
 

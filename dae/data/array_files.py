@@ -109,8 +109,8 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> RawSplits:
     return images, notes
 
 
-def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Place]:
-    meanings = {name: layout.of_name(name)._replace(key="") for name in names}
+def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Meaning]:
+    meanings = {name: layout.parse(name)._replace(key="") for name in names}
     # Keras calls the input of a network x and its target y.
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in names}
     if {"y"} in axes.values():

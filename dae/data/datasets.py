@@ -11,7 +11,7 @@ import numpy as np
 from dae.config import PYTHON_DATA, RunConfig
 from dae.data import array_files, image_folder
 from dae.data.images import Images, RawSplits, examples_per_epoch
-from dae.data.layout import TEST, TRAIN, VALIDATION
+from dae.data.layout import CLEAN, NOISY, TEST, TRAIN, VALIDATION
 from dae.data.values import ValueRange, warn_if_nearly_black
 from dae.errors import UsageError, as_usage_error, lookup
 
@@ -108,6 +108,10 @@ def load_test(config: RunConfig, trained: ValueRange | None = None) -> tuple[Ima
 
 def source(config: RunConfig) -> str:
     """Return the name of the data set for messages."""
+    if config.clean is not None:
+        return (
+            f"--clean: {config.clean}" if config.noisy is None else f"--noisy: {config.noisy}, --clean: {config.clean}"
+        )
     if config.data is None:
         return f"--dataset {config.dataset}"
     return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"
@@ -117,8 +121,17 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
     if path is not None and not path.exists():
         raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
+    folders: dict[str | None, Path] = {
+        role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None
+    }
+    for role, folder in folders.items():
+        if not folder.is_dir():
+            raise UsageError(f"--{role}: {folder}: no such folder; if it was moved, add --{role} with its new path")
     if path is not None and path.is_dir() and not array_files.idx_files(path):
-        return image_folder.read(path, config, keep_sizes or config.patch_size is not None)
+        folders = {None: path}
+    if folders:
+        with as_usage_error(source(config)):
+            return image_folder.read(folders, config, keep_sizes or config.patch_size is not None)
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
         if value:
             raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")

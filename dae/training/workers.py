@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from dae import plugins
-from dae.config import to_json
+from dae.config import PATH_FIELDS, to_json
 from dae.errors import RunError, UsageError, warn
 from dae.replicas import Replicas
 from dae.training.task import Task
@@ -23,7 +23,7 @@ def check_tasks(task: Task) -> None:
     if task.replicas.workers == 1:
         return
     settings = json.loads(to_json(task.config, lambda name, text: plugins.without_paths(text)))
-    settings |= dataclasses.asdict(task.resolved) | {"data": None, "start_from": None}
+    settings |= dataclasses.asdict(task.resolved) | dict.fromkeys(PATH_FIELDS)
     own = {"settings": settings, "machine": environment()}
     chief, *others = map(json.loads, task.replicas.exchange(json.dumps(own).encode()))
     for number, worker in enumerate(others, start=1):

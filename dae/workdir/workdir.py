@@ -39,7 +39,8 @@ def slug(setting: str) -> str:
 
 def new_path(config: RunConfig) -> Path:
     """Return the path of a new folder in `runs/`, named after the data, the model and the loss."""
-    data = config.dataset if config.data is None else Path(config.data).resolve().stem.removeprefix("python:")
+    path = config.data or config.clean
+    data = config.dataset if path is None else Path(path).resolve().stem.removeprefix("python:")
     name = "-".join(slug(part) for part in (data, config.model, config.loss))
     return next(path for path in map(Path("runs").joinpath, plugins.numbered(name)) if not path.exists())
 
