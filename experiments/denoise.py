@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
+from dae.data.pictures import BrokenPicture
 from dae.errors import UsageError, listed
 from dae.inference import denoise_files
 
@@ -25,6 +26,9 @@ class DenoiseArguments:
     """Folder to write to, with the subfolders of the inputs."""
     value_range: tuple[float, float] | None = None
     """Values of black and white (default: as the run; else 0 and 255 or 65535 for integers, 0 and 1 for floats)."""
+    axes: str | None = None
+    """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
+    channels, others count images (default: by the shape, where it leaves no doubt)."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -48,6 +52,7 @@ def main() -> None:
     files, notes = denoise_files.plan(
         [Path(name) for name in arguments.inputs],
         output,
+        arguments.axes,
         clean=None if arguments.clean is None else Path(arguments.clean),
         show=arguments.show,
         overwrite=arguments.overwrite,
@@ -63,20 +68,23 @@ def main() -> None:
 
     runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
     denoiser = Denoiser(load_model(path))
-    for note in denoise_files.check(denoiser, files):
+    for note in denoise_files.check(denoiser, files, trained.value_range):
         print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        results, broken = denoise_files.process(
-            denoiser, files, trained.value_range, arguments.skip_broken, progress=bar.update
-        )
+        results, failed = denoise_files.process(denoiser, files, trained.value_range, progress=bar.update)
     seconds = time.perf_counter() - started
-    if broken:
-        print(f"skipped broken files: {listed(broken)}")
     if arguments.clean is not None:
         denoise_files.write_metrics(output / "metrics.csv", results)
         print(f"{denoise_files.mean_quality(results)}; of each: {output / 'metrics.csv'}")
-    print(denoise_files.summary(files, broken, seconds, output))
+    if arguments.skip_broken and (
+        broken := [path for path, error in failed.items() if isinstance(error, BrokenPicture)]
+    ):
+        print(f"skipped broken files: {listed(broken)}")
+    print(denoise_files.summary(files, failed, seconds, output))
+    errors = [error for error in failed.values() if not (arguments.skip_broken and isinstance(error, BrokenPicture))]
+    if errors:
+        raise UsageError(f"{errors[0]}; denoised all files but {listed(failed)}")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,8 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     if path is not None and not path.exists():
         raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
     if path is not None and path.is_dir() and not array_files.idx_files(path):
+        if config.axes is not None:
+            raise UsageError("--axes: applies only to arrays, and --data names a folder of pictures")
         return image_folder.read(path, config, keep_sizes or config.patch_size is not None)
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
         if value:

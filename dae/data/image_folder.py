@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.data import layout, pictures, storage
-from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.data.images import Images, RawSplits, check_sides, rescaled, to_grey
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
@@ -140,7 +140,7 @@ def _target(folder: Path, headers: Mapping[_Paths, list[Header]], config: RunCon
             raise UsageError(f"--data: {' and '.join(map(str, paths))}: pictures of a pair must have equal sizes")
     for (height, width), path in sizes.items():
         with as_usage_error(f"--data: {path}"):
-            check_shape((1, height, width, channels))
+            check_sides(height, width)
     if len(sizes) > 1 and not keep_sizes:
         smallest, largest = (choose(sizes, key=math.prod) for choose in (min, max))
         raise UsageError(

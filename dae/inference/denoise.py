@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.data.images import default_range, shape_as_batch
+from dae.data.images import as_batch, default_range
 from dae.errors import UsageError
 from dae.models.fused_layers import Network, fused
 from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
@@ -29,21 +29,25 @@ Interval = tuple[slice, slice]
 
 
 def denoise(
-    model: keras.Model | str | Path, image: np.ndarray, value_range: tuple[float, float] | None = None
+    model: keras.Model | str | Path,
+    image: np.ndarray,
+    value_range: tuple[float, float] | None = None,
+    axes: str | None = None,
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
     `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
-    last side is 1 or 3), [N, H, W] or [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its
-    values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A
-    grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
-    are averaged over the channels.
+    last side is 1 or 3), [N, H, W] or [N, H, W, C], uint8, uint16 or floats, of any size; `axes`, such as "YXZ", names
+    other axes or those of a shape that leaves doubts (`dae.data.images.as_batch`). `value_range` holds its values of
+    black and white (default: 0 and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A grey network
+    denoises each channel of a colour image separately; the outputs of a colour network for a grey image are averaged
+    over the channels.
 
     Raises UsageError for another shape or type, for floats that are not finite or far out of the range, and for a size
     that the network does not take, as one with dense layers takes only its own.
     """
     denoiser = _last_denoiser(model) if isinstance(model, keras.Model) else Denoiser(load_model(model))
-    return denoiser(image, value_range)
+    return denoiser(image, value_range, axes=axes)
 
 
 class Denoiser:
@@ -73,16 +77,18 @@ class Denoiser:
             )
 
     def __call__(
-        self, image: np.ndarray, value_range: tuple[float, float] | None = None, progress: Progress | None = None
+        self,
+        image: np.ndarray,
+        value_range: tuple[float, float] | None = None,
+        progress: Progress | None = None,
+        axes: str | None = None,
     ) -> np.ndarray:
         """Return what `dae.denoise` returns; `progress` is called with the number of pixels, H W, just denoised."""
         if not isinstance(image, np.ndarray):
             raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
-        shape, own = image.shape, (self.channels,)
-        if shape[3:] != own:
-            shape = (1, *shape) if shape[2:] == own else shape_as_batch(shape)
         denoised = np.empty(image.shape, image.dtype)
-        self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
+        noisy, target = (as_batch(array, axes, {1, 3, self.channels}) for array in (image, denoised))
+        self.denoise_into(target, noisy, value_range, progress)
         return denoised
 
     def denoise_into(
