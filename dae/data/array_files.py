@@ -76,7 +76,7 @@ def load(path: Path, name: str) -> np.ndarray:
     """Return the array of an .npy file, memory-mapped, or one of an .npz file by its name. Raises what NumPy raises."""
     if path.suffix.lower() == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaks the file if it fails
         return archive[f"{name}.npy"]
 
 
@@ -128,8 +128,8 @@ def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.nd
     chosen = [name for name, array in arrays.items() if array.ndim >= (3 if config.axes is None else len(config.axes))]
     notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
     if not chosen:
-        expected = config.axes or "[N, H, W] or [N, H, W, C]"
-        raise UsageError(f"expected images, {expected}, got {'; '.join(notes) or 'no arrays'}")
+        got = ", ".join(f"{name} {array.shape}".strip() for name, array in arrays.items()) or "none"
+        raise UsageError(f"expected images, {config.axes or '[N, H, W] or [N, H, W, C]'}, got {got}")
     images = {}
     for split, names in layout.divide(_meanings(chosen)).items():
         if len(names) > 1:

@@ -64,6 +64,12 @@ class Denoiser:
         self.channels: int = model.input_shape[-1]
         """1 if the network is one for grey images, 3 for colour."""
 
+    def value_range(self, dtype: np.dtype) -> tuple[float, float]:
+        """Stand in for the coming method."""
+        if dtype.type not in (np.uint8, np.uint16) and dtype.kind != "f":
+            raise UsageError(f"{dtype} has no usual value range; add --value-range BLACK WHITE")
+        return default_range(dtype)
+
     def check(self, height: int, width: int, channels: int) -> None:
         """Raise UsageError if the network cannot denoise images of this size."""
         if self.channels != channels and 1 not in (self.channels, channels):
@@ -99,9 +105,9 @@ class Denoiser:
         progress: Progress | None = None,
     ) -> None:
         """Denoise images [N, H, W, C] into an array of the same shape and type; both can be memory-mapped."""
-        if images.dtype.type not in (np.uint8, np.uint16) and images.dtype.kind != "f":
-            raise UsageError(f"expected an image of uint8, uint16 or floats, got {images.dtype}")
-        low, high = default_range(images.dtype) if value_range is None else value_range
+        if images.dtype.kind not in "iuf":
+            raise UsageError(f"expected an image of integers or floats, got {images.dtype}")
+        low, high = self.value_range(images.dtype) if value_range is None else value_range
         if not -math.inf < low < high < math.inf:
             raise UsageError(f"value_range: expected two finite numbers in ascending order, got {low} and {high}")
         count, height, width, channels = images.shape
@@ -134,7 +140,8 @@ class Denoiser:
             denoised = low + scale * _in_channels(fused(self._model, training=False), noisy, self.channels, channels)
             if dtype.kind == "f":
                 return denoised
-            return tf.cast(tf.clip_by_value(tf.round(denoised), 0, float(np.iinfo(dtype).max)), dtype)
+            limits = np.iinfo(dtype)
+            return tf.cast(tf.clip_by_value(tf.round(denoised), float(limits.min), float(limits.max)), dtype)
 
         return tf.function(compute, input_signature=[spec, number, number])
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dae.data import array_files, pictures
+from dae.data import array_files
+from dae.data import pictures_adapter as pictures
 from dae.data.image_folder import find_files
 from dae.data.images import as_batch, check_sides
-from dae.data.pictures import BrokenPicture, Header
+from dae.data.pictures_adapter import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import atomic_path
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SUFFIXES = (*pictures.SUFFIXES, *array_files.SUFFIXES)
 # Pictures are computed together up to this many pixels.
 _GROUP_PIXELS = 2**18
+# Integers that have a usual value range.
+_PIXELS = (np.uint8, np.uint16)
 # As many images of a stack or an array are shown.
 _SHOWN = 10
 
@@ -43,16 +46,11 @@ class File(NamedTuple):
     source: Path
     target: Path
     clean: Path | None
-    comparison: Path | None
-    """Path for input and output side by side; in an .npz file, the name of the array is added."""
     parts: dict[str, Header]
-    """What is denoised: a picture, all its pages, or the array of an .npy file, without a name; or arrays by name."""
+    """What is denoised: the arrays of an .npz file by name; unnamed, an .npy file's array or a picture's pages."""
+    comparisons: dict[str, Path]
+    """Paths for the input and output of parts side by side."""
     axes: str | None
-
-    @property
-    def is_picture(self) -> bool:
-        """True for a picture or a stack, False for arrays."""
-        return _is_picture(self.source)
 
     @property
     def pixels(self) -> int:
@@ -62,12 +60,6 @@ class File(NamedTuple):
     def label(self, name: str) -> str:
         """Return the name for the user of one of the parts."""
         return f"{self.source}:{name}" if name else str(self.source)
-
-    def comparison_of(self, name: str) -> Path | None:
-        """Return the path for the comparison of one of the parts."""
-        if self.comparison is None or not name:
-            return self.comparison
-        return self.comparison.with_stem(f"{self.comparison.stem}-{name.replace('/', '-')}")
 
 
 def plan(
@@ -92,8 +84,6 @@ def plan(
         raise UsageError("--axes: applies to .npy and .npz files, of which there are none")
     files, broken, readings = [], [], collections.defaultdict(list)
     for source, relative in sources:
-        comparison = output / relative.with_name(f"{relative.stem}-comparison.png") if show else None
-        matching = None if clean is None else clean / relative
         try:
             parts, copied = _parts(source, axes)
             if _is_picture(source):
@@ -103,11 +93,13 @@ def plan(
                 raise UsageError(f"{error}; remove it, or skip broken ones with --skip-broken") from None
             broken.append(source)
             continue
-        files.append(file := File(source, output / relative, matching, comparison, parts, axes))
-        if matching is not None:
-            _check_clean(file, matching)
+        shown = {name: "-".join(filter(None, (relative.stem, name.replace("/", "-"), "comparison"))) for name in parts}
+        comparisons = {name: output / relative.with_name(f"{shown[name]}.png") for name in parts if show}
+        file = File(source, output / relative, None if clean is None else clean / relative, parts, comparisons, axes)
+        _check_clean(file)
+        files.append(file)
         for name, header in parts.items():
-            if header.count > 1 or not file.is_picture:
+            if header.count > 1 or not _is_picture(source):
                 readings[_describe(header)].append(file.label(name))
         notes += [f"copied unchanged: {', '.join(copied)} of {source}"] if copied else []
     if not files:
@@ -125,7 +117,7 @@ def _is_picture(path: Path) -> bool:
 def _describe(header: Header) -> str:
     count, height, width, channels, dtype = header
     colour = "grey" if channels == 1 else "colour"
-    return f"{count:,} image{'s' * (count > 1)}, {height} x {width}, {colour}, {dtype.name}"
+    return f"{_counted(count, 'image')}, {height} x {width}, {colour}, {dtype.name}"
 
 
 def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -154,7 +146,7 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
     targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
     for file in files:
-        for target in filter(None, (file.target, *map(file.comparison_of, file.parts))):
+        for target in (file.target, *file.comparisons.values()):
             if target.resolve() in inputs:
                 raise UsageError(f"--output: {target} is an input; choose another folder")
             if target in targets:
@@ -163,22 +155,19 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
         raise UsageError(f"--output: would replace {listed(existing)}; choose another folder, or add --overwrite")
-    folder = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"--output: {folder} is not writable")
 
 
-def _check_clean(file: File, clean: Path) -> None:
-    if not clean.exists():
-        raise UsageError(f"--clean: {clean}: no such file; it must have the same name as {file.source}")
+def _check_clean(file: File) -> None:
+    if file.clean is None:
+        return
     with as_usage_error("--clean"):
-        found, _ = _parts(clean, file.axes)
-    for name, header in file.parts.items():
-        if name not in found or found[name][:4] != header[:4]:
-            got = _describe(found[name]) if name in found else "none"
-            raise UsageError(f"--clean: {clean}: expected {_describe(header)}, as {file.label(name)}, got {got}")
-        with as_usage_error(f"--clean: {file.source}"):
-            check_sides(header.height, header.width)
+        found, _ = _parts(file.clean, file.axes)
+        for name, header in file.parts.items():
+            if name not in found or found[name][:4] != header[:4]:
+                got = _describe(found[name]) if name in found else "none"
+                raise UsageError(f"{file.clean}: expected {_describe(header)}, as {file.label(name)}, got {got}")
+            with as_usage_error(file.source):
+                check_sides(header.height, header.width)
 
 
 def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
@@ -194,11 +183,9 @@ def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
     images = {name: array for name, array in numbers.items() if array.ndim >= (3 if axes is None else len(axes))}
     # Arrays of two dimensions beside these are labels, and integers of other types beside pixels are masks.
     images = images or {name: array for name, array in numbers.items() if array.ndim == 2} or numbers
-    usual = {
-        name: array for name, array in images.items() if array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)
-    }
+    pixels = {name: array for name, array in images.items() if array.dtype.kind == "f" or array.dtype in _PIXELS}
     parts = {}
-    for name, array in (usual or images).items():
+    for name, array in (pixels or images).items():
         with as_usage_error(f"{path}: {name}" if name else path):
             parts[name] = Header(*as_batch(array, axes).shape, array.dtype)
     if not parts:
@@ -221,20 +208,18 @@ def check(denoiser: "Denoiser", files: Iterable[File], value_range: ValueRange =
 
     Raises UsageError for images that the network cannot take, and for a type without a usual value range.
     """
-    counts: collections.Counter[int] = collections.Counter()
+    notes = {}
     for file in files:
-        for name, (count, height, width, channels, dtype) in file.parts.items():
+        for name, (_, height, width, channels, dtype) in file.parts.items():
             with as_usage_error(file.label(name)):
                 denoiser.check(height, width, channels)
                 if value_range is None:
                     denoiser.value_range(dtype)
-            if channels != denoiser.channels:
-                counts[channels] += count
-    how = {3: "colour {} per channel with a grey network", 1: "grey {} with a colour network, averaging its channels"}
-    return [
-        f"processing {count} {how[channels].format('image' if count == 1 else 'images')}"
-        for channels, count in sorted(counts.items())
-    ]
+            if channels > denoiser.channels:
+                notes["the network is grey: it denoises each channel of colour images separately"] = None
+            elif channels < denoiser.channels:
+                notes["the network is for colour: its outputs for grey images are averaged over the channels"] = None
+    return list(notes)
 
 
 class Result(NamedTuple):
@@ -255,17 +240,18 @@ def process(
     value_range: ValueRange = None,
     progress: Callable[[int], object] = lambda pixels: None,
 ) -> tuple[list[Result], dict[Path, UsageError]]:
-    """Denoise the files; return the quality of each image that has a clean one, and what was wrong with those that failed.
+    """Denoise the files; return the quality of each image that has a clean one, and the errors of files that failed.
 
-    A file that fails, because its pixels are broken, it has changed or its values do not fit, does not keep others from
-    being denoised. `progress` is called with the number of pixels just done.
+    A file fails if its pixels are broken, if it has changed, or if its values do not fit; others are denoised
+    nevertheless. `progress` is called with the number of pixels just done.
     """
     results: list[Result] = []
     failed: dict[Path, UsageError] = {}
 
     def attempt(group: list[File]) -> None:
         try:
-            results.extend(_denoise(denoiser, group, value_range, progress))
+            _denoise(denoiser, group, value_range, progress)
+            results.extend(itertools.chain(*(_evaluate(denoiser, file, value_range) for file in group)))
         except UsageError as error:
             if len(group) > 1:  # finds the one that fails
                 for file in group:
@@ -275,9 +261,9 @@ def process(
                 progress(group[0].pixels)
 
     # Small pictures of one kind are computed together, which is several times as fast.
-    for _, neighbours in itertools.groupby(files, lambda file: file.parts if file.is_picture else file.source):
-        same = list(neighbours)
-        length = max(1, _GROUP_PIXELS // max(1, same[0].pixels))
+    for _, kind in itertools.groupby(files, lambda file: file.parts if _is_picture(file.source) else file.source):
+        same = list(kind)
+        length = max(1, _GROUP_PIXELS // same[0].pixels)
         for start in range(0, len(same), length):
             attempt(same[start : start + length])
     return results, failed
@@ -308,39 +294,19 @@ def mean_quality(results: Sequence[Result]) -> str:
 
 def _denoise(
     denoiser: "Denoiser", group: list[File], value_range: ValueRange, progress: Callable[[int], object]
-) -> list[Result]:
+) -> None:
     """Denoise one file, or several pictures of one kind, and write the results."""
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(_opened(file)) for file in group]
-        return list(
-            itertools.chain(
-                *(
-                    _compute(denoiser, group, name, [parts[name] for parts in opened], value_range, progress)
-                    for name in group[0].parts
-                )
-            )
-        )
-
-
-def _compute(
-    denoiser: "Denoiser",
-    group: list[File],
-    name: str,
-    pairs: list[Pair],
-    value_range: ValueRange,
-    progress: Callable[[int], object],
-) -> list[Result]:
-    """Denoise one part of each file of a group, and return the quality of its images."""
-    noisy, denoised = (images[0] if len(group) == 1 else np.concatenate(images) for images in zip(*pairs, strict=True))
-    with as_usage_error(group[0].label(name)):
-        denoiser.denoise_into(denoised, noisy, value_range, progress)
-    results = []
-    for file, (before, after), computed in zip(group, pairs, np.split(denoised, len(group)), strict=True):
-        if len(group) > 1:
-            after[:] = computed
-        if file.clean is not None or file.comparison is not None:
-            results += _evaluate(denoiser, file, name, value_range, before, after)
-    return results
+        for name in group[0].parts:
+            pairs = [parts[name] for parts in opened]
+            noisy, denoised = pairs[0] if len(pairs) == 1 else map(np.concatenate, zip(*pairs, strict=True))
+            with as_usage_error(group[0].label(name)):
+                denoiser.denoise_into(denoised, noisy, value_range, progress)
+            for (_, images), computed in zip(pairs, np.split(denoised, len(pairs)), strict=True):
+                if len(pairs) > 1:
+                    images[:] = computed
+        del pairs, noisy, denoised, images, computed  # a large picture is encoded in several times its own memory
 
 
 @contextlib.contextmanager
@@ -351,7 +317,7 @@ def _opened(file: File) -> Iterator[dict[str, Pair]]:
     """
     with as_usage_error("--output", "cannot create the folder", OSError):
         file.target.parent.mkdir(parents=True, exist_ok=True)
-    if file.is_picture:
+    if _is_picture(file.source):
         pixels, alpha, *others = pictures.read_picture(file.source)
         if alpha is not None and not pictures.can_hold_alpha(file.target):
             pixels, alpha = pictures.read(file.source), None
@@ -359,7 +325,7 @@ def _opened(file: File) -> Iterator[dict[str, Pair]]:
         parts = _as_planned(file, {"": (pixels, denoised)})
         del pixels
         yield parts
-        parts.clear()  # a large picture is encoded in several times its own memory
+        parts.clear()
         pictures.write(file.target, denoised, alpha, *others)
     elif "" in file.parts:
         with atomic_path(file.target) as temporary:
@@ -389,7 +355,7 @@ def _opened(file: File) -> Iterator[dict[str, Pair]]:
 
 def _as_planned(file: File, arrays: dict[str, Pair]) -> dict[str, Pair]:
     """Return the arrays as [N, H, W, C]. Raises BrokenPicture if their shapes or types are not those of the plan."""
-    axes = "NYXC" if file.is_picture else file.axes
+    axes = "NYXC" if _is_picture(file.source) else file.axes
     with _as_broken(file.source):
         parts = {name: (as_batch(noisy, axes), as_batch(denoised, axes)) for name, (noisy, denoised) in arrays.items()}
         if any((*noisy.shape, noisy.dtype) != file.parts[name] for name, (noisy, _) in parts.items()):
@@ -397,31 +363,25 @@ def _as_planned(file: File, arrays: dict[str, Pair]) -> dict[str, Pair]:
     return parts
 
 
-def _evaluate(
-    denoiser: "Denoiser", file: File, name: str, value_range: ValueRange, noisy: np.ndarray, denoised: np.ndarray
-) -> list[Result]:
-    """Return the quality of each image [N, H, W, C], if there is a clean one, and write the comparison."""
+def _evaluate(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[Result]:
+    """Yield the quality of each image of a denoised file that has a clean one, and write the comparison."""
     from dae.evaluation.metrics import psnr, ssim
 
     def scaled(images: np.ndarray) -> np.ndarray:
-        low, high = value_range or denoiser.value_range(images.dtype)
-        return (images.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        black, white = value_range or denoiser.value_range(images.dtype)
+        return (images.astype(np.float32) - np.float32(black)) / np.float32(white - black)
 
-    columns, results = [noisy, denoised], []
-    if file.clean is not None:
-        columns.append(clean := _read(file.clean, name, file.axes))
-        if clean.shape != noisy.shape:
-            raise UsageError(f"--clean: {file.clean}: changed after it was checked")
-        for index in range(len(noisy)):
-            one, other, truth = (scaled(images[index : index + 1]) for images in columns)
-            values = (float(metric(truth, image)[0]) for image in (one, other) for metric in (psnr, ssim))
-            results.append(Result(file.label(name), index, *values))
-    path = file.comparison_of(name)
-    if path is not None:
-        rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
-        pixels = np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8).reshape(1, -1, *rows.shape[2:])
-        pictures.write(path, pixels)
-    return results
+    paths = [path for path in (file.source, file.target, file.clean) if path is not None]
+    for name in file.parts if file.clean or file.comparisons else ():
+        columns = [_read(path, name, file.axes) for path in paths]
+        for index in range(len(columns[0]) if file.clean else 0):
+            before, after, clean = (scaled(images[index : index + 1]) for images in columns)
+            values = (float(metric(clean, image)[0]) for image in (before, after) for metric in (psnr, ssim))
+            yield Result(file.label(name), index, *values)
+        if name in file.comparisons:
+            rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
+            pixels = np.rint(rows.clip(0, 1) * 255).astype(np.uint8).reshape(1, -1, *rows.shape[2:])
+            pictures.write(file.comparisons[name], pixels)
 
 
 def _read(path: Path, name: str, axes: str | None) -> np.ndarray:
@@ -435,7 +395,12 @@ def summary(files: Sequence[File], failed: Collection[Path], seconds: float, out
     """Return the last line for the user: how much was denoised, how fast and where it is."""
     done = [file for file in files if file.source not in failed]
     images = sum(header.count for file in done for header in file.parts.values())
-    counts = ((images, "image"), (len(done), "file"))
-    text = " of ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts)
     megapixels = sum(file.pixels for file in done) / 1e6
-    return f"denoised {text} ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}"
+    return (
+        f"denoised {_counted(images, 'image')} in {_counted(len(done), 'file')} "
+        f"({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
