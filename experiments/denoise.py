@@ -33,8 +33,6 @@ class DenoiseArguments:
     """Replace outputs that exist."""
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave out files that cannot be read."""
-    show: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also write each input and output side by side, as NAME-comparison.png."""
     clean: str | None = None
     """Folder of clean images, by the names of the inputs: writes metrics.csv with PSNR and SSIM before and after."""
 
@@ -54,7 +52,6 @@ def main() -> None:
         output,
         arguments.axes,
         clean=None if arguments.clean is None else Path(arguments.clean),
-        show=arguments.show,
         overwrite=arguments.overwrite,
         skip_broken=arguments.skip_broken,
     )
@@ -74,17 +71,14 @@ def main() -> None:
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
         results, failed = denoise_files.process(denoiser, files, trained.value_range, progress=bar.update)
     seconds = time.perf_counter() - started
-    if arguments.clean is not None:
-        denoise_files.write_metrics(output / "metrics.csv", results)
-        print(f"{denoise_files.mean_quality(results)}; of each: {output / 'metrics.csv'}")
-    if arguments.skip_broken and (
-        broken := [path for path, error in failed.items() if isinstance(error, BrokenPicture)]
-    ):
-        print(f"skipped broken files: {listed(broken)}")
+    if results:
+        print(denoise_files.write_metrics(output / "metrics.csv", results))
     print(denoise_files.summary(files, failed, seconds, output))
     errors = [error for error in failed.values() if not (arguments.skip_broken and isinstance(error, BrokenPicture))]
     if errors:
         raise UsageError(f"{errors[0]}; denoised all files but {listed(failed)}")
+    if failed:
+        print(f"skipped broken files: {listed(failed)}")
 
 
 if __name__ == "__main__":

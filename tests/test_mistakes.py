@@ -44,6 +44,9 @@ MISTAKES = [
         "--data {}/pairs --value-range 0 4095 --patch-size 16 --loss noise2noise --no-clip-noise",
         ["--loss: noise2noise takes `second_noisy`", "cannot be used with pairs"],
     ),
+    ("--data {}/pairs --axes NYX", ["--axes: applies only to arrays, and --data names a folder of pictures"]),
+    (f"{SMALL} --axes NYXC", ["digits.npz: expected images, NYXC, got x_train (140, 16, 16), x_test (40, 16, 16)"]),
+    (f"{SMALL} --axes NYY", ["--axes: NYY: expected one letter for each axis"]),
     (f"{SMALL} --train-examples 1000", ["--train-examples: 1000 exceeds the 100"]),
     (f"{SMALL} --validation-examples 0 --patience 1", ["--patience: needs validation images"]),
     # Noise

@@ -187,8 +187,8 @@ def _likely_axes(shape: tuple[int, ...], channels: Collection[int]) -> str:
                 "add --axes NYX or, with the images last, YXN"
             )
     raise UsageError(
-        f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C], C {' or '.join(map(str, sorted(channels)))}, "
-        f"got {shape}; --axes names other orders, such as YXN or NCYX"
+        f"expected images [H, W], [H, W, C], [N, H, W] with H and W >= {MIN_SIDE}, or [N, H, W, C], C "
+        f"{' or '.join(map(str, sorted(channels)))}, got {shape}; --axes names other orders, such as YXN or NCYX"
     )
 
 

@@ -6,6 +6,7 @@
 import collections
 import contextlib
 import csv
+import io
 import itertools
 import math
 import os
@@ -22,7 +23,7 @@ from dae.data.image_folder import find_files
 from dae.data.images import as_batch, check_sides
 from dae.data.pictures_adapter import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
-from dae.files import atomic_path
+from dae.files import atomic_path, atomic_write
 
 if TYPE_CHECKING:
     from dae.inference.denoise import Denoiser
@@ -32,8 +33,6 @@ SUFFIXES = (*pictures.SUFFIXES, *array_files.SUFFIXES)
 _GROUP_PIXELS = 2**18
 # Integers that have a usual value range.
 _PIXELS = (np.uint8, np.uint16)
-# As many images of a stack or an array are shown.
-_SHOWN = 10
 
 ValueRange = tuple[float, float] | None
 # Noisy images, and space for the denoised ones.
@@ -48,8 +47,6 @@ class File(NamedTuple):
     clean: Path | None
     parts: dict[str, Header]
     """What is denoised: the arrays of an .npz file by name; unnamed, an .npy file's array or a picture's pages."""
-    comparisons: dict[str, Path]
-    """Paths for the input and output of parts side by side."""
     axes: str | None
 
     @property
@@ -67,7 +64,6 @@ def plan(
     output: Path,
     axes: str | None = None,
     clean: Path | None = None,
-    show: bool = False,
     overwrite: bool = False,
     skip_broken: bool = False,
 ) -> tuple[list[File], list[str]]:
@@ -88,16 +84,14 @@ def plan(
             parts, copied = _parts(source, axes)
             if _is_picture(source):
                 pictures.check_writable(output / relative, parts[""])
+            if clean is not None:
+                _check_clean(parts, clean / relative, axes)
         except BrokenPicture as error:
             if not skip_broken:
                 raise UsageError(f"{error}; remove it, or skip broken ones with --skip-broken") from None
             broken.append(source)
             continue
-        shown = {name: "-".join(filter(None, (relative.stem, name.replace("/", "-"), "comparison"))) for name in parts}
-        comparisons = {name: output / relative.with_name(f"{shown[name]}.png") for name in parts if show}
-        file = File(source, output / relative, None if clean is None else clean / relative, parts, comparisons, axes)
-        _check_clean(file)
-        files.append(file)
+        files.append(file := File(source, output / relative, clean and clean / relative, parts, axes))
         for name, header in parts.items():
             if header.count > 1 or not _is_picture(source):
                 readings[_describe(header)].append(file.label(name))
@@ -146,28 +140,24 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
     targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
     for file in files:
-        for target in (file.target, *file.comparisons.values()):
-            if target.resolve() in inputs:
-                raise UsageError(f"--output: {target} is an input; choose another folder")
-            if target in targets:
-                raise UsageError(f"--output: {targets[target]} and {file.source} would both write {target}")
-            targets[target] = file.source
+        if file.target.resolve() in inputs:
+            raise UsageError(f"--output: {file.target} is an input; choose another folder")
+        if file.target in targets:
+            raise UsageError(f"--output: {targets[file.target]} and {file.source} would both write {file.target}")
+        targets[file.target] = file.source
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
         raise UsageError(f"--output: would replace {listed(existing)}; choose another folder, or add --overwrite")
 
 
-def _check_clean(file: File) -> None:
-    if file.clean is None:
-        return
-    with as_usage_error("--clean"):
-        found, _ = _parts(file.clean, file.axes)
-        for name, header in file.parts.items():
-            if name not in found or found[name][:4] != header[:4]:
-                got = _describe(found[name]) if name in found else "none"
-                raise UsageError(f"{file.clean}: expected {_describe(header)}, as {file.label(name)}, got {got}")
-            with as_usage_error(file.source):
-                check_sides(header.height, header.width)
+def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
+    found, _ = _parts(clean, axes)
+    for name, header in parts.items():
+        with as_usage_error(f"--clean: {clean}"):
+            check_sides(header.height, header.width)
+        if name not in found or found[name][:4] != header[:4]:
+            got = _describe(found[name]) if name in found else "none"
+            raise UsageError(f"--clean: {clean}: expected {_describe(header)}, got {got}")
 
 
 def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
@@ -183,7 +173,7 @@ def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
     images = {name: array for name, array in numbers.items() if array.ndim >= (3 if axes is None else len(axes))}
     # Arrays of two dimensions beside these are labels, and integers of other types beside pixels are masks.
     images = images or {name: array for name, array in numbers.items() if array.ndim == 2} or numbers
-    pixels = {name: array for name, array in images.items() if array.dtype.kind == "f" or array.dtype in _PIXELS}
+    pixels = {name: array for name, array in images.items() if array.dtype.kind == "f" or array.dtype.type in _PIXELS}
     parts = {}
     for name, array in (pixels or images).items():
         with as_usage_error(f"{path}: {name}" if name else path):
@@ -251,7 +241,7 @@ def process(
     def attempt(group: list[File]) -> None:
         try:
             _denoise(denoiser, group, value_range, progress)
-            results.extend(itertools.chain(*(_evaluate(denoiser, file, value_range) for file in group)))
+            results.extend(result for file in group if file.clean for result in _quality(denoiser, file, value_range))
         except UsageError as error:
             if len(group) > 1:  # finds the one that fails
                 for file in group:
@@ -269,26 +259,15 @@ def process(
     return results, failed
 
 
-def write_metrics(path: Path, results: Sequence[Result]) -> None:
-    """Write a .csv file with a line for each image: PSNR in dB and SSIM of the input and of the output."""
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(Result._fields)
-        writer.writerows(results)
-
-
-def mean_quality(results: Sequence[Result]) -> str:
-    """Return the means of PSNR and SSIM over images, before and after, for the user."""
-    means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist()) if results else None
-    if means is None:
-        return "no images compared"
-    images = "1 image" if len(results) == 1 else f"mean of {len(results)} images"
+def write_metrics(path: Path, results: Sequence[Result]) -> str:
+    """Write a .csv file with a line for each image; return the means over images for the user."""
+    text = io.StringIO()
+    csv.writer(text).writerows([Result._fields, *results])
+    atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist())
     return (
-        f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; "
-        f"SSIM {means.ssim_input:.3f} before, {means.ssim_output:.3f} after ({images})"
+        f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; SSIM {means.ssim_input:.3f} before, "
+        f"{means.ssim_output:.3f} after (mean of {_counted(len(results), 'image')}); of each: {path}"
     )
 
 
@@ -363,25 +342,20 @@ def _as_planned(file: File, arrays: dict[str, Pair]) -> dict[str, Pair]:
     return parts
 
 
-def _evaluate(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[Result]:
-    """Yield the quality of each image of a denoised file that has a clean one, and write the comparison."""
+def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[Result]:
+    """Yield the quality of each image of a denoised file that has a clean one."""
     from dae.evaluation.metrics import psnr, ssim
 
     def scaled(images: np.ndarray) -> np.ndarray:
         black, white = value_range or denoiser.value_range(images.dtype)
         return (images.astype(np.float32) - np.float32(black)) / np.float32(white - black)
 
-    paths = [path for path in (file.source, file.target, file.clean) if path is not None]
-    for name in file.parts if file.clean or file.comparisons else ():
-        columns = [_read(path, name, file.axes) for path in paths]
-        for index in range(len(columns[0]) if file.clean else 0):
+    for name in file.parts:
+        columns = [_read(path, name, file.axes) for path in (file.source, file.target, file.clean)]
+        for index in range(len(columns[0])):
             before, after, clean = (scaled(images[index : index + 1]) for images in columns)
             values = (float(metric(clean, image)[0]) for image in (before, after) for metric in (psnr, ssim))
             yield Result(file.label(name), index, *values)
-        if name in file.comparisons:
-            rows = np.concatenate([scaled(images[:_SHOWN]) for images in columns], axis=2)
-            pixels = np.rint(rows.clip(0, 1) * 255).astype(np.uint8).reshape(1, -1, *rows.shape[2:])
-            pictures.write(file.comparisons[name], pixels)
 
 
 def _read(path: Path, name: str, axes: str | None) -> np.ndarray:

@@ -90,11 +90,14 @@ def test_evaluate_on_the_runs_own_data_repeats_its_report(finished_run, tmp_path
         (["--data", "nowhere"], "nowhere: no such file or folder; if it was moved"),
         (["--data", "colour.npy"], "--data: the model takes images of 1 channels, not of 3; --grey converts them"),
         (["--data", "small.npy"], "H and W >= 11"),
+        (["--axes", "YXZ"], "--axes: applies to --data, which is not given"),
+        (["--data", "volume.npy"], "30 of 28 x 28; add --axes NYX or, with the images last, YXN"),
     ],
 )
 def test_evaluate_rejects_data_in_one_line(arguments, message, finished_run, tmp_path):
     np.save(tmp_path / "colour.npy", np.full((2, 28, 28, 3), 200, np.uint8))
     np.save(tmp_path / "small.npy", np.full((2, 10, 28), 200, np.uint8))
+    np.save(tmp_path / "volume.npy", np.full((28, 28, 30), 200, np.uint8))
     before = sorted(tmp_path.iterdir())
     done = run_in_process("evaluate.py", finished_run("pairs"), *arguments, "--figure", "a.png", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -110,3 +113,16 @@ def test_a_single_test_image_is_evaluated_and_plotted(arguments, tiny_run, tmp_p
     assert (done.returncode, done.stderr) == (0, "")
     assert "PSNR" in done.stdout
     assert keras.utils.load_img(tmp_path / "plot.png").size[0] > 100
+
+
+def test_evaluate_takes_a_volume_by_its_axes(finished_run, tmp_path, mnist):
+    slices = mnist.test.pixels[:12, :16, :16, 0]
+    texts = []
+    for name, array, axes in (("first", slices, "ZYX"), ("last", np.moveaxis(slices, 0, -1), "YXZ")):
+        np.save(tmp_path / f"{name}.npy", array)
+        data = ("--data", tmp_path / f"{name}.npy", "--axes", axes, "--figure", tmp_path / "a.png")
+        done = run_in_process("evaluate.py", finished_run("pairs"), *data)
+        assert (done.returncode, done.stderr) == (0, "")
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert "test: 12 images, 16 x 16, grey, uint8" in texts[0]
