@@ -46,6 +46,9 @@ class DataConfig:
     value_range: tuple[float, float] | None = None
     """Dynamic range of your images, the values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1
     for floats)."""
+    axes: str | None = None
+    """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
+    channels, others count images (default: by the shape, where it leaves no doubt)."""
     patch_size: int | None = None
     """Train on random square crops of this many pixels, from images of any sizes; whole images are evaluated."""
     augment: bool = False

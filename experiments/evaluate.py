@@ -42,6 +42,8 @@ class EvaluateArguments:
     """As --grey of run.py, for --data."""
     value_range: tuple[float, float] | None = None
     """As --value-range of run.py, for --data (default: as the run for images of the same type)."""
+    axes: str | None = None
+    """As --axes of run.py, for --data."""
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
@@ -57,7 +59,7 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
     names = ("noise", "noise_level", "clip_noise", "seed")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    data_names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range")
+    data_names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range", "axes")
     reading = {name: getattr(arguments, name) for name in data_names}
     if arguments.data is not None or arguments.clean is not None:
         changes |= reading | {"train_examples": None, "validation_examples": None}

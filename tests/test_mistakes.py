@@ -59,6 +59,9 @@ MISTAKES = [
         "--data {}/pairs --value-range 0 4095 --patch-size 16 --loss noise2noise --no-clip-noise",
         ["--loss: noise2noise takes `second_noisy`", "cannot be used with pairs"],
     ),
+    ("--data {}/pairs --axes NYX", ["--axes: applies only to arrays, not to folders of pictures"]),
+    (f"{SMALL} --axes NYXC", ["digits.npz: expected images, NYXC, got x_train (140, 16, 16), x_test (40, 16, 16)"]),
+    (f"{SMALL} --axes NYY", ["--axes: NYY: expected one letter for each axis"]),
     (f"{SMALL} --train-examples 1000", ["--train-examples: 1000 exceeds the 100"]),
     (f"{SMALL} --validation-examples 0 --patience 1", ["--patience: needs validation images"]),
     # Noise
@@ -132,6 +135,21 @@ OTHERS = [
     ("denoise", "{run} in --output out --clean empty", ["--clean: empty/"]),
     ("denoise", "{run} in --output out --value-range 1 0", ["--value-range: expected two finite numbers"]),
     ("denoise", "{run} --output out", ["expected one or more pictures"]),
+    (
+        "denoise",
+        "{run} volume.npy --output out",
+        ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add --axes"],
+    ),
+    ("denoise", "{run} volume.npy --output out --axes NYXC", ["volume.npy: expected images with the axes NYXC"]),
+    ("denoise", "{run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
+    ("denoise", "{run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
+    (
+        "denoise",
+        "{run} ct.npy --output out",
+        ["ct.npy: expected uint8, uint16, or floats", "--value-range BLACK WHITE"],
+    ),
+    ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),
+    ("evaluate", "{run} --data volume.npy", ["or 20 of 30 x 30; add --axes NYX or, with the images last, YXN"]),
     ("evaluate", "{run} --image-size 32", ["--image-size: applies to --data, which is not given"]),
     ("evaluate", "{run} --grey", ["--grey: applies to --data, which is not given"]),
     ("evaluate", "{run} --data nowhere", ["nowhere: no such file or folder; if it was moved"]),
@@ -151,6 +169,8 @@ def write_inputs(folder: Path) -> None:
     for name in ("in/notes.txt", "text.h5"):
         (folder / name).write_text("text")
     np.save(folder / "labels.npy", np.arange(9))
+    np.save(folder / "volume.npy", np.zeros((30, 30, 20), np.float32))
+    np.save(folder / "ct.npy", np.zeros((5, 30, 30), np.int16))
     np.save(folder / "colour.npy", np.full((2, 28, 28, 3), 200, np.uint8))
     np.save(folder / "small.npy", np.full((2, 10, 28), 200, np.uint8))
 

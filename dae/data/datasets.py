@@ -130,6 +130,8 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     if path is not None and path.is_dir() and not array_files.idx_files(path):
         folders = {None: path}
     if folders:
+        if config.axes is not None:
+            raise UsageError("--axes: applies only to arrays, not to folders of pictures")
         with as_usage_error(source(config)):
             return image_folder.read(folders, config, keep_sizes or config.patch_size is not None)
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.data import layout, pictures, storage
-from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.data.images import Images, RawSplits, check_sides, rescaled, to_grey
 from dae.data.pictures import BrokenPicture, Header
 from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
@@ -156,9 +156,9 @@ def _target(headers: _Headers, config: RunConfig, keep_sizes: bool) -> _Target:
             raise UsageError(f"{found}: pictures of a pair must have equal sizes and numbers of pages")
     # The first picture of each size stands for all of them.
     sizes = {target.shape(header)[1:]: path for path, header in reversed(header_of.items())}
-    for shape, path in sizes.items():
+    for (height, width, _), path in sizes.items():
         with as_usage_error(path):
-            check_shape((1, *shape))
+            check_sides(height, width)
     if len(sizes) > 1 and not keep_sizes:
         smallest, largest = (choose(sizes, key=math.prod) for choose in (min, max))
         raise UsageError(

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dae.data import values
-from dae.data.images import shape_as_batch
+from dae.data.images import as_batch
 from dae.data.values import ValueRange
 from dae.errors import UsageError
 from dae.models.fused_layers import Network, fused
@@ -31,22 +31,26 @@ Interval = tuple[slice, slice]
 
 
 def denoise(
-    model: keras.Model | str | Path, image: np.ndarray, value_range: tuple[float, float] | None = None
+    model: keras.Model | str | Path,
+    image: np.ndarray,
+    value_range: tuple[float, float] | None = None,
+    axes: str | None = None,
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
     `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
-    last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size. `value_range` is
-    (black, white); by default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or
-    65535 for uint8 and uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the
-    range of their type. A grey network denoises each channel of a colour image separately; the outputs of a colour
-    network for a grey image are averaged over the channels.
+    last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size; `axes`, such as "YXZ", names
+    other axes, or those of a shape that leaves doubts (`dae.data.images.as_batch`). `value_range` is (black, white); by
+    default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or 65535 for uint8 and
+    uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the range of their type. A
+    grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
+    are averaged over the channels.
 
     Raises UsageError for another shape or type, for values that cannot be in the value range (`dae.data.values.check`),
     and for a size that the network cannot process: one with dense layers takes only the size that it was built for.
     """
     denoiser = _last_denoiser(model) if isinstance(model, keras.Model) else Denoiser(load_model(model))
-    return denoiser(image, value_range)
+    return denoiser(image, value_range, axes=axes)
 
 
 class Denoiser:
@@ -86,16 +90,18 @@ class Denoiser:
             )
 
     def __call__(
-        self, image: np.ndarray, value_range: tuple[float, float] | None = None, progress: Progress | None = None
+        self,
+        image: np.ndarray,
+        value_range: tuple[float, float] | None = None,
+        progress: Progress | None = None,
+        axes: str | None = None,
     ) -> np.ndarray:
         """Return what `dae.denoise` returns; `progress` is called with the number of pixels, H W, just denoised."""
         if not isinstance(image, np.ndarray):
             raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
-        shape, own = image.shape, (self.channels,)
-        if shape[3:] != own:
-            shape = (1, *shape) if shape[2:] == own else shape_as_batch(shape)
         denoised = np.empty(image.shape, image.dtype)
-        self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
+        noisy, target = (as_batch(array, axes, {1, 3, self.channels}) for array in (image, denoised))
+        self.denoise_into(target, noisy, value_range, progress)
         return denoised
 
     def denoise_into(

@@ -69,3 +69,16 @@ def test_a_single_test_image_is_plotted_at_several_noise_levels(tiny_run, tmp_pa
     done = run_in_process("evaluate.py", tiny_run, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert tf.io.decode_png((tmp_path / "plot.png").read_bytes()).shape[0] > 100
+
+
+def test_evaluate_takes_a_volume_by_its_axes(finished_run, tmp_path, mnist):
+    slices = mnist.test.pixels[:12, :16, :16, 0]
+    texts = []
+    for name, array, axes in (("first", slices, "ZYX"), ("last", np.moveaxis(slices, 0, -1), "YXZ")):
+        np.save(tmp_path / f"{name}.npy", array)
+        data = ("--data", tmp_path / f"{name}.npy", "--axes", axes, "--figure", tmp_path / "a.png")
+        done = run_in_process("evaluate.py", finished_run("pairs"), *data)
+        assert (done.returncode, done.stderr) == (0, "")
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert "test: 12 images, 16 x 16, grey, uint8" in texts[0]
