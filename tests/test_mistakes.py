@@ -138,16 +138,11 @@ OTHERS = [
     (
         "denoise",
         "{run} volume.npy --output out",
-        ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add --axes"],
+        ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"],
     ),
     ("denoise", "{run} volume.npy --output out --axes NYXC", ["volume.npy: expected images with the axes NYXC"]),
     ("denoise", "{run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "{run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
-    (
-        "denoise",
-        "{run} ct.npy --output out",
-        ["ct.npy: expected uint8, uint16, or floats", "--value-range BLACK WHITE"],
-    ),
     ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),
     ("evaluate", "{run} --data volume.npy", ["or 20 of 30 x 30; add --axes NYX or, with the images last, YXN"]),
     ("evaluate", "{run} --image-size 32", ["--image-size: applies to --data, which is not given"]),
@@ -170,7 +165,6 @@ def write_inputs(folder: Path) -> None:
         (folder / name).write_text("text")
     np.save(folder / "labels.npy", np.arange(9))
     np.save(folder / "volume.npy", np.zeros((30, 30, 20), np.float32))
-    np.save(folder / "ct.npy", np.zeros((5, 30, 30), np.int16))
     np.save(folder / "colour.npy", np.full((2, 28, 28, 3), 200, np.uint8))
     np.save(folder / "small.npy", np.full((2, 10, 28), 200, np.uint8))
 

@@ -11,6 +11,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -111,7 +112,7 @@ def _idx_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _idx(file: IO[bytes], most: int) -> np.ndarray:
+def _idx(file: IO[bytes] | BufferedIOBase, most: int) -> np.ndarray:
     """Read an IDX file that can hold at most `most` bytes. Source of the format: yann.lecun.com/exdb/mnist."""
     zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
     if zeros != 0 or kind != 8 or dimensions not in (3, 4):

@@ -150,6 +150,8 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
 
 
 def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
+    if not clean.exists():
+        raise UsageError(f"--clean: {clean}: no such file; a clean image must have the name of the noisy one")
     found, _ = _parts(clean, axes)
     for name, header in parts.items():
         with as_usage_error(f"--clean: {clean}"):
@@ -176,7 +178,8 @@ def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
     parts = {}
     for name, array in (pixels or images).items():
         with as_usage_error(f"{path}: {name}" if name else path):
-            parts[name] = Header(*as_batch(array, axes).shape, array.dtype)
+            count, height, width, channels = as_batch(array, axes).shape
+            parts[name] = Header(count, height, width, channels, array.dtype)
     if not parts:
         kinds = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
         raise UsageError(f"{path}: expected images, integers or floats, got {kinds or 'no arrays'}")
@@ -197,7 +200,7 @@ def check(denoiser: "Denoiser", files: Iterable[File], value_range: ValueRange =
 
     Raises UsageError for images that the network cannot take, and for a type without a usual value range.
     """
-    notes = {}
+    notes: dict[str, None] = {}
     for file in files:
         for name, (_, height, width, channels, dtype) in file.parts.items():
             with as_usage_error(file.label(name)):
@@ -295,7 +298,7 @@ def _opened(file: File) -> Iterator[dict[str, Pair]]:
     with as_usage_error("--output", "cannot create the folder", OSError):
         file.target.parent.mkdir(parents=True, exist_ok=True)
     if _is_picture(file.source):
-        pixels, alpha, *others = pictures.read_picture(file.source)
+        pixels, alpha, icc_profile, tags = pictures.read_picture(file.source)
         if alpha is not None and not pictures.can_hold_alpha(file.target):
             pixels, alpha = pictures.read(file.source), None
         denoised = np.empty_like(pixels)
@@ -303,7 +306,7 @@ def _opened(file: File) -> Iterator[dict[str, Pair]]:
         del pixels
         yield parts
         parts.clear()
-        pictures.write(file.target, denoised, alpha, *others)
+        pictures.write(file.target, denoised, alpha, icc_profile, tags)
     elif "" in file.parts:
         with atomic_path(file.target) as temporary:
             with _as_broken(file.source):
@@ -348,7 +351,8 @@ def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Itera
         return denoiser.value_range(images.dtype, value_range).to_unit(images)
 
     for name in file.parts:
-        columns = [_read(path, name, file.axes) for path in (file.source, file.target, file.clean)]
+        paths = (path for path in (file.source, file.target, file.clean) if path is not None)
+        columns = [_read(path, name, file.axes) for path in paths]
         for index in range(len(columns[0])):
             before, after, clean = (scaled(images[index : index + 1]) for images in columns)
             values = (float(metric(clean, image)[0]) for image in (before, after) for metric in (psnr, ssim))

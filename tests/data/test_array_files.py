@@ -184,7 +184,7 @@ def test_volumes_of_int16_are_trained_on_with_a_value_range(tmp_path):
     splits = load(tmp_path / "ct.npy", axes="TZYX", value_range=(-1000, 1000), validation_examples=0)
     assert splits.train.image_shape == (32, 40, 1)
     assert len(splits.train) + len(splits.test) == 30
-    check_rejected(tmp_path / "ct.npy", "got int16; --value-range allows integers", axes="TZYX")
+    check_rejected(tmp_path / "ct.npy", "got int16; --value-range BLACK WHITE allows", axes="TZYX")
 
 
 def test_an_array_that_changes_while_it_is_read_is_rejected_in_one_line(tmp_path, mnist, monkeypatch):

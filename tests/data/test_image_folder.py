@@ -125,7 +125,7 @@ def test_folder_of_only_broken_or_too_small_pictures_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="all pictures are broken"):
         load(tmp_path, skip_broken=True)
     Image.new("L", (40, 8)).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match="H and W >= 11"):
+    with pytest.raises(UsageError, match="at least 11 x 11"):
         load(tmp_path)
 
 
@@ -314,7 +314,7 @@ def test_patch_size_that_exceeds_a_training_picture_or_small_pictures_are_reject
     with pytest.raises(UsageError, match=message):
         load(tmp_path / "sizes", patch_size=29)
     Image.new("L", (40, 8)).save(tmp_path / "small.png")
-    with pytest.raises(UsageError, match=r"small\.png: .*H and W >= 11"):
+    with pytest.raises(UsageError, match=r"small\.png: .*at least 11 x 11"):
         load(tmp_path, patch_size=11)
 
 
@@ -383,7 +383,7 @@ def test_folders_that_cannot_be_pairs_are_rejected_in_one_line(fields, message, 
 def test_pictures_of_int16_need_a_value_range(tmp_path):
     hounsfield = np.random.default_rng(0).integers(-1000, 1000, (20, 16, 16), np.int16)
     tifffile.imwrite(tmp_path / "ct.tif", hounsfield)
-    with pytest.raises(UsageError, match=r"pictures of int16; add --value-range"):
+    with pytest.raises(UsageError, match=r"got int16; --value-range BLACK WHITE"):
         load(tmp_path)
     splits = load(tmp_path, value_range=(-1000, 1000))
     assert are_same_images(everything(splits), hounsfield[..., None].astype(np.float32))

@@ -203,11 +203,11 @@ def change(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    arrays = {"x": np.zeros((4, 30, 30), np.uint8)}
+    images = np.zeros((4, 30, 30), np.uint8)
     if path.suffix == ".png":
         Image.new("L", (30, 30)).save(path)
     else:
-        np.savez(path, **arrays) if path.suffix == ".npz" else np.save(path, arrays["x"])
+        np.savez(path, x=images) if path.suffix == ".npz" else np.save(path, images)
 
 
 @pytest.mark.parametrize("name", ["sub/1.png", "digits.npy", "set.npz"])
@@ -253,6 +253,10 @@ def test_a_stack_comes_out_as_a_stack(model, tmp_path, mnist):
 def test_hounsfield_units_are_denoised_with_a_value_range(model, tmp_path, mnist):
     hounsfield = (mnist.test.pixels[:5, ..., 0].astype(np.int16) - 128) * 8
     np.savez(tmp_path / "ct.npz", ct=hounsfield)
+    done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ct.npz:ct: expected uint8, uint16, or floats" in done.stderr
+    assert "got int16; --value-range BLACK WHITE allows other integers" in done.stderr
     done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out" / "ct.npz") as arrays:
