@@ -39,7 +39,8 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
 
     def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
         compute = replacement(layer)
-        return layer if compute is None else keras.layers.Lambda(compute, name=layer.name)
+        # Without the shape, Keras would trace the function to find it, for each size.
+        return layer if compute is None else keras.layers.Lambda(compute, layer.compute_output_shape, name=layer.name)
 
     return _cloned(model, clone_function=shared, recursive=True)
 
