@@ -16,7 +16,7 @@ import tyro
 from dae import config as config_module
 from dae import resolved
 from dae.config import PRESETS, REMOVED, RunConfig, flag
-from dae.errors import Interrupted, RunError, UsageError, lookup
+from dae.errors import Interrupted, RunError, UsageError, first_line, lookup
 from dae.resolved import Resolved
 
 
@@ -163,9 +163,14 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
     with contextlib.nullcontext() if is_shown else _mute_stderr():
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
 
+            from dae import machine
+        except (AssertionError, AttributeError, TypeError, ValueError) as error:  # whose messages do not name the file
+            raise UsageError(f"keras.json in KERAS_HOME or ~/.keras: cannot be used ({first_line(error)})") from None
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
+        machine.set_keras()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dae.data.images import default_range, shape_as_batch
 from dae.errors import UsageError
+from dae.machine import keras_defaults
 from dae.models.fused_layers import Network, fused
 from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
 from dae.workdir.model_files import load_model
@@ -28,6 +29,7 @@ Progress = Callable[[int], object]
 Interval = tuple[slice, slice]
 
 
+@keras_defaults()
 def denoise(
     model: keras.Model | str | Path, image: np.ndarray, value_range: tuple[float, float] | None = None
 ) -> np.ndarray:

@@ -9,12 +9,14 @@ import keras
 
 from dae.errors import UsageError, shown
 from dae.files import atomic_path
+from dae.machine import keras_defaults
 from dae.workdir import hdf5_check
 from dae.workdir.workdir import REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
 
 
+@keras_defaults()
 def load_model(path: str | Path) -> keras.Model:
     """Load the model of a finished run's folder, or of a .keras or .h5 file.
 
