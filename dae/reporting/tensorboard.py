@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+
 # Not from `api`, which fails if TF_USE_LEGACY_KERAS is set.
 from tensorboard.plugins.hparams.summary_v2 import hparams as write_hparams
 
