@@ -31,6 +31,12 @@ def files_in(folder: Path, without: Path | None = None, _within: tuple[Path, ...
             yield path
 
 
+def check_utf8(path: Path) -> None:
+    """Raise UsageError unless TensorFlow, whose paths are UTF-8, finds the same `path` as Python."""
+    if os.fsencode(path.absolute()).decode(errors="replace") != str(path.absolute()):
+        raise UsageError(f"{path}: a path that is not UTF-8 to Python; set PYTHONUTF8=1, or choose another path")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to, with the same suffix; if the block succeeds, it becomes

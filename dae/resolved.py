@@ -37,6 +37,8 @@ class Resolved:
     """SHA-256 of all images."""
     weights_digest: str
     """SHA-256 of the weights of --start-from; empty without it."""
+    variables: str = ""
+    """The environment variables that change numbers, as NAME=value."""
 
 
 def to_json(resolved: Resolved) -> str:

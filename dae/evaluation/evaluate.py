@@ -1,5 +1,6 @@
 """Evaluation of a model: the exact means of all metrics over a set of images."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -64,12 +65,16 @@ def make_evaluator(
 
 
 def compiled_by_shape(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Return `function`, of a batch or a tensor, with a graph for each shape.
+    """Return `function`, of a batch or a tensor, with a graph for each shape; the last 32 graphs are kept.
 
-    A tf.function alone would do the same, but would warn the user if there are many shapes.
+    A tf.function alone would keep all, which take megabytes each, and warn the user if there are many.
     """
-    compiled = tf.function(function)
-    return lambda batch: compiled.get_concrete_function(batch)(batch)
+
+    @functools.lru_cache(maxsize=32)
+    def compiled(specs: Any) -> Callable[[Any], T]:
+        return tf.function(function).get_concrete_function(specs)
+
+    return lambda batch: compiled(tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batch))(batch)
 
 
 def check_fits(model: keras.Model, images: Images) -> None:

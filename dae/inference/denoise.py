@@ -14,6 +14,7 @@ from dae.data import values
 from dae.data.images import as_batch
 from dae.data.values import ValueRange
 from dae.errors import UsageError
+from dae.machine import keras_defaults
 from dae.models.fused_layers import Network, fused
 from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
 from dae.workdir.model_files import load_model, value_range_of
@@ -30,6 +31,7 @@ Progress = Callable[[int], object]
 Interval = tuple[slice, slice]
 
 
+@keras_defaults()
 def denoise(
     model: keras.Model | str | Path,
     image: np.ndarray,

@@ -20,6 +20,7 @@ from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error
 from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
+from dae.models.fused_layers import fused
 from dae.seeding import derive_seed, keras_seed
 from dae.workdir.model_files import MODEL_FILES, save_model
 
@@ -136,6 +137,12 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
     low, high = denoised.min(), denoised.max()
     if not 0 <= low <= high <= 1:  # also for NaN
         raise UsageError(f"{source}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; end in a sigmoid")
+    compiled = tf.function(lambda noisy: fused(model, training=False)(noisy).denoised)(batch.noisy)
+    if (difference := np.abs(compiled - denoised).max()) > 1e-4:
+        raise UsageError(
+            f"{source}: TensorFlow computes other outputs in a graph, different by {difference:.2g}; use layers such "
+            "as LeakyReLU, not keras.ops, or another activation"
+        )
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(model(batch.noisy, training=True))
     gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])

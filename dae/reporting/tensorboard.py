@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-from tensorboard.plugins.hparams import api as hparams_api
+
+# Not from `api`, which fails if TF_USE_LEGACY_KERAS is set.
+from tensorboard.plugins.hparams.summary_v2 import hparams as write_hparams
 
 from dae import plugins
 from dae.config import PLUGIN_FIELDS, RunConfig, map_items
@@ -120,7 +122,7 @@ class TensorBoard:
         truncate_events(self.folder / "test", -1)
         with self._writer("").as_default(step=0):
             # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
-            hparams_api.hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
+            write_hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
             rows = {"field": "value", "---": "---"} | settings | read_environment(run_dir)
             table = "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items())

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae import plugins, runtime
+from dae import machine, plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Arrays, Splits
@@ -154,9 +154,10 @@ def prepare(
         onednn,
         splits.digest,
         weights_digest,
+        machine.variables(),
     )
     if recorded is not None:
-        check_digests(config, resolved, recorded)
+        check_recorded(config, resolved, recorded)
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
     evaluation_metrics = metrics.load(config, batch)
@@ -189,11 +190,16 @@ def check_loss(task: Task, objective: Objective) -> None:
         warn(f"--bce-steps: BCE is part of the loss in all {task.total_steps} steps, until {task.config.bce_steps}")
 
 
-def check_digests(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:
-    """Raise UsageError if a run does not read the images and the initial weights that an earlier run has `recorded`.
+def check_recorded(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:
+    """Raise UsageError unless a run reads the images and the initial weights that an earlier run has `recorded`.
 
-    An empty digest is not compared.
+    An empty digest is not compared. The environment variables that change numbers must be the same too.
     """
+    if resolved.variables != recorded.variables:
+        raise UsageError(
+            f"environment: the run was made with {recorded.variables or 'no variable that changes numbers'}, now "
+            f"{resolved.variables or 'there is none'}; set the same variables (docs/reproducibility.md)"
+        )
     for source, what, got, expected in (
         (datasets.source(config), "images", resolved.data_digest, recorded.data_digest),
         (f"--start-from: {config.start_from}", "weights", resolved.weights_digest, recorded.weights_digest),

@@ -15,6 +15,7 @@ import numpy as np
 from dae.data.values import NOTE, ValueRange
 from dae.errors import UsageError, as_usage_error, shown, warn
 from dae.files import atomic_path
+from dae.machine import keras_defaults
 from dae.workdir import hdf5_check
 from dae.workdir.workdir import REPORT, read_report
 
@@ -23,6 +24,7 @@ MODEL_FILES = ("model.keras", "model.h5")
 OUTPUTS = (-0.5, 1.5)
 
 
+@keras_defaults()
 def load_model(path: str | Path) -> keras.Model:
     """Load the model of a finished run's folder, or of a .keras or .h5 file.
 

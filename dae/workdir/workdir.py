@@ -24,7 +24,7 @@ from dae import config as config_module
 from dae import plugins, resolved
 from dae.config import RunConfig, config_for_resume, flag, to_json
 from dae.errors import UsageError, as_usage_error, first_line, warn
-from dae.files import TEMPORARY, atomic_write
+from dae.files import TEMPORARY, atomic_write, check_utf8
 from dae.resolved import Resolved
 from dae.runtime import cores, cpu_name
 
@@ -110,6 +110,7 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
     if run_dir is None and resume:
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
+    check_utf8(path)
     with locked(path) if is_chief else tempfile.TemporaryDirectory() as temporary:
         run = Workdir(path, Path(temporary or path), config)
         if has_run(path):
