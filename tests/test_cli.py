@@ -184,3 +184,20 @@ def test_a_run_that_fails_exits_with_1(tmp_path):
     assert "finite" in done.stderr
     assert "--learning-rate" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [("25/255", 25 / 255), ("0 55/255", (0.0, 55 / 255)), ("0.1", 0.1), ("1", 1.0), ("12.75/255", 0.05)],
+)
+def test_numbers_can_be_written_as_fractions_and_are_recorded_as_numbers(line, level):
+    config = parse(f"--noise-level {line}").config
+    assert config.noise_level == level
+    recorded = json.loads(to_json(config))["noise_level"]
+    assert recorded == (list(level) if isinstance(level, tuple) else level)
+
+
+@pytest.mark.parametrize("text", ["1/0", "25/", "/255", "1/2/3", "a/b"])
+def test_fractions_that_are_not_numbers_are_rejected(text):
+    with pytest.raises(UsageError, match="--noise-level"):
+        parse(f"--noise-level {text}")

@@ -80,7 +80,7 @@ def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
     """Return the function that computes the same as `layer` where TensorFlow cannot, or None if there is no need."""
     if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
         return _enlargement(layer)
-    is_leaky = isinstance(layer, keras.layers.LeakyReLU) or getattr(layer, "negative_slope", None)
+    is_leaky = isinstance(layer, keras.layers.LeakyReLU | keras.layers.ReLU) and layer.negative_slope
     if is_leaky or (isinstance(layer, keras.layers.Activation) and layer.activation not in _SAFE_ACTIVATIONS):
         return _alone(layer)
     return None

@@ -29,8 +29,8 @@ def load_model(path: str | Path) -> keras.Model:
     """Load the model of a finished run's folder, or of a .keras or .h5 file.
 
     The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range. The file need not be trusted: Keras runs
-    no code from it (safe mode), and memory stays bounded. Raises UsageError if there is no such model, or if the
-    outputs of one that is not a run's show that it takes or returns other values.
+    no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises UsageError
+    if there is no such model, or if the outputs of one that is not a run's show that it takes or returns other values.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,8 +43,7 @@ def load_model(path: str | Path) -> keras.Model:
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
     with as_usage_error(path, "not a readable model", Exception):  # Keras, h5py and zipfile raise many types
-        if path.suffix == ".h5":
-            hdf5_check.check(path)
+        hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
             weights = keras.models.load_model(path, compile=False).count_params()

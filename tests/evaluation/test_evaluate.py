@@ -11,7 +11,7 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, make_evaluator
+from dae.evaluation.evaluate import check_fits, compiled_by_shape, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
 from dae.replicas import Replicas
 
@@ -67,6 +67,19 @@ def test_images_that_the_model_does_not_take_are_rejected(identity, mnist):
     check_fits(identity, tall)
     with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 56 x 28$"):
         check_fits(dense, tall)
+
+
+def test_graphs_of_the_last_32_sizes_are_kept():
+    traced = []
+
+    def total(images: tf.Tensor) -> tf.Tensor:
+        traced.append(images.shape[1])
+        return tf.reduce_sum(images)
+
+    compiled = compiled_by_shape(total)
+    for side in (*range(1, 41), 40, 9, 8):
+        assert compiled(tf.ones([1, side, side, 1])) == side**2
+    assert traced == [*range(1, 41), 8]
 
 
 MANY_SIZES = """
