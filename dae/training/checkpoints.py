@@ -4,10 +4,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dae.errors import RunError, first_line, warn
+import keras
+import tensorflow as tf
+
+from dae import config as config_module
+from dae import resolved
+from dae.errors import RunError, UsageError, as_usage_error, first_line, warn
+from dae.models import networks
 from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
 from dae.training.workers import check_states
+from dae.workdir.workdir import CONFIG
 
 LATEST_KEPT = 3
 
@@ -40,14 +47,16 @@ class Checkpoints:
             self._save(self._best, 1)
         self.save()
 
-    def restore_latest(self) -> None:
+    def restore_latest(self, every: int = 1) -> None:
         """Restore the latest intact checkpoint, if there are any, and remove later ones, which will be written again.
 
-        Warns of each damaged one; raises RunError if none is intact. For the chief only; `share` must follow.
+        Only those count whose step is a multiple of `every`. Warns of each damaged one; raises RunError if none is
+        intact. For the chief only; `share` must follow.
         """
-        if saved_in(self._latest) and not self._restore(self._latest):
+        if (saved_in(self._latest) or every > 1) and not self._restore(self._latest, every):
             raise RunError(
-                f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run"
+                f"none of the checkpoints in {self._latest} {'is of a whole epoch' if every > 1 else 'can be read'}; "
+                "restore the folder, or start another run"
             )
         for folder in (self._latest, self._best):
             _keep(folder, [prefix for prefix in saved_in(folder) if _step(prefix) <= int(self._state.step)])
@@ -79,15 +88,35 @@ class Checkpoints:
         self._state.write(str(prefix))
         _keep(folder, saved_in(folder)[-kept:])
 
-    def _restore(self, folder: Path) -> bool:
+    def _restore(self, folder: Path, every: int = 1) -> bool:
         # TensorFlow verifies the checksum of every tensor it reads, and assert_consumed that none is missing.
-        for prefix in reversed(saved_in(folder)):
+        for prefix in reversed([prefix for prefix in saved_in(folder) if _step(prefix) % every == 0]):
             try:
                 self._state.read(str(prefix)).assert_consumed()
                 return True
             except Exception as error:  # TensorFlow's reader raises a different type for each kind of damage
                 warn(f"checkpoint {prefix} is damaged and skipped ({first_line(error)})")
         return False
+
+
+def restored_model(run: Path) -> keras.Model:
+    """Return the network of a run that is not finished, with the weights of its best checkpoint.
+
+    Without validation images, they are those of its latest one. A warning names it. Raises UsageError if there is no
+    checkpoint, or if it cannot be read.
+    """
+    folder = run / "checkpoints"
+    prefixes = saved_in(folder / "best") or saved_in(folder / "latest")
+    if not prefixes:
+        raise UsageError(f"{run}: not a finished run, and without a checkpoint; resume it first")
+    config = config_module.read(run / CONFIG)
+    model = networks.build(config, resolved.read(run).image_shape)
+    name = "model" if config.ema_decay is None else "average"
+    with as_usage_error(prefixes[-1], "not a readable checkpoint of this network", Exception):  # TensorFlow has many
+        restored = tf.train.Checkpoint(**{name: model}).read(str(prefixes[-1]))
+        restored.assert_existing_objects_matched().expect_partial()
+    warn(f"{run} is not finished: using its checkpoint {prefixes[-1]}")
+    return model
 
 
 def saved_in(folder: Path) -> list[Path]:

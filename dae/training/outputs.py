@@ -14,21 +14,23 @@ from dae.workdir import model_files, workdir
 
 
 def write(
-    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints
+    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints, epochs: int
 ) -> dict[str, float]:
-    """Write everything to `folder`, and return the report; of several workers, only the chief writes.
+    """Write everything to `folder`, and return the report, of `epochs` epochs; of several workers, the chief writes.
 
     The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates.
     """
     if len(task.data.validation):
         checkpoints.restore_best()
     report = {
+        "epochs": epochs,
         "epoch": int(state.step) // task.steps_per_epoch,
         "parameters": task.evaluated_model.count_params(),
         **evaluate("test", task.batches("test")),
     }
     if not task.replicas.is_chief:
         return report
+    (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
     for name in model_files.MODEL_FILES:
         model = sizes.any_size(task.evaluated_model)
         model_files.save_model(model, folder / name, task.resolved.value_range)

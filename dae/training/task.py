@@ -147,6 +147,7 @@ def prepare(
     resolved = Resolved(
         levels,
         brightness,
+        image_shape,
         splits.train.value_range,
         len(splits.validation),
         shards,

@@ -118,7 +118,8 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
                 raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
             saved = config_module.read(path / CONFIG)
             config, is_longer = config_for_resume(saved, config, path), config.epochs > saved.epochs
-            report = read_report(path) if (path / REPORT).exists() and not is_longer else None
+            report = read_report(path) if (path / REPORT).exists() else None
+            report = report if report and report.get("epochs", 0) >= config.epochs else None
             run = Workdir(path, run.output, config, resolved.read(path), is_longer, report)
         yield run
 
@@ -143,7 +144,9 @@ def start(path: Path, config: RunConfig, derived: Resolved) -> None:
 
 
 def reopen(path: Path, config: RunConfig, epochs: int) -> None:
-    """Mark the run in `path` as unfinished, and record `config`, which may ask for more than the `epochs` done so far.
+    """Record `config`, which may ask for more than the `epochs` done so far, in the run in `path`.
+
+    A report and model files of fewer epochs stay until the run has others.
 
     Raises UsageError, before anything is changed, if a file of the run is damaged. Warns if versions or the processor
     have changed since the run was started, because the last bits of its results may then differ.
@@ -153,7 +156,6 @@ def reopen(path: Path, config: RunConfig, epochs: int) -> None:
     for name in ("versions", "cpu"):
         if before[name] != now[name]:
             warn(f"{path}: {name} was {before[name]}, now {now[name]}; the last bits of results may differ")
-    (path / REPORT).unlink(missing_ok=True)
     _write_config(path, config)
 
 

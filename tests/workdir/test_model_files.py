@@ -277,11 +277,12 @@ def test_a_model_that_is_missing_from_a_finished_run_is_rejected_with_what_to_do
 def test_files_that_are_not_models_are_rejected(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "unfinished" / "checkpoints")
     for name in ("text.h5", "text.keras", "model.pb"):
         (tmp_path / name).write_text("no model")
     keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
     for name, message in {
-        "unfinished": "not a finished run",
+        "unfinished": "not a finished run, and without a checkpoint",
         "none.h5": "no such run's folder or model file",
         "text.h5": "not a readable model",
         "text.keras": "not a readable model",
