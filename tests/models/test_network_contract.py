@@ -80,7 +80,7 @@ def operations(image_shape):
 class Residual(layers.Layer):
     def __init__(self):
         super().__init__()
-        self.convolution = layers.Conv2D(8, 3, padding="same")
+        self.convolution = layers.Conv2D(1, 3, padding="same")
 
     def call(self, x):
         return keras.ops.leaky_relu(x + self.convolution(x), 0.9)
