@@ -82,7 +82,7 @@ def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
     if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
         return _enlargement(layer)
     is_unsafe = isinstance(layer, keras.layers.Activation) and layer.activation not in _SAFE_ACTIVATIONS
-    if is_unsafe or getattr(layer, "negative_slope", 0):
+    if is_unsafe or getattr(layer, "negative_slope", False):
         return _alone(layer)
     return None
 
