@@ -242,42 +242,18 @@ def test_an_activation_after_the_sum_of_a_residual_block_is_computed_as_keras_do
 
 
 ACTIVATIONS = [
-    "relu",
-    "relu6",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "mish",
-    "softplus",
-    "softsign",
-    "tanh",
-    "sigmoid",
-    "hard_sigmoid",
-    "hard_silu",
-    "hard_tanh",
-    "leaky_relu",
-    "log_sigmoid",
-    "exponential",
-    "celu",
-    "sparse_plus",
-    "squareplus",
-    "soft_shrink",
-    "tanh_shrink",
-    "softmax",
+    *("relu", "relu6", "elu", "selu", "gelu", "silu", "mish", "softplus", "softsign", "tanh", "sigmoid", "leaky_relu"),
+    *("hard_sigmoid", "hard_silu", "hard_tanh", "log_sigmoid", "exponential", "celu", "sparse_plus", "squareplus"),
+    *("soft_shrink", "tanh_shrink", "softmax"),
 ]
 CONNECTIONS = [
-    "conv",
-    "conv_add",
-    "conv_1x1_add",
-    "pad_conv_add",
-    "conv_normalized",
-    "conv_normalized_add",
-    "depthwise_add",
-    "separable_add",
-    "dense_add",
-    "transposed_add",
+    *("conv", "conv_add", "conv_1x1_add", "pad_conv_add", "conv_normalized", "conv_normalized_add"),
+    *("depthwise_add", "separable_add", "dense_add", "transposed_add"),
 ]
+
+
+def test_an_operation_after_the_sum_of_a_residual_block_is_computed_as_keras_does():
+    check_graph(residual(lambda x: keras.ops.leaky_relu(x, 0.7)))
 
 
 @pytest.mark.slow
