@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dae.evaluation.evaluate import Evaluate, denoise_samples
+from dae.evaluation.metrics import psnr_of_mse
 from dae.models import sizes
 from dae.reporting import plots, tensorboard
 from dae.training.checkpoints import Checkpoints
@@ -25,6 +26,7 @@ def write(
         "parameters": task.evaluated_model.count_params(),
         **evaluate("test", task.batches("test")),
     }
+    report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
     if not task.replicas.is_chief:
         return report
     for name in model_files.MODEL_FILES:
