@@ -54,7 +54,7 @@ MISTAKES = [
     (f"{SMALL} --model {{}}/networks.py:plane", ["networks.py: unknown name 'plane'; did you mean 'plain'?"]),
     (f"{SMALL} --loss {{}}/losses.py:Moving --shards 2", ["losses.py:Moving has a method `update`", "--shards 1"]),
     (f"{SMALL} --loss {{}}/none.py:f", ["--loss: {}/none.py: cannot be read (no such file)"]),
-    (f"{SMALL} --metrics {{}}/noises.py:flat", ["--metrics"]),
+    (f"{SMALL} --metrics {{}}/noises.py:flat", ["--metrics: {}/noises.py:flat: expected (clean, denoised)"]),
     # Initial weights
     (f"{SMALL} --start-from none", ["--start-from: ", "none: no such run's folder or model file"]),
     (f"{SMALL} --start-from {{}}", ["--start-from: {}: not a finished run"]),

@@ -60,7 +60,7 @@ def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
         name = plugins.label(text)
         source = f"--metrics: {plugins.source(text)}"
         user_function = plugins.load({}, text, "--metrics")
-        if name in functions or name == "loss" or name.startswith("loss_"):
+        if name in {*functions, "loss", "psnr_of_mean_mse"} or name.startswith("loss_"):
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
         function = ImageFunction(user_function, source, inputs=())
         with plugins.errors_with_line(source, plugins.file_of(user_function)):

@@ -36,6 +36,7 @@ def text(accumulator: EventAccumulator, tag: str) -> str:
 def test_curves_have_the_values_of_the_run(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
+    assert report["test_psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(report["test_mse"]))
     assert scalar_values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
 
 
