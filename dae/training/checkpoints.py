@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -27,7 +28,16 @@ class Checkpoints:
     get the state from it.
     """
 
-    def __init__(self, folder: Path, state: TrainState, replicas: Replicas = ALONE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainState,
+        replicas: Replicas = ALONE,
+        steps_per_epoch: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Save to and restore from `folder`; `check` is called before each checkpoint is written."""
+        self._steps_per_epoch, self._check = steps_per_epoch, check
         self._latest, self._best, self._state = folder / "latest", folder / "best", state
         self._replicas = replicas
 
@@ -47,23 +57,25 @@ class Checkpoints:
             self._save(self._best, 1)
         self.save()
 
-    def restore_latest(self, every: int = 1) -> None:
+    def restore_latest(self, whole_epochs: bool = False) -> None:
         """Restore the latest intact checkpoint, if there are any, and remove later ones, which will be written again.
 
-        Only those count whose step is a multiple of `every`. Warns of each damaged one; raises RunError if none is
-        intact. For the chief only; `share` must follow.
+        With `whole_epochs`, only the ends of epochs count, and UsageError is raised if there is none. Warns of each
+        damaged one; raises RunError if none is intact. For the chief only; `share` must follow.
         """
-        if (saved_in(self._latest) or every > 1) and not self._restore(self._latest, every):
+        prefixes = self._epoch_ends() if whole_epochs else saved_in(self._latest)
+        if whole_epochs and not prefixes:
+            raise UsageError(f"--finish: {self._latest} has no checkpoint of a whole epoch; continue without --finish")
+        if prefixes and not self._restore(prefixes):
             raise RunError(
-                f"none of the checkpoints in {self._latest} {'is of a whole epoch' if every > 1 else 'can be read'}; "
-                "restore the folder, or start another run"
+                f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run"
             )
         for folder in (self._latest, self._best):
             _keep(folder, [prefix for prefix in saved_in(folder) if _step(prefix) <= int(self._state.step)])
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; if it is missing or damaged, warn and restore the latest."""
-        if self._replicas.is_chief and not self._restore(self._best):
+        if self._replicas.is_chief and not self._restore(saved_in(self._best)):
             warn(f"{self._best} has no intact checkpoint; using the last epoch")
             self.restore_latest()  # the damaged one may have been restored in part
         self.share()
@@ -84,13 +96,19 @@ class Checkpoints:
                 self._state.read(prefix).assert_consumed()
 
     def _save(self, folder: Path, kept: int) -> None:
+        self._check()
         prefix = folder / f"ckpt-{int(self._state.step)}"
         self._state.write(str(prefix))
-        _keep(folder, saved_in(folder)[-kept:])
+        # With the last end of an epoch, after which the run can be finished.
+        ends = self._epoch_ends()[-1:] if folder == self._latest else []
+        _keep(folder, [*saved_in(folder)[-kept:], *ends])
 
-    def _restore(self, folder: Path, every: int = 1) -> bool:
+    def _epoch_ends(self) -> list[Path]:
+        return [prefix for prefix in saved_in(self._latest) if _step(prefix) % self._steps_per_epoch == 0]
+
+    def _restore(self, prefixes: list[Path]) -> bool:
         # TensorFlow verifies the checksum of every tensor it reads, and assert_consumed that none is missing.
-        for prefix in reversed([prefix for prefix in saved_in(folder) if _step(prefix) % every == 0]):
+        for prefix in reversed(prefixes):
             try:
                 self._state.read(str(prefix)).assert_consumed()
                 return True

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dae.data.pipeline import sample_batch
 from dae.evaluation.evaluate import Evaluate
+from dae.evaluation.metrics import psnr_of_mse
 from dae.models import sizes
 from dae.models.fused_layers import fused
 from dae.reporting import plots, tensorboard
@@ -28,6 +29,7 @@ def write(
         "parameters": task.evaluated_model.count_params(),
         **evaluate("test", task.batches("test")),
     }
+    report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
     if not task.replicas.is_chief:
         return report
     (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs

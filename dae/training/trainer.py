@@ -105,7 +105,7 @@ def train(
             report = train_task(task, run, console, profile, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
+            hint = f"continue from the last checkpoint, if there is one, with --resume --run-dir {run.path}"
             raise RunError(f"{lost}{first_line(error)}; {hint}") from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
@@ -119,9 +119,9 @@ def train_task(
 ) -> dict[str, float]:
     """Start or restore the run of `task`, train it unless it is to `finish`, write its results; return its report."""
     state, config = task.new_state(), task.config
-    checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas)
+    checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas, task.steps_per_epoch, run.check)
     if run.recorded is not None and task.replicas.is_chief:
-        checkpoints.restore_latest(task.steps_per_epoch if finish else 1)
+        checkpoints.restore_latest(whole_epochs=finish)
         workdir.reopen(run.path, config, int(state.step) // task.steps_per_epoch)
         console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
     else:
@@ -136,9 +136,7 @@ def train_task(
     train_loop = make_train_loop(train_step, state)
     step = int(state.step)
     with (
-        Logger(
-            run.output, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples
-        ) as logger,
+        Logger(run, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples) as logger,
         profiled(train_loop, logger.tensorboard.folder, profile and task.replicas.is_chief) as train_loop,
         Interruption(task.replicas) as interruption,
     ):
@@ -147,6 +145,7 @@ def train_task(
             logger.tensorboard.write_graph(train_step.get_concrete_function(spec).graph)
         if not finish:
             train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
+    run.check()
     epochs = int(state.step) // task.steps_per_epoch if finish else config.epochs
     report = outputs.write(run.output, task, state, evaluate, checkpoints, epochs)
     task.replicas.exchange(b"")  # wait until the chief has written everything

@@ -62,9 +62,9 @@ def test_a_stopped_run_is_used_with_its_checkpoint_finished_early_and_continued(
 
 def test_a_finished_run_that_is_extended_by_mistake_keeps_its_report_and_model(finished_run, files, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(finished_run(""), run)
+    shutil.copytree(finished_run("pairs"), run)
     before, report = weights(run), read_report(run)
-    longer = config_of(files, epochs=1000)
+    longer = config_of(files, "pairs", epochs=1000)
     train_one_epoch(longer, run, resume=True)
     assert (read_report(run), same(weights(run), before)) == (report, True)
     assert f"after {report['epochs']} of 1000 epochs" in capsys.readouterr().err
@@ -78,5 +78,22 @@ def test_what_cannot_be_finished_is_rejected(files, tmp_path):
     (end,) = saved_in(tmp_path / "run/checkpoints/latest")[-1:]
     for file in end.parent.glob(f"{end.name}.*"):  # as if it had stopped within the first epoch
         file.unlink()
-    with pytest.raises(RunError, match="is of a whole epoch"):
+    with pytest.raises(UsageError, match=r"--finish: .* has no checkpoint of a whole epoch"):
         trainer.train(config, tmp_path / "run", resume=True, finish=True, quiet=True)
+
+
+@pytest.mark.parametrize("happens", ["renamed", "deleted", "replaced"])
+def test_a_run_whose_folder_is_another_one_stops_and_writes_nothing(happens, files, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    def change(line):
+        run.rename(moved)
+        if happens == "deleted":
+            shutil.rmtree(moved)
+        elif happens == "replaced":
+            run.mkdir()
+
+    with pytest.raises(RunError, match=f"^--run-dir: {run} was renamed, deleted or replaced during the run"):
+        trainer.train(config_of(files, epochs=2), run, quiet=True, on_epoch_end=change)
+    assert not run.exists() or not list(run.iterdir())
+    assert happens == "deleted" or dae.load_model(moved)

@@ -81,7 +81,11 @@ def test_evaluate_reports_the_metrics_of_the_run(model, run_script, tiny_run, tm
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == ""
     assert f"BCE {report['test_bce']:.4f}" in completed.stdout
-    assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in completed.stdout
+    assert (
+        f"PSNR {report['test_psnr']:.2f} dB ({report['test_psnr_of_mean_mse']:.2f} dB of the mean MSE)"
+        in completed.stdout
+    )
+    assert f"SSIM {report['test_ssim']:.3f}" in completed.stdout
     folder = tmp_path if model == "alone.h5" else run
     assert (folder / "evaluation.png").read_bytes() == (run / "denoised.png").read_bytes()
 
