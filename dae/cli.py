@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +16,7 @@ import tyro
 from dae import config as config_module
 from dae import resolved
 from dae.config import PRESETS, REMOVED, RunConfig, flag
-from dae.errors import Interrupted, RunError, UsageError, lookup
+from dae.errors import Interrupted, RunError, UsageError, first_line, lookup, muted_stderr
 from dae.resolved import Resolved
 
 
@@ -125,6 +125,27 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     return parse(arguments_class, argv, default=arguments_class(**groups))
 
 
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Let numbers be written as fractions, such as noise levels of 25/255."""
+
+    def parsed(texts: list[str]) -> float:
+        numerator, slash, denominator = texts[0].partition("/")
+        divisor = float(denominator) if slash else 1.0
+        if not divisor:
+            raise ValueError("division by zero")
+        return float(numerator) / divisor
+
+    if info.type is not float:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        1, "FLOAT", parsed, lambda value: isinstance(value, float | int), lambda value: [str(value)]
+    )
+
+
 def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) -> Any:
     """Return the command line as a dataclass; `options` are those of `tyro.cli`.
 
@@ -133,7 +154,8 @@ def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) 
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(arguments_class, args=argv, config=[tyro.conf.OmitArgPrefixes], **options)
+            config = [tyro.conf.OmitArgPrefixes]
+            return tyro.cli(arguments_class, args=argv, config=config, registry=_registry, **options)
     except SystemExit as exit:
         if not exit.code:
             raise
@@ -162,22 +184,15 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
-    with contextlib.nullcontext() if is_shown else _mute_stderr():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
-
-
-@contextlib.contextmanager
-def _mute_stderr() -> Iterator[None]:
-    """Drop what is written to the file descriptor of stderr."""
-    sys.stderr.flush()
-    with open(os.devnull, "wb") as devnull, open(os.dup(2), "wb") as stderr:
-        os.dup2(devnull.fileno(), 2)
+    with contextlib.nullcontext() if is_shown else muted_stderr():
         try:
-            yield
-        finally:
-            os.dup2(stderr.fileno(), 2)
+            import tensorflow as tf
+
+            from dae import machine
+        except (AssertionError, AttributeError, TypeError, ValueError) as error:  # whose messages do not name the file
+            raise UsageError(f"keras.json in KERAS_HOME or ~/.keras: cannot be used ({first_line(error)})") from None
+        tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
+        machine.set_keras()
 
 
 def run(main: Callable[[], object]) -> NoReturn:

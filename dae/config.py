@@ -10,7 +10,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -20,6 +20,8 @@ from dae.losses import expression
 
 # The value of `data` for arrays that were passed to `dae.train`.
 PYTHON_DATA = "python:data"
+# Fields whose files can move between the parts of a run, because their digests are compared.
+PATH_FIELDS = ("data", "noisy", "clean", "start_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,11 @@ class DataConfig:
     """Data set: mnist (part of the package), fashion_mnist or cifar10 (both downloaded by Keras)."""
     data: str | None = None
     """Path of your images, instead of --dataset: a folder of pictures, an .npz, .npy or IDX file, or a folder of IDX
-    files."""
+    files. Names of folders say which images are for training, for tests, noisy or clean."""
+    noisy: str | None = None
+    """Folder of the noisy pictures, with --clean and instead of --data, whatever the names say."""
+    clean: str | None = None
+    """Folder of the clean pictures, which have the names of the noisy ones; alone: of clean pictures only."""
     image_size: int | tuple[int, int] | None = None
     """Resize pictures, and crop them to the centre, to this many pixels: one side, or height and width."""
     skip_broken: bool = False
@@ -40,6 +46,9 @@ class DataConfig:
     value_range: tuple[float, float] | None = None
     """Dynamic range of your images, the values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1
     for floats)."""
+    axes: str | None = None
+    """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
+    channels, others count images (default: by the shape, where it leaves no doubt)."""
     patch_size: int | None = None
     """Train on random square crops of this many pixels, from images of any sizes; whole images are evaluated."""
     augment: bool = False
@@ -171,8 +180,10 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
 
     def __post_init__(self) -> None:
         for name, expected in _field_types().items():
-            value = _recorded_functions(getattr(self, name), name) if name in PLUGIN_FIELDS else getattr(self, name)
+            value = getattr(self, name)
             try:
+                if name in PLUGIN_FIELDS:
+                    value = map_items(value, functools.partial(_recorded, name))
                 object.__setattr__(self, name, _coerce(value, expected))
             except TypeError:
                 problem = f"expected {inspect.formatannotation(expected)}, got {shown(value)}"
@@ -185,14 +196,15 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
-        self._make_canonical()
-
-    def _make_canonical(self) -> None:
+        if self.noisy is not None and self.clean is None:
+            raise UsageError(f"--noisy: {self.noisy} needs --clean, a folder with a clean picture for each noisy one")
+        if self.data is not None and self.clean is not None:
+            raise UsageError(f"--clean: {self.clean} stands instead of --data, which is {self.data}")
         object.__setattr__(self, "loss", expression.canonical(self.loss))
         for name in PLUGIN_FIELDS:
             resolve = functools.partial(plugins.with_absolute_paths_and_digests, flag=flag(name))
-            object.__setattr__(self, name, map_texts(getattr(self, name), resolve))
-        for name in ("data", "start_from"):
+            object.__setattr__(self, name, map_items(getattr(self, name), resolve))
+        for name in PATH_FIELDS:
             if (path := getattr(self, name)) and path != PYTHON_DATA:
                 object.__setattr__(self, name, os.path.abspath(path))
 
@@ -207,10 +219,8 @@ def _field_types() -> dict[str, Any]:
     return get_type_hints(RunConfig)
 
 
-def _recorded_functions(value: Any, name: str) -> Any:
-    """Return the value of a field of PLUGIN_FIELDS, with the text that records it in place of each Python function."""
-    if isinstance(value, list | tuple):
-        return [_recorded_functions(item, name) for item in value]
+def _recorded(name: str, value: Any) -> Any:
+    """Return a value of a field of PLUGIN_FIELDS, or for a Python function the text that records it."""
     return plugins.record(value, name) if callable(value) else value
 
 
@@ -324,7 +334,7 @@ def to_json(config: RunConfig, change: Callable[[str, str], str] = lambda name, 
 
     `change(field name, text)` gives what is written for each setting that can name users' files.
     """
-    plugin_texts = {name: map_texts(getattr(config, name), functools.partial(change, name)) for name in PLUGIN_FIELDS}
+    plugin_texts = {name: map_items(getattr(config, name), functools.partial(change, name)) for name in PLUGIN_FIELDS}
     return json.dumps({"format": FORMAT, **dataclasses.asdict(config), **plugin_texts}, indent=2) + "\n"
 
 
@@ -334,24 +344,21 @@ def from_json(text: str, source: str, folder: Path = Path()) -> RunConfig:
     Paths of users' files are relative to `folder`. Raises UsageError, naming `source`, for text that is not JSON, an
     unknown field, or a value of the wrong type or out of range.
     """
-    with as_usage_error(source):
-        return RunConfig(**_fields_in(text, folder))
 
+    def resolve_paths(value: Any) -> Any:
+        return plugins.resolve_paths(value, folder) if isinstance(value, str) else value
 
-def _fields_in(text: str, folder: Path) -> dict[str, Any]:
-    try:
+    with as_usage_error(source, "not JSON", ValueError, RecursionError):
         fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"expected a JSON object, got a {type(fields).__name__}")
-    version = fields.pop("format", FORMAT)
-    if version != FORMAT:
-        raise UsageError(f"expected format {FORMAT}, got {version!r}, of another version of dae")
-    for name in PLUGIN_FIELDS:
-        if isinstance(fields.get(name), str | list):
-            fields[name] = map_texts(fields[name], lambda text: plugins.resolve_paths(text, folder))
-    return fields
+    with as_usage_error(source):
+        if not isinstance(fields, dict):
+            raise UsageError(f"expected a JSON object, got a {type(fields).__name__}")
+        version = fields.pop("format", FORMAT)
+        if version != FORMAT:
+            raise UsageError(f"expected format {FORMAT}, got {version!r}, of another version of dae")
+        for name in fields.keys() & PLUGIN_FIELDS:
+            fields[name] = map_items(fields[name], resolve_paths)
+        return RunConfig(**fields)
 
 
 def read(path: Path) -> RunConfig:
@@ -366,11 +373,9 @@ def read(path: Path) -> RunConfig:
     return from_json(text, str(path), path.parent)
 
 
-def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return the value of a field of PLUGIN_FIELDS, a text or several, with `change` applied to each text."""
-    if isinstance(value, list | tuple):
-        return tuple(map_texts(item, change) for item in value)
-    return change(value) if isinstance(value, str) else value
+def map_items(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the value of a field of PLUGIN_FIELDS, an item or several, with `change` applied to each."""
+    return type(value)(map(change, value)) if isinstance(value, list | tuple) else change(value)
 
 
 def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> RunConfig:
@@ -389,30 +394,23 @@ def config_for_resume(saved: RunConfig, requested: RunConfig, run_dir: Path) -> 
         changes["data"] = PYTHON_DATA
     config = dataclasses.replace(requested, **changes)
     allowed = {"checkpoint_every"}
-    allowed |= {name for name in ("data", "start_from") if None not in (getattr(saved, name), getattr(config, name))}
+    allowed |= {name for name in PATH_FIELDS if None not in (getattr(saved, name), getattr(config, name))}
     if config.epochs > saved.epochs and saved.schedule == "constant":
         allowed.add("epochs")
-    if differing := differences(saved, config, allowed):
+    differences = [
+        f"{flag(name)} was {getattr(saved, name)!r}, now {getattr(config, name)!r}"
+        for name in _field_types()
+        if name not in allowed and _without_paths(saved, name) != _without_paths(config, name)
+    ]
+    if differences:
         raise UsageError(
-            f"--resume: {run_dir} is another run ({differing}); "
+            f"--resume: {run_dir} is another run ({'; '.join(differences)}); "
             "only --epochs, with a constant learning rate, can grow, and --checkpoint-every change"
         )
     return config
 
 
-def differences(before: RunConfig, now: RunConfig, allowed: Collection[str] = ()) -> str:
-    """Return the fields that differ, except those that are allowed to, with both values; or an empty string.
-
-    Paths of users' files do not count.
-    """
-    return "; ".join(
-        f"{flag(name)} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
-        for name in _field_types()
-        if name not in allowed and _without_paths(before, name) != _without_paths(now, name)
-    )
-
-
 def _without_paths(config: RunConfig, name: str) -> Any:
     """Return the value of a field, without the paths of the users' files that it names."""
     value = getattr(config, name)
-    return map_texts(value, plugins.without_paths) if name in PLUGIN_FIELDS else value
+    return map_items(value, plugins.without_paths) if name in PLUGIN_FIELDS else value

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
@@ -39,13 +40,32 @@ def warn(message: str) -> None:
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def muted_stderr() -> Iterator[None]:
+    """Drop what is written to the file descriptor of stderr, also by libraries."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as devnull, open(os.dup(2), "wb") as stderr:
+        os.dup2(devnull.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
 # Lines that TensorFlow prints before the reason of an error in a graph.
 _PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack traces unavailable>|  File |    ")
+# Keras's text on an object that it cannot load, before the reason.
+_KERAS_PREAMBLE = re.compile(r"Exception encountered: |Example error message for object <.*?>:")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first informative line of an exception's message, or its type if it has no message."""
-    return next((line for line in str(error).splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
+    """Return the first informative line of an exception's message, or its type if it has no message.
+
+    It is cut off after 200 characters.
+    """
+    message = _KERAS_PREAMBLE.split(str(error))[-1]
+    line = next((line for line in message.splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def shown(value: object) -> str:

@@ -31,6 +31,12 @@ def files_in(folder: Path, without: Path | None = None, _within: tuple[Path, ...
             yield path
 
 
+def check_utf8(path: Path) -> None:
+    """Raise UsageError unless TensorFlow, whose paths are UTF-8, finds the same `path` as Python."""
+    if os.fsencode(path.absolute()).decode(errors="replace") != str(path.absolute()):
+        raise UsageError(f"{path}: a path that is not UTF-8 to Python; set PYTHONUTF8=1, or choose another path")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to, with the same suffix; if the block succeeds, it becomes
@@ -59,19 +65,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
-    """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written."""
-    if path.suffix not in suffixes or path.is_dir():
+    """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written.
+
+    Without suffixes, it must be the path of a new folder, or of an empty one.
+    """
+    if suffixes and (path.suffix not in suffixes or path.is_dir()):
         raise UsageError(f"{flag}: {path}: expected the name of a {' or '.join(suffixes)} file")
-    _check_parent(path, flag)
-
-
-def check_output_folder(path: Path, flag: str) -> None:
-    """Raise UsageError, before any work is done, if `path` exists and is no empty folder, or cannot be written."""
-    if path.exists() and not (path.is_dir() and path.name and not any(path.iterdir())):
+    if not suffixes and path.exists() and not (path.is_dir() and path.name and not any(path.iterdir())):
         raise UsageError(f"{flag}: {path} exists; expected the name of a new folder, or of an empty one")
-    _check_parent(path, flag)
-
-
-def _check_parent(path: Path, flag: str) -> None:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{flag}: {path.parent.resolve()} is not a writable folder")

@@ -175,8 +175,10 @@ def record(function: Any, field: str) -> str:
     if not methods:
         raise UsageError(f"--{field}: expected a function or class written in Python, got {shown(function)}")
     name, code = re.sub(r"\W", "", inner.__name__), ""
-    with contextlib.suppress(OSError, TypeError):
-        code = inspect.getsource(inner)
+    # Since Python 3.13, the source of all code in "<string>" is taken to be that of `python -c`.
+    if file_of(inner) != "<string>":
+        with contextlib.suppress(OSError, TypeError):
+            code = inspect.getsource(inner)
     # Python finds the source of a lambda with the rest of its lines only, such as another lambda, or `resume=True`.
     content = code if code and name != "lambda" else repr([_bytecode(method.__code__) for method in methods])
     defaults = [

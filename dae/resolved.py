@@ -7,8 +7,10 @@ config.json alone, a machine with another number of cores gives the same images,
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_origin
 
-from dae.errors import UsageError
+from dae.data.values import ValueRange
+from dae.errors import as_usage_error
 
 FILE = "resolved.json"
 
@@ -21,6 +23,8 @@ class Resolved:
     """The lowest and the highest noise level; equal if there is one level."""
     initial_brightness: float
     """Brightness of the network's first outputs."""
+    value_range: ValueRange
+    """The values of black and white in the training images, and the type that these are stored in."""
     validation_examples: int
     """The number of validation images."""
     shards: int
@@ -33,6 +37,8 @@ class Resolved:
     """SHA-256 of all images."""
     weights_digest: str
     """SHA-256 of the weights of --start-from; empty without it."""
+    variables: str = ""
+    """The environment variables that change numbers, as NAME=value."""
 
 
 def to_json(resolved: Resolved) -> str:
@@ -42,12 +48,12 @@ def to_json(resolved: Resolved) -> str:
 
 def read(folder: Path) -> Resolved:
     """Return what the run in `folder` recorded. Raises UsageError if the file is missing or damaged."""
-    try:
+    problem = "missing or damaged; restore it, or start another run"
+    with as_usage_error(folder / FILE, problem, OSError, ValueError, TypeError, AttributeError, KeyError):
         fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        low, high = map(float, fields.pop("noise_level"))
+        low, high = map(float, fields["noise_level"])
+        fields |= {"noise_level": (low, high), "value_range": ValueRange(**fields["value_range"])}
         for name, kind in Resolved.__annotations__.items():
-            if name in fields and type(fields[name]) is not kind:
+            if name in fields and type(fields[name]) is not (get_origin(kind) or kind):
                 raise TypeError(name)
-        return Resolved(noise_level=(low, high), **fields)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        raise UsageError(f"{folder / FILE}: missing or damaged; restore it, or start another run") from None
+        return Resolved(**fields)

@@ -4,12 +4,15 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
-from dae.errors import UsageError, listed
+from dae.data.pictures import BrokenPicture
+from dae.data.values import ValueRange
+from dae.errors import UsageError, as_usage_error, listed
 from dae.inference import denoise_files
 
 
@@ -24,13 +27,15 @@ class DenoiseArguments:
     output: str
     """Folder to write to, with the subfolders of the inputs."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white (default: as the run; else 0 and 255 or 65535 for integers, 0 and 1 for floats)."""
+    """Values of black and white (default: those of the run for images of the same type; else 0 and 255 or 65535 for
+    uint8 and uint16, 0 and 1 for floats)."""
+    axes: str | None = None
+    """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
+    channels, others count images (default: by the shape, where it leaves no doubt)."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave out files that cannot be read."""
-    show: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also write each input and output side by side, as NAME-comparison.png."""
     clean: str | None = None
     """Folder of clean images, by the names of the inputs: writes metrics.csv with PSNR and SSIM before and after."""
 
@@ -39,17 +44,18 @@ def main() -> None:
     arguments = cli.parse(DenoiseArguments)
     if not arguments.inputs:
         raise UsageError("expected one or more pictures, arrays or folders to denoise")
+    if arguments.value_range is not None:
+        with as_usage_error("--value-range"):
+            ValueRange.requested(arguments.value_range, np.dtype(np.float32))
     path, output = Path(arguments.model), Path(arguments.output)
     if not path.exists():
         raise UsageError(f"{path}: no such run's folder or model file")
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
-    if arguments.value_range is not None:
-        trained = dataclasses.replace(trained, value_range=arguments.value_range)
     files, notes = denoise_files.plan(
         [Path(name) for name in arguments.inputs],
         output,
+        arguments.axes,
         clean=None if arguments.clean is None else Path(arguments.clean),
-        show=arguments.show,
         overwrite=arguments.overwrite,
         skip_broken=arguments.skip_broken,
     )
@@ -63,20 +69,20 @@ def main() -> None:
 
     runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
     denoiser = Denoiser(load_model(path))
-    for note in denoise_files.check(denoiser, files):
+    for note in denoise_files.check(denoiser, files, arguments.value_range):
         print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        results, broken = denoise_files.process(
-            denoiser, files, trained.value_range, arguments.skip_broken, progress=bar.update
-        )
+        results, failed = denoise_files.process(denoiser, files, arguments.value_range, progress=bar.update)
     seconds = time.perf_counter() - started
-    if broken:
-        print(f"skipped broken files: {listed(broken)}")
-    if arguments.clean is not None:
-        denoise_files.write_metrics(output / "metrics.csv", results)
-        print(f"{denoise_files.mean_quality(results)}; of each: {output / 'metrics.csv'}")
-    print(denoise_files.summary(files, broken, seconds, output))
+    if results:
+        print(denoise_files.write_metrics(output / "metrics.csv", results))
+    print(denoise_files.summary(files, failed, seconds, output))
+    errors = [error for error in failed.values() if not (arguments.skip_broken and isinstance(error, BrokenPicture))]
+    if errors:
+        raise UsageError(f"{errors[0]}; denoised all files but {listed(failed)}")
+    if failed:
+        print(f"skipped broken files: {listed(failed)}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class EvaluateArguments:
     """PNG file to write (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
     data: str | None = None
     """Test on these images, as --data of run.py, or on their split test (default: as the run; MNIST for a file)."""
+    noisy: str | None = None
+    """As --noisy of run.py: pairs of these pictures and those of --clean, instead of --data."""
+    clean: str | None = None
+    """As --clean of run.py, instead of --data."""
     image_size: int | tuple[int, int] | None = None
     """As --image-size of run.py, for --data."""
     skip_broken: bool = False
@@ -37,7 +41,9 @@ class EvaluateArguments:
     grey: bool = False
     """As --grey of run.py, for --data."""
     value_range: tuple[float, float] | None = None
-    """As --value-range of run.py, for --data."""
+    """As --value-range of run.py, for --data (default: as the run for images of the same type)."""
+    axes: str | None = None
+    """As --axes of run.py, for --data."""
     noise: str | None = None
     """Noise model (default: as the run; gaussian for a file)."""
     noise_level: float | tuple[float, float] | None = None
@@ -53,8 +59,9 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     trained = config.read(path / "config.json") if path.is_dir() else RunConfig()
     names = ("noise", "noise_level", "clip_noise", "seed")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    reading = {name: getattr(arguments, name) for name in ("data", "image_size", "skip_broken", "grey", "value_range")}
-    if arguments.data is not None:
+    data_names = ("data", "noisy", "clean", "image_size", "skip_broken", "grey", "value_range", "axes")
+    reading = {name: getattr(arguments, name) for name in data_names}
+    if arguments.data is not None or arguments.clean is not None:
         changes |= reading | {"train_examples": None, "validation_examples": None}
     elif given := [name for name, value in reading.items() if value]:
         raise UsageError(f"{config.flag(given[0])}: applies to --data, which is not given")
@@ -66,16 +73,18 @@ def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateAr
     """Return the model at `path` with its test images and the noise of `settings`; print what was read."""
     from dae.analysis.denoisers import model_trial
     from dae.data import datasets, noise
+    from dae.workdir.model_files import load_model, value_range_of
 
-    if arguments.data is None:
+    model = load_model(path)
+    if arguments.data is None and arguments.clean is None:
         splits = datasets.load(settings)
         images, notes = splits.test, splits.notes
     else:
-        images, notes = datasets.load_test(settings)
+        images, notes = datasets.load_test(settings, value_range_of(model))
         if images.is_paired and arguments.noise_level is None:  # noisy already, whatever the run's were
             settings = dataclasses.replace(settings, noise_level=None if arguments.noise else 0.0)
     noise.check(settings, (*images.shapes[0], images.channels), noise.level_range(settings, images.is_paired))
-    trial = model_trial(name, path, settings, images)
+    trial = model_trial(name, model, settings, images)
     print(*notes, sep="\n")
     return trial
 
@@ -102,7 +111,6 @@ def main() -> None:
     from dae import runtime
     from dae.analysis.denoisers import SAMPLES, save_sweep, score, sweep
     from dae.data.pipeline import sample_batch
-    from dae.evaluation.evaluate import Samples
     from dae.evaluation.metrics import format_metrics
     from dae.files import check_output
     from dae.reporting import plots
@@ -125,9 +133,8 @@ def main() -> None:
         (result,) = score([trial])
         means = {f"test_{metric}": mean for metric, mean in result.metrics.items()}
         print(f"{paths[0]} on {describe_noise(trial)}: {format_metrics(means)}")
-        batch = sample_batch(trial.images, trial.config, "test")
-        noisy, clean = batch.noisy[:SAMPLES], batch.clean[:SAMPLES]
-        plots.save_denoised(figure, Samples(noisy.numpy(), np.asarray(trial.denoise(noisy)), clean.numpy()))
+        samples = sample_batch(trial.images, trial.config, "test").images(0, SAMPLES)
+        plots.save_denoised(figure, samples, np.asarray(trial.denoise(samples.noisy)))
         print(f"plot: {figure}")
 
 

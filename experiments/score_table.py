@@ -115,7 +115,7 @@ def main() -> None:
         trials = [
             no_denoising(data.test, config),
             *score_table.run_trials(groups, config, data.test),
-            *(model_trial(name, path, config, data.test) for name, path in zip(names, models, strict=True)),
+            *(model_trial(name, load_model(path), config, data.test) for name, path in zip(names, models, strict=True)),
             score_table.posterior_trial(config, data, tested),
             *score_table.filter_trials(filters, config, data, tuned, tested, pool),
         ]

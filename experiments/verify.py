@@ -9,6 +9,7 @@ import tyro
 
 from dae import cli, config, resolved
 from dae.errors import Interrupted, RunError
+from dae.files import check_utf8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class VerifyArguments:
 
 def main() -> None:
     run = Path(cli.parse(VerifyArguments).run)
+    check_utf8(run)
     settings, recorded = config.read(run / "config.json"), resolved.read(run)
     os.environ.pop("TF_CONFIG", None)  # the bits are those of one process
     cli.import_tensorflow(recorded.onednn)

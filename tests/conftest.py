@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from helpers import TINY
+from helpers import EIGHT_BITS, TINY
 from hypothesis import settings
 from runs import config_of, write_files
 
@@ -15,6 +15,7 @@ from dae.config import RunConfig
 from dae.data import datasets
 from dae.models import networks
 from dae.training import trainer
+from dae.workdir.model_files import save_model
 
 runtime.select_devices(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])  # for tests of several devices
 runtime.resolve(TINY)  # sets the threads that run.py would choose
@@ -41,7 +42,7 @@ def files(mnist: datasets.Splits, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with the files that the rows of runs.py name."""
     folder = tmp_path_factory.mktemp("files")
     write_files(folder, mnist.test.pixels)
-    networks.build(config_of(folder, seed=7), (16, 16, 1)).save(folder / "start.keras")
+    save_model(networks.build(config_of(folder, seed=7), (16, 16, 1)), folder / "start.keras", EIGHT_BITS)
     return folder
 
 

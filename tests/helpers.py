@@ -3,11 +3,12 @@
 import contextlib
 import io
 import os
+import resource
 import runpy
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +24,7 @@ from tensorboard.util import tensor_util
 from dae.config import RunConfig
 from dae.data import noise
 from dae.data.pipeline import Batch
+from dae.data.values import ValueRange
 from dae.losses import composite
 from dae.losses.composite import CompositeLoss
 from dae.losses.objective import Objective
@@ -42,7 +44,8 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epochs=3)
 
 # What a run of TINY derives, but with digests that are not checked.
-RESOLVED = Resolved((0.5, 0.5), 0.13, 256, 1, 1, True, data_digest="", weights_digest="")
+EIGHT_BITS = ValueRange(0.0, 255.0, "uint8")
+RESOLVED = Resolved((0.5, 0.5), 0.13, EIGHT_BITS, 256, 1, 1, True, data_digest="", weights_digest="")
 
 # The number of damaged or hostile inputs that each fuzz test tries.
 fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")), deadline=None)
@@ -103,6 +106,24 @@ def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> 
         os.chdir(before)
     assert isinstance(exit.value.code, int)
     return subprocess.CompletedProcess(command, exit.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let this process write at most `size` bytes to one file, as on a full disk; the error is another one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def denoised_by_hand(model: keras.Model, noisy: np.ndarray) -> np.ndarray:
+    """Return the denoised image of [H, W], which is mirrored at the bottom and right up to even sides."""
+    height, width = noisy.shape
+    mirrored = np.pad(noisy, ((0, -height % 2), (0, -width % 2)), "symmetric")
+    return model(mirrored[None, ..., None], training=False).numpy()[:, :height, :width]
 
 
 def idx_bytes(images: np.ndarray) -> bytes:
@@ -194,6 +215,7 @@ def apply_gradients(
     """Return the weights after `optimizer` applied `gradients`, an array [steps, ...] for each of `starts`."""
     weights = [keras.Variable(start) for start in starts]
     optimizer.build(weights)
+    apply = tf.function(lambda *step_gradients: optimizer.apply(list(step_gradients), weights))
     for step_gradients in zip(*gradients, strict=True):
-        optimizer.apply([tf.constant(gradient) for gradient in step_gradients], weights)
+        apply(*map(tf.constant, step_gradients))
     return [weight.numpy() for weight in weights]

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dae import config as config_module
-from dae import plugins
 from dae.config import RunConfig, flag
 from dae.errors import UsageError
 
@@ -56,24 +55,15 @@ def test_json_round_trip_returns_an_equal_config(config):
 
 
 @fuzz
-@given(JSON_VALUES | st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES))
-def test_any_json_is_a_valid_config_or_rejected_with_its_source(value):
+@given(st.text() | (JSON_VALUES | st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES)).map(json.dumps))
+def test_any_text_is_a_valid_config_or_rejected_with_its_source(text):
     try:
-        config = config_module.from_json(json.dumps(value), "here.json")
+        config = config_module.from_json(text, "here.json")
     except UsageError as error:
         assert str(error).startswith("here.json: ")
         assert "\n" not in str(error)
     else:
         assert config_module.from_json(config_module.to_json(config), "again") == config
-
-
-@fuzz
-@given(st.text())
-def test_any_text_is_a_valid_config_or_rejected(text):
-    try:
-        config_module.from_json(text, "here.json")
-    except UsageError as error:
-        assert str(error).startswith("here.json: ")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +75,6 @@ def test_any_text_is_a_valid_config_or_rejected(text):
         ({"noise_level": (0.1, math.nan)}, "--noise-level: .* nan"),
         ({"image_size": (28, 10)}, r"--image-size: .*\b11\b.* got \(28, 10\)$"),
         ({"learning_rate": math.nan}, "--learning-rate: .* got nan$"),
-        ({"batch_size": 0}, "--batch-size: .* got 0$"),
         ({"seed": -1}, "--seed: .* got -1$"),
         ({"seed": 2**63}, "--seed: .* got 9223372036854775808$"),
         ({"initial_brightness": 0.0}, "--initial-brightness: .* got 0.0$"),
@@ -96,26 +85,19 @@ def test_any_text_is_a_valid_config_or_rejected(text):
         ({"epochs": 2.5}, "--epochs: .*int.* got 2.5$"),
         ({"epochs": True}, "--epochs: .*int.* got True$"),
         ({"epochs": "3"}, "--epochs: .*int.* got '3'$"),
-        ({"epochs": None}, "--epochs: .*int.* got None$"),
         ({"clip_noise": 1}, "--clip-noise: .*bool.* got 1$"),
-        ({"onednn": "yes"}, "--onednn: .*bool.* got 'yes'$"),
         ({"loss": 3}, "--loss: expected str, got 3$"),
         ({"loss": [json.dumps]}, r"--loss: expected str, got \['python:dumps@"),
-        ({"noise": None}, "--noise: expected str, got None$"),
         ({"data": np.zeros((2, 28, 28))}, r"--data: expected a path; .* dae.train\(RunConfig\(...\), data=arrays\)$"),
         ({"metrics": json.dumps}, r"--metrics: expected tuple\[str, ...\], got 'python:dumps@"),
-        ({"metrics": "a.py:f"}, r"--metrics: expected tuple\[str, ...\], got 'a.py:f'$"),
         ({"metrics": [json.dumps, 3]}, r"--metrics: expected tuple\[str, ...\], got \['python:dumps@.*', 3\]$"),
         ({"optimizer": len}, "--optimizer: .*str.* got <built-in function len>$"),
-        ({"learning_rate": False}, "--learning-rate: .*float.* got False$"),
         ({"noise_level": [0.5, "x"]}, r"--noise-level: .*float.* got \[0.5, 'x'\]$"),
-        ({"noise_level": [0.1]}, r"--noise-level: .*float.* got \[0.1\]$"),
         ({"noise_level": (0.1, 0.2, 0.3)}, r"--noise-level: .*float.* got \(0.1, 0.2, 0.3\)$"),
         ({"noise_level": 10**400}, r"--noise-level: .*float.* got 10+\.\.\.$"),
         ({"epochs": 10**5000}, r"--epochs: .* got a value of the type int$"),
         ({"seed": np.zeros((3, 3))}, r"--seed: .*int.* got array\(\[\[0"),
         ({"image_size": [28, 28.5]}, r"--image-size: .*int.* got \[28, 28.5\]$"),
-        ({"data": 3}, "--data: .*str.* got 3$"),
     ],
 )
 def test_a_value_out_of_range_or_of_the_wrong_type_is_rejected_by_flag_and_value(values: dict[str, Any], message):
@@ -167,26 +149,6 @@ def test_a_field_that_was_removed_says_what_replaces_it():
             make(**values)
     with pytest.raises(UsageError, match=r"^a\.json: RunConfig: reduction was removed"):
         config_module.from_json('{"reduction": "fast"}', "a.json")
-
-
-def first(clean, denoised):
-    return clean
-
-
-def second(clean, denoised):
-    return denoised
-
-
-def test_functions_are_recorded_as_text_where_a_name_or_a_file_is_allowed():
-    values: dict[str, Any] = {"loss": first, "model": second, "noise": first, "metrics": (first, second, "python:x@")}
-    config = RunConfig(**values)
-    texts = (config.loss, config.model, config.noise, *config.metrics[:2])
-    assert [text.partition("@")[0] for text in texts] == [
-        f"python:{name}" for name in ["first", "second", "first", "first", "second"]
-    ]
-    assert [plugins.load({}, text, "--loss") for text in texts] == [first, second, first, first, second]
-    assert RunConfig(**values) == config == config_module.from_json(config_module.to_json(config), "x")
-    assert RunConfig(**{**values, "loss": second}) != config
 
 
 def test_a_configuration_is_canonical_once_it_is_made(tmp_path, monkeypatch):
@@ -249,13 +211,9 @@ def test_ints_become_floats_and_lists_become_tuples():
         ("[" * 100_000, "JSON"),
         ('{"epoch": 3}', "'epoch'; did you mean 'epochs'[?]"),
         ('{"epochs": "3"}', "--epochs: .*int.*'3'"),
-        ('{"epochs": true}', "--epochs: .*int.*True"),
-        ('{"format": 1}', "format 6, got 1"),
         ('{"format": 7}', "format 6, got 7"),
         ('{"format": "2"}', "format 6, got '2'"),
         ('{"noise_level": 1e999}', "--noise-level: .*inf"),
-        ('{"noise_level": [0.1, "x"]}', "--noise-level: .*float"),
-        ('{"noise_level": [0.5, 0.1]}', "--noise-level: .*ascending"),
     ],
 )
 def test_an_invalid_config_file_is_rejected_with_the_reason(text, message):
@@ -263,11 +221,9 @@ def test_an_invalid_config_file_is_rejected_with_the_reason(text, message):
         config_module.from_json(text, "x.json")
 
 
-def test_a_folder_without_a_run_and_a_missing_file_are_named(tmp_path):
+def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UsageError, match=rf"^{tmp_path}: not a run's folder \(it has no config\.json\)$"):
         config_module.read(tmp_path / "config.json")
-    with pytest.raises(UsageError, match=r"none\.json: cannot be read \(.*No such file"):
-        config_module.read(tmp_path / "none.json")
 
 
 def test_a_resume_may_change_only_epochs_checkpoint_every_and_the_paths_of_what_has_a_digest(tmp_path):
@@ -293,6 +249,13 @@ def test_a_resume_may_change_only_epochs_checkpoint_every_and_the_paths_of_what_
     ):
         with pytest.raises(UsageError, match=rf"^--resume: {tmp_path} is another run \({words}\); only --epochs"):
             resume(**changes)
+
+
+def test_a_resume_may_name_new_paths_of_noisy_and_clean_pictures(tmp_path):
+    saved, moved = RunConfig(noisy="a", clean="b"), RunConfig(noisy="c", clean="d")
+    assert config_module.config_for_resume(saved, moved, tmp_path) == moved
+    with pytest.raises(UsageError, match=r"--noisy was '.*/a', now None"):
+        config_module.config_for_resume(saved, RunConfig(clean="d"), tmp_path)
 
 
 def test_a_resume_with_a_schedule_may_not_change_epochs(tmp_path):

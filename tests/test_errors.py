@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from dae.errors import UsageError, as_usage_error, first_line, listed, lookup, shown, warn
+from dae.errors import UsageError, as_usage_error, first_line, listed, shown
 
 
 def test_first_line_is_the_first_line_of_the_message_or_the_type():
@@ -34,11 +34,6 @@ def test_shown_is_one_line_of_a_limited_length():
     assert len(shown("x" * 1000)) == 203
 
 
-def test_warnings_go_to_stderr(capsys):
-    warn("beware")
-    assert capsys.readouterr() == ("", "warning: beware\n")
-
-
 def test_as_usage_error_converts_only_the_given_kinds():
     with (
         pytest.raises(UsageError, match=r"^x\.npz: cannot be read \(one\)$"),
@@ -49,9 +44,3 @@ def test_as_usage_error_converts_only_the_given_kinds():
         raise UsageError("--epochs: 0")
     with pytest.raises(KeyError), as_usage_error("x.npz", "cannot be read", OSError):
         raise KeyError
-
-
-def test_lookup_suggests_the_most_similar_name_and_lists_all():
-    assert lookup({"bce": 1, "mse": 2}, "mse", "--loss") == 2
-    with pytest.raises(UsageError, match=r"^--loss: .*'mes'.*'mse'.*bce, mse, or a file"):
-        lookup({"bce": 1, "mse": 2}, "mes", "--loss", "or a file")

@@ -128,6 +128,7 @@ def test_sources_have_unique_names_and_a_function_without_source_is_told_apart_b
     assert len({record(function) for function in made}) == 2
     texts = [record(largest), record(scaled(1)), record(made[0]), record(scaled(2)), "bce"]
     found = plugins.sources([*texts, "python:largest@" + "0" * 64])
+    # A process that began with `python -c`, such as that of this test, has other source code in "<string>".
     assert list(found) == ["largest.py", "scaled_loss.py", "scaled_loss-2.py"]
     assert found["largest.py"].startswith("def largest(clean, denoised):\n")
 

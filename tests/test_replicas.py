@@ -175,18 +175,12 @@ def test_the_devices_share_the_shards_and_change_no_bit():
     assert used == ["", "", "", "", "CPU:0", "CPU:0", "CPU:1", "CPU:2"]
 
 
-def test_exchange_without_other_workers_returns_what_it_is_given():
-    assert ALONE.exchange(b"abc") == [b"abc"]
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["gpu:7"], "expected some of .*cpu:0, got gpu:7"),
-        (["tpu"], "expected some of .*, got tpu"),
+        (["tpu"], "expected some of .*cpu:0, got tpu"),
         (["cpu:1"], "expected GPUs, or cpu:0, cpu:1 and so on, got cpu:1"),
         (["cpu", "cpu:0"], "expected GPUs, or cpu:0"),
-        (["gpu:9", "cpu"], "expected GPUs, or cpu:0"),
         ([f"cpu:{part}" for part in range(5)], "TensorFlow has started"),
     ],
 )

@@ -26,9 +26,8 @@ from dae import plugins
 from dae.analysis import report, statistics
 from dae.analysis.report import LEVEL, Row
 from dae.analysis.statistics import Estimate
-from dae.analysis.tuning import Tuning, kept_line, metrics_of, tune_learning_rate
+from dae.analysis.tuning import Tuning, kept_line, tune_learning_rate
 from dae.config import RunConfig, flag
-from dae.data.images import default_range
 from dae.data.pipeline import evaluation_batches
 from dae.errors import Diverged, Interrupted, UsageError
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
@@ -37,7 +36,7 @@ from dae.reporting import plots
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
-from dae.workdir.workdir import read_report, slug
+from dae.workdir.workdir import read_metrics, read_report, slug
 
 SPLITS = ("validation", "test")
 FAILED, INTERVAL = "did not learn", f"{LEVEL:.0%} interval"
@@ -157,12 +156,11 @@ def compare(
 def constant_score(task: Task, metric: str) -> float:
     """Return the metric on validation images of the best constant image: the mean or the median of training images."""
     images, config = task.data.train[:10_000], task.config
-    black, white = config.value_range or default_range(images.dtype)
     # One value for each pixel, or, if images have several sizes, for each channel.
     axes = (0,) if images.sizes is None and config.patch_size is None else tuple(range(images.pixels.ndim - 1))
     scores = []
     for constant in (images.clean.mean(axis=axes), np.median(images.clean, axis=axes)):
-        scaled = ((constant - black) / (white - black)).astype(np.float32)
+        scaled = images.value_range.to_unit(constant)
         values = [
             METRICS[metric](batch.clean, tf.broadcast_to(scaled, batch.clean.shape)).numpy()
             for batch in evaluation_batches(task.data.validation, config, "validation")
@@ -173,7 +171,7 @@ def constant_score(task: Task, metric: str) -> float:
 
 def read_run(name: str, seed: int, folder: Path, metrics: Sequence[str], metric: str, constant: float) -> Run:
     """Return the results of the run in `folder`, which has learned if its `metric` is better than `constant`."""
-    lines = metrics_of(folder)
+    lines = read_metrics(folder)
     seconds = sum(epoch["seconds"] for epoch in lines)
     if not (folder / workdir.REPORT).exists():  # it diverged
         return Run(name, seed, 0, False, seconds, {})

@@ -22,7 +22,6 @@ from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
 from dae.models.fused_layers import fused
 from dae.reporting import plots
-from dae.workdir.model_files import load_model
 
 # The name of the denoiser that returns its input.
 NO_DENOISING = "no denoising"
@@ -76,12 +75,8 @@ def network(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return compiled_by_shape(lambda noisy: fused(model, training=False)(noisy).denoised)
 
 
-def model_trial(name: str, path: Path, config: RunConfig, images: Images) -> Trial:
-    """Return the trial of the model of a run's folder, or of a .keras or .h5 file.
-
-    Raises UsageError if there is none, or if it does not take the images.
-    """
-    model = load_model(path)
+def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images) -> Trial:
+    """Return the trial of a model. Raises UsageError if it does not take the images."""
     check_fits(model, images)
     return Trial(name, network(model), images, config, facts={"weights": model.count_params()})
 

@@ -25,21 +25,33 @@ from dae.files import atomic_write
 from dae.losses.ssim import SIGMA, WINDOW
 from dae.reporting import plots
 from dae.workdir import workdir
+from dae.workdir.model_files import load_model
 from dae.workdir.workdir import environment, read_metrics, read_report
 
 # Columns of the table in Markdown; the CSV file has more.
 COLUMNS = ["denoiser", "test_images", "psnr", "ssim", "mse", "bce", "bce_excess"]
 COLUMNS += ["weights", "seconds_to_train", "milliseconds_per_image"]
 # Settings that are not part of a run's name: the runs of a table share them, or they change only last bits.
-_UNNAMED = {"seed", "dataset", "data", "checkpoint_every", "metrics", "shards", "intra_op_threads", "onednn"}
+_UNNAMED = {
+    "seed",
+    "dataset",
+    "data",
+    "noisy",
+    "clean",
+    "checkpoint_every",
+    "metrics",
+    "shards",
+    "intra_op_threads",
+    "onednn",
+}
 
 
 def check_test_images(folder: Path, config: RunConfig) -> None:
     """Raise UsageError if the run in `folder` is not finished, or was made with other images than those of `config`."""
     read_report(folder)
     trained = config_module.read(folder / workdir.CONFIG)
-    if (trained.dataset, trained.data) != (config.dataset, config.data):
-        images = trained.data or trained.dataset
+    if (trained.dataset, trained.data, trained.clean) != (config.dataset, config.data, config.clean):
+        images = trained.data or trained.clean or trained.dataset
         raise UsageError(f"--runs: {folder} was trained on {images}; expected --dataset {config.dataset}")
 
 
@@ -85,7 +97,7 @@ def run_trials(groups: Mapping[str, Sequence[Path]], config: RunConfig, images: 
             "details": f"{len(datasets.load(configs[0]).train):,} training images; seeds: {seeds}",
         }
         for folder, trained in zip(folders, configs, strict=True):
-            trial = model_trial(name, folder, dataclasses.replace(config, seed=trained.seed), images)
+            trial = model_trial(name, load_model(folder), dataclasses.replace(config, seed=trained.seed), images)
             yield dataclasses.replace(trial, facts={**trial.facts, **facts})
 
 

@@ -16,7 +16,7 @@ from dae.config import RunConfig
 from dae.errors import Diverged, RunError
 from dae.evaluation.metrics import HIGHER_IS_BETTER
 from dae.training.trainer import train
-from dae.workdir.workdir import METRICS, read_metrics
+from dae.workdir.workdir import read_metrics
 
 # Neighbouring rates differ by this factor, so that two rates make a decade.
 RATE_FACTOR = 10**0.5
@@ -54,15 +54,10 @@ def train_until(config: RunConfig, folder: Path, epochs: int) -> list[dict[str, 
         if line["epoch"] >= epochs:
             raise Paused
 
-    if len(metrics_of(folder)) < epochs:
+    if len(read_metrics(folder)) < epochs:
         with contextlib.suppress(Paused):
             train(config, folder, resume=True, quiet=True, on_epoch_end=pause)
-    return metrics_of(folder)[:epochs]
-
-
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's metrics.jsonl; a run that diverged in its first epoch has none."""
-    return read_metrics(folder) if (folder / METRICS).exists() else []
+    return read_metrics(folder)[:epochs]
 
 
 def kept_line(lines: list[dict[str, float]]) -> dict[str, float]:
@@ -124,5 +119,5 @@ def tune_learning_rate(config: RunConfig, metric: str, rates: int, folder: Path)
             break
         for step in added:
             score(rate_of(step), config.epochs)
-    seconds = sum(line["seconds"] for rate in scores for line in metrics_of(run_of(rate)))
+    seconds = sum(line["seconds"] for rate in scores for line in read_metrics(run_of(rate)))
     return Tuning(dict(sorted(scores.items())), trained, best(), seconds)

@@ -1,7 +1,7 @@
 """Images from arrays: NumPy's .npz and .npy, IDX (MNIST's own format, plain or gzipped), and arrays in memory.
 
-Data files need not be trusted. Pickled objects are rejected, and memory stays bounded: the size that a file claims is
-compared with its actual size before anything is allocated, and pixels are read in blocks. Labels are ignored.
+Data files need not be trusted: pickled objects are rejected, and so is a file that claims more values than it holds.
+Arrays of .npy files are memory-mapped. Labels are ignored.
 """
 
 import contextlib
@@ -10,30 +10,27 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
 from dae.config import RunConfig
 from dae.data import layout, storage
-from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.data.images import Images, RawSplits, as_batch, check_sides, rescaled, to_grey
+from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error
 
+SUFFIXES = (".npy", ".npz")
 # The names of MNIST's files and of those of its many successors: train-images-idx3-ubyte, train-images.idx3-ubyte.
 IDX_NAME = re.compile(r"(?:.*[-_])?(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
-_File = IO[bytes] | BufferedIOBase
+# Deflate packs at most 1032 bytes into one: zlib.net/zlib_tech.html
+_DEFLATE = 1032
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-
-class _Array(NamedTuple):
-    """An array, or a file whose next bytes are the array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    values: np.ndarray | _File
+Arrays = Mapping[str, np.ndarray]
 
 
 def read(path: Path, config: RunConfig) -> RawSplits:
@@ -43,9 +40,11 @@ def read(path: Path, config: RunConfig) -> RawSplits:
     and clean_train (dae/data/layout.py); a single array may have any name. If y is an array of images, x is noisy and
     y clean. Raises UsageError for a damaged or unsupported file.
     """
-    # zipfile, gzip and NumPy raise many types.
-    with as_usage_error(f"--data: {path}", "not readable", Exception), contextlib.ExitStack() as stack:
-        return _images(_open(path, stack), config)
+    with as_usage_error(f"--data: {path}", "not readable", Exception):  # zipfile, gzip and NumPy raise many types
+        if path.suffix in SUFFIXES:
+            return _images(headers(path), config, lambda name: load(path, name))
+        arrays = _idx_arrays(path)
+        return _images(arrays, config, arrays.__getitem__)
 
 
 def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) -> RawSplits:
@@ -53,7 +52,42 @@ def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) 
     named = data if isinstance(data, Mapping) else {"": data}
     with as_usage_error("data", "expected arrays", ValueError, TypeError):
         arrays = {str(name): np.asarray(array) for name, array in named.items()}
-        return _images({name: _Array(array.shape, array.dtype, array) for name, array in arrays.items()}, config)
+        return _images(arrays, config, arrays.__getitem__)
+
+
+def headers(path: Path) -> dict[str, np.ndarray]:
+    """Return arrays of the shapes and types of those in an .npy or .npz file, without their values, by name.
+
+    The array of an .npy file has no name. Raises UsageError for an array whose size does not match its shape, and what
+    NumPy and zipfile raise for damaged files.
+    """
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file:
+            return {"": _header(file, path.stat().st_size)}
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                name = info.filename.removesuffix(".npy")
+                with as_usage_error(name), archive.open(info) as member:
+                    found[name] = _header(member, info.file_size)
+    return found
+
+
+def load(path: Path, name: str) -> np.ndarray:
+    """Return the array of an .npy file, memory-mapped, or one of an .npz file by its name. Raises what NumPy raises."""
+    if path.suffix.lower() == ".npy":
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaks the file if it fails
+        return archive[f"{name}.npy"]
+
+
+def _header(file: IO[bytes], size: int) -> np.ndarray:
+    shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
+    # Labels can be Python objects; they are not read.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise UsageError(f"shape {shape} does not match the size of the file")
+    return np.broadcast_to(np.empty((), dtype), shape)
 
 
 def idx_files(folder: Path) -> list[Path]:
@@ -62,19 +96,9 @@ def idx_files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if IDX_NAME.fullmatch(path.name))
 
 
-def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, _Array]:
-    """Open the files of `read`, which `stack` closes, and return their arrays by name; a single one may have none."""
-    if path.suffix == ".npy":
-        return {"": _npy(stack.enter_context(open(path, "rb")), path.stat().st_size)}
-    arrays: dict[str, _Array] = {}
-    if path.suffix == ".npz":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        for member in archive.infolist():
-            if member.filename.endswith(".npy"):
-                name = member.filename.removesuffix(".npy")
-                with as_usage_error(name):
-                    arrays[name] = _npy(stack.enter_context(archive.open(member)), member.file_size)
-        return arrays
+def _idx_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the images of an IDX file, or of those in a folder, by split."""
+    arrays: dict[str, np.ndarray] = {}
     paths = idx_files(path) if path.is_dir() else [path]
     for idx_path in paths:
         match = IDX_NAME.fullmatch(idx_path.name)
@@ -83,17 +107,31 @@ def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, _Array]:
         split = layout.TRAIN if len(paths) == 1 or match[1] == "train" else layout.TEST
         if split in arrays:
             raise UsageError(f"has two files of {split} images, such as {idx_path.name}; keep only one")
-        opened = (gzip.open if match[2] else open)(idx_path, "rb")
-        arrays[split] = _idx(stack.enter_context(opened))
+        with (gzip.open if match[2] else open)(idx_path, "rb") as file:
+            arrays[split] = _idx(file, _DEFLATE * idx_path.stat().st_size)
     return arrays
 
 
-def _images(arrays: Mapping[str, _Array], config: RunConfig) -> RawSplits:
+def _idx(file: IO[bytes] | BufferedIOBase, most: int) -> np.ndarray:
+    """Read an IDX file that can hold at most `most` bytes. Source of the format: yann.lecun.com/exdb/mnist."""
+    zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
+    if zeros != 0 or kind != 8 or dimensions not in (3, 4):
+        raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
+    shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+    values = file.read(math.prod(shape) + 1) if math.prod(shape) <= most else b""
+    if len(values) != math.prod(shape):
+        raise UsageError(f"shape {shape} does not match the size of the file")
+    return np.frombuffer(values, np.uint8).reshape(shape if dimensions == 4 else (*shape, 1))
+
+
+def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.ndarray]) -> RawSplits:
+    """Return the images among arrays, of which shapes and types suffice; `load_array` returns the values by name."""
     # Labels, and whatever else is stored beside the images, have fewer dimensions.
-    chosen = {name: array for name, array in arrays.items() if len(array.shape) >= 3 or len(arrays) == 1}
-    if not chosen:
-        raise UsageError("expected images, [N, H, W] or [N, H, W, C], got none")
+    chosen = [name for name, array in arrays.items() if array.ndim >= (3 if config.axes is None else len(config.axes))]
     notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
+    if not chosen:
+        got = ", ".join(f"{name} {array.shape}".strip() for name, array in arrays.items()) or "none"
+        raise UsageError(f"expected images, {config.axes or '[N, H, W] or [N, H, W, C]'}, got {got}")
     images = {}
     for split, names in layout.divide(_meanings(chosen)).items():
         if len(names) > 1:
@@ -102,14 +140,14 @@ def _images(arrays: Mapping[str, _Array], config: RunConfig) -> RawSplits:
                 f"got {', '.join(name for name, _ in names)}"
             )
         ((clean, noisy),) = names
-        images[split] = _read({name: chosen[name] for name in (clean, noisy) if name is not None}, config)
+        images[split] = _read({name: load_array(name) for name in (clean, noisy) if name is not None}, config)
         if noisy is not None:
             notes.append(f"{split} pairs: {noisy} is noisy, {clean} is clean")
     return images, notes
 
 
-def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Place]:
-    meanings = {name: layout.of_name(name)._replace(key="") for name in names}
+def _meanings(names: Iterable[str]) -> dict[str, layout.Meaning]:
+    meanings = {name: layout.parse(name)._replace(key="") for name in names}
     # Keras calls the input of a network x and its target y.
     axes = {name: set(re.findall(r"[a-z]+", name.lower())) & {"x", "y"} for name in names}
     if {"y"} in axes.values():
@@ -119,81 +157,37 @@ def _meanings(names: Mapping[str, _Array]) -> dict[str, layout.Place]:
     return meanings
 
 
-def _read(arrays: Mapping[str, _Array], config: RunConfig) -> Images:
+def _read(arrays: Arrays, config: RunConfig) -> Images:
     """Read an array of clean images, or of a clean and a noisy one the pairs; grey if `config` says so."""
-    shapes, dtypes = [], []
+    batches, dtypes, ranges = [], [], []
     for name, array in arrays.items():
         with as_usage_error(name) if name else contextlib.nullcontext():
-            check_shape(array.shape)
-            dtypes.append(_stored_type(array.dtype, config))
-        channels = 1 if config.grey else math.prod(array.shape[3:])
-        shapes.append((*array.shape[:3], channels))
-    dtype, shape = np.result_type(*dtypes), shapes[0]
+            batches.append(as_batch(array, config.axes))
+            check_sides(*batches[-1].shape[1:3])
+            dtypes.append(_stored_type(array.dtype))
+            ranges.append(ValueRange.requested(config.value_range, array.dtype))
+    shapes = [(*batch.shape[:3], 1 if config.grey else batch.shape[3]) for batch in batches]
+    dtype, (count, height, width, channels) = np.result_type(*dtypes), shapes[0]
     if len(set(shapes)) > 1 or len({kept.kind for kept in dtypes}) > 1:
         got = " and ".join(f"{shape} {kept}" for shape, kept in zip(shapes, dtypes, strict=True))
         raise UsageError(f"expected clean and noisy images of equal shapes and types, got {got}")
 
     def converted(block: np.ndarray, kept: np.dtype) -> np.ndarray:
         with np.errstate(over="ignore"):  # to infinity, which datasets.py rejects
-            pixels = block.astype(kept, copy=False).reshape(*block.shape[:3], -1)
-        return rescaled(to_grey(pixels) if pixels.shape[3] > shape[3] else pixels, dtype)
+            pixels = block.astype(kept, copy=False)
+        return rescaled(to_grey(pixels) if pixels.shape[3] > channels else pixels, dtype)
 
-    length = max(
-        1, storage.BLOCK // max(math.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
-    )
+    length = max(1, storage.BLOCK // max(batch[0].nbytes for batch in batches))
     blocks = (
-        np.concatenate(list(map(converted, parts, dtypes)), axis=-1)
-        for parts in zip(*(_blocks(array, length) for array in arrays.values()), strict=True)
+        np.concatenate(
+            [converted(batch[start : start + length], kept) for batch, kept in zip(batches, dtypes, strict=True)],
+            axis=-1,
+        )
+        for start in range(0, count, length)
     )
-    stored = (*shape[:3], len(arrays) * shape[3])
-    return Images(storage.materialize(stored, blocks, dtype), is_paired=len(arrays) == 2)
+    pixels = storage.materialize((count, height, width, len(batches) * channels), blocks, dtype)
+    return Images(pixels, is_paired=len(batches) == 2, given_range=ranges[dtypes.index(dtype)])
 
 
-def _stored_type(dtype: np.dtype, config: RunConfig) -> np.dtype:
-    if dtype.type in (np.uint8, np.uint16):
-        return np.dtype(dtype.type)  # in this machine's byte order
-    if (dtype.kind == "f" and dtype.itemsize <= 8) or (dtype.kind in "iub" and config.value_range):
-        return np.dtype(np.float32)
-    raise UsageError(
-        f"expected uint8, uint16, or floats from 0 (black) to 1 (white), got {dtype}; --value-range allows integers"
-    )
-
-
-def npy_header(file: _File, size: int) -> tuple[tuple[int, ...], np.dtype, bool]:
-    """Return the shape and type of the .npy array in a file of `size` bytes, and whether it is in Fortran order.
-
-    Leaves `file` at its first value. Raises UsageError, ValueError or KeyError for another size or format.
-    """
-    shape, fortran_order, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
-    # Labels can be Python objects; they are not read.
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise UsageError(f"shape {shape} does not match the size of the file")
-    return shape, dtype, fortran_order
-
-
-def _npy(file: _File, size: int) -> _Array:
-    shape, dtype, fortran_order = npy_header(file, size)
-    if fortran_order and len(shape) > 2:
-        raise UsageError("an array in Fortran order; save np.ascontiguousarray of it")
-    return _Array(shape, dtype, file)
-
-
-def _idx(file: _File) -> _Array:
-    # Source of the format: yann.lecun.com/exdb/mnist.
-    zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
-    if zeros != 0 or kind != 8 or dimensions not in (3, 4):
-        raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
-    return _Array(struct.unpack(f">{dimensions}I", file.read(4 * dimensions)), np.dtype(np.uint8), file)
-
-
-def _blocks(array: _Array, length: int) -> Iterator[np.ndarray]:
-    """Yield an array in blocks of `length` images. Raises ValueError if a file does not end with the last image."""
-    file, dtype = array.values, array.dtype
-    for start in range(0, array.shape[0], length):
-        if isinstance(file, np.ndarray):
-            yield file[start : start + length]
-        else:
-            shape = (min(length, array.shape[0] - start), *array.shape[1:])
-            yield np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
-    if not isinstance(file, np.ndarray) and file.read(1):
-        raise ValueError(f"continues after image {array.shape[0]}, the last")
+def _stored_type(dtype: np.dtype) -> np.dtype:
+    return np.dtype(dtype.type if dtype.type in (np.uint8, np.uint16) else np.float32)  # in this machine's byte order

@@ -10,9 +10,10 @@ import numpy as np
 
 from dae.config import PYTHON_DATA, RunConfig
 from dae.data import array_files, image_folder
-from dae.data.images import Images, RawSplits, default_range, examples_per_epoch
-from dae.data.layout import TEST, TRAIN, VALIDATION
-from dae.errors import UsageError, first_line, lookup, warn
+from dae.data.images import Images, RawSplits, examples_per_epoch
+from dae.data.layout import CLEAN, NOISY, TEST, TRAIN, VALIDATION
+from dae.data.values import ValueRange, warn_if_nearly_black
+from dae.errors import UsageError, as_usage_error, lookup
 
 # An array, or several by name as in an .npz file.
 Arrays = np.ndarray | Mapping[str, np.ndarray]
@@ -20,8 +21,6 @@ Arrays = np.ndarray | Mapping[str, np.ndarray]
 MNIST_FILE = Path(__file__).parent / "mnist" / "mnist.npz"
 # By default a tenth of the images, at most this many, validates, and, if there are no test images, tests.
 MAX_VALIDATION, MAX_TEST = 5_000, 10_000
-# If the largest value is at most this fraction of white, another value may be white.
-NEARLY_BLACK = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +50,9 @@ def from_keras(name: str) -> dict[str, np.ndarray]:
     """Return the images of `keras.datasets`, which downloads them once. Raises UsageError if it cannot."""
     import keras
 
-    try:
+    # Without network, or for a damaged file, Keras raises many types.
+    with as_usage_error(f"--dataset {name}", "Keras could not download or read it", Exception):
         (train, _), (test, _) = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # no network, a damaged file: Keras raises many types
-        raise UsageError(f"--dataset {name}: Keras could not download or read it ({first_line(error)})") from None
     return {"x_train": train, "x_test": test}
 
 
@@ -86,24 +84,34 @@ def load(config: RunConfig, data: Arrays | None = None) -> Splits:
     return Splits(splits[TRAIN], splits[VALIDATION], splits[TEST], (*lines, *notes))
 
 
-def load_test(config: RunConfig) -> tuple[Images, tuple[str, ...]]:
+def load_test(config: RunConfig, trained: ValueRange | None = None) -> tuple[Images, tuple[str, ...]]:
     """Return the test images of the data that `config` names, or all images if they are not split, and notes.
 
-    Pictures can have several sizes. Raises UsageError as `load` does.
+    Images of the type that a model was `trained` on have its value range, unless `config` gives another one. Pictures
+    can have several sizes. Raises UsageError as `load` does.
     """
     name = source(config)
-    images, notes = _read(config, None, keep_sizes=True)
+    known = trained if config.value_range is None else None
+    allowing = config if known is None else dataclasses.replace(config, value_range=(known.black, known.white))
+    images, notes = _read(allowing, None, keep_sizes=True)
     if TEST not in images and len(images) > 1:
         raise UsageError(
             f"{name}: has no test images, only {' and '.join(images)}; expected a split test, or no splits"
         )
     test = images.get(TEST, next(iter(images.values())))
+    if known is not None:
+        with as_usage_error(name):
+            test = dataclasses.replace(test, given_range=known.of(np.dtype(test.value_range.dtype)))
     _check_values({TEST: test}, config, name)
     return test, (f"{TEST}: {test.describe()}", *notes)
 
 
 def source(config: RunConfig) -> str:
     """Return the name of the data set for messages."""
+    if config.clean is not None:
+        return (
+            f"--clean: {config.clean}" if config.noisy is None else f"--noisy: {config.noisy}, --clean: {config.clean}"
+        )
     if config.data is None:
         return f"--dataset {config.dataset}"
     return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"
@@ -113,8 +121,19 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
     if path is not None and not path.exists():
         raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
+    folders: dict[str | None, Path] = {
+        role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None
+    }
+    for role, folder in folders.items():
+        if not folder.is_dir():
+            raise UsageError(f"--{role}: {folder}: no such folder; if it was moved, add --{role} with its new path")
     if path is not None and path.is_dir() and not array_files.idx_files(path):
-        return image_folder.read(path, config, keep_sizes or config.patch_size is not None)
+        folders = {None: path}
+    if folders:
+        if config.axes is not None:
+            raise UsageError("--axes: applies only to arrays, not to folders of pictures")
+        with as_usage_error(source(config)):
+            return image_folder.read(folders, config, keep_sizes or config.patch_size is not None)
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
         if value:
             raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
@@ -173,9 +192,9 @@ def _check_same_kind(splits: Mapping[str, Images], config: RunConfig, name: str)
 
 
 def _check_values(splits: Mapping[str, Images], config: RunConfig, name: str) -> None:
-    black, white = config.value_range or default_range(splits[TEST].dtype)
+    value_range = splits[TEST].value_range
     # In the precision of the pixels, of which none exceeds --value-range 0 0.1 by its rounding.
-    low, high = np.float32(black), np.float32(white)
+    low, high = np.float32(value_range.black), np.float32(value_range.white)
     brightest = 0.0
     for split, images in splits.items():
         checked = {"values": images.clean, "noisy values": images.pixels[..., images.channels :]}
@@ -190,7 +209,5 @@ def _check_values(splits: Mapping[str, Images], config: RunConfig, name: str) ->
                     f"{name}: {split} has {kind} from {least:g} to {most:g}, but black is {low:g} and white {high:g}; "
                     "--value-range sets others, and --no-clip-noise allows any finite noisy ones"
                 )
-    if config.value_range is None and brightest <= NEARLY_BLACK * white:
-        likely = 2 ** int(brightest).bit_length() - 1 if brightest >= 1 else brightest
-        hint = f"; add --value-range 0 {likely:g} if {likely:g} is white" if likely else ""
-        warn(f"{name}: nearly black: the largest value is {brightest:g}, but white is {white:g}{hint}")
+    if config.value_range is None:
+        warn_if_nearly_black(brightest, value_range, f"{name}: ")

@@ -6,9 +6,10 @@ fixed seed, because folders are often sorted by class and the last training imag
 
 import collections
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +18,18 @@ from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.data import layout, pictures, storage
-from dae.data.images import Images, RawSplits, check_shape, rescaled, to_grey
+from dae.data.images import Images, RawSplits, check_sides, rescaled, to_grey
 from dae.data.pictures import BrokenPicture, Header
+from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
 
-# The threads are given this many pictures at a time, so at most this many decoded ones wait in memory.
-_AHEAD = 256
+# At most this many decoded files wait in memory.
+_AHEAD = 16
 
 # The paths of a clean picture and, in a pair, of a noisy one.
 _Paths = tuple[Path, ...]
+_Headers = Mapping[_Paths, Sequence[Header]]
 
 
 def find_files(
@@ -42,49 +45,52 @@ def find_files(
     return [path for path in files if path.suffix.lower() in suffixes], counts
 
 
-def read(folder: Path, config: RunConfig, keep_sizes: bool) -> RawSplits:
-    """Read the pictures in `folder`.
+def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool) -> RawSplits:
+    """Read the pictures in folders of a role (dae/data/layout.py), CLEAN or NOISY, or in one whose names say the roles.
 
-    Images are grey if every picture is stored in grey, or with `config.grey`; they have 16 bits if any picture has.
-    `keep_sizes` allows pictures of several sizes. Raises UsageError for names that are ambiguous, and for a broken
-    picture, unless `config.skip_broken`.
+    Each page or frame is an image. Images are grey if every picture is stored in grey, or with `config.grey`; they have
+    16 bits if any picture has. `keep_sizes` allows pictures of several sizes. Raises UsageError for names that are
+    ambiguous, and for a broken picture, unless `config.skip_broken`.
     """
-    with as_usage_error("--data"):
+    base = Path(os.path.commonpath(folders.values()))
+    if len(folders) > 1 and base in folders.values():
+        raise UsageError("expected two folders, neither within the other")
+    meanings: dict[PurePath, layout.Meaning] = {}
+    notes = []
+    for role, folder in folders.items():
         files, others = find_files(folder)
-    if not files:
-        held = f" (but {others})" if others else ""
-        raise UsageError(f"--data: {folder}: holds no pictures{held}; expected {', '.join(pictures.SUFFIXES)}")
-    notes = [f"not read, because of their suffixes: {others}"] if others else []
-    with as_usage_error(f"--data: {folder}"):
-        places = layout.of_files(path.relative_to(folder) for path in files)
-        divided = layout.divide(places)
-    notes += layout.doubts(places)
+        if not files:
+            held = f" (but {others})" if others else ""
+            raise UsageError(f"{folder} holds no pictures{held}; expected {', '.join(pictures.SUFFIXES)}")
+        notes += [f"not read, because of their suffixes: {others}"] if others else []
+        parsed = layout.parse_paths((path.relative_to(folder) for path in files), role)
+        meanings |= {(folder / path).relative_to(base): meaning for path, meaning in parsed.items()}
     splits: dict[str, list[_Paths]] = {}
-    for split, pairs in divided.items():
-        clean_path, noisy_path = pairs[0]
-        if noisy_path is not None:
-            notes.append(f"{split} pairs: {noisy_path} is noisy, {clean_path} is clean")
+    for split, pairs in layout.divide(meanings).items():
+        clean, noisy = pairs[0]
+        notes += [f"{split} pairs: {noisy} is noisy, {clean} is clean"] if noisy is not None else []
         # RandomState's permutations are the same in every version of NumPy.
         shuffled = (pairs[index] for index in np.random.RandomState(0).permutation(len(pairs)))
-        splits[split] = [tuple(folder / path for path in paths if path is not None) for paths in shuffled]
+        splits[split] = [tuple(base / path for path in paths if path is not None) for paths in shuffled]
     broken: list[Path] | None = [] if config.skip_broken else None
     all_paths = [paths for split in splits.values() for paths in split]
     headers = dict(_in_threads(lambda paths: [pictures.read_header(path) for path in paths], all_paths, broken))
     if not headers:
-        raise UsageError(f"--data: {folder}: all pictures are broken")
-    target = _target(folder, headers, config, keep_sizes)
+        raise UsageError("all pictures are broken")
+    target = _target(headers, config, keep_sizes)
     if target.cover:
         height, width = target.cover
         notes.append(f"pictures scaled to cover {height} x {width} (height x width) and cropped to the centre")
     if target.channels == 3 and any(header.channels == 1 for found in headers.values() for header in found):
         notes.append("grey pictures among coloured ones converted to colour; to denoise grey ones, train with --grey")
     images = {}
-    for split, split_paths in splits.items():
-        images[split] = _decode_all([paths for paths in split_paths if paths in headers], headers, target, broken)
+    for split, paths in splits.items():
+        readable = {names: headers[names] for names in paths if names in headers}
+        images[split] = _decode_all(readable, target, broken)
         if not len(images[split]):
-            raise UsageError(f"--data: {folder}: all pictures of the split {split} are broken")
+            raise UsageError(f"all pictures of the split {split} are broken")
     if broken:
-        names = sorted({str(path.relative_to(folder)) for path in broken})
+        names = sorted({str(path.relative_to(base)) for path in broken})
         notes.append(f"skipped {len(names)} broken pictures: {listed(names)}")
     return images, notes
 
@@ -102,18 +108,20 @@ def _in_threads(
             return read_picture(paths)
         except BrokenPicture as error:
             if broken is None:
-                raise UsageError(f"--data: {error}; repair or remove it, or add --skip-broken") from None
+                raise UsageError(f"{error}; repair or remove it, or add --skip-broken") from None
             broken.append(error.path)
             return None
 
     bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
+    futures: collections.deque[Future[Any]] = collections.deque()
     with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(files), _AHEAD):
-            block = files[start : start + _AHEAD]
-            for paths, value in zip(block, pool.map(attempt, block), strict=True):
-                bar.update()
-                if value is not None:
-                    yield paths, value
+        for index, paths in enumerate(files):
+            while len(futures) < _AHEAD and index + len(futures) < len(files):
+                futures.append(pool.submit(attempt, files[index + len(futures)]))
+            value = futures.popleft().result()
+            bar.update()
+            if value is not None:
+                yield paths, value
 
 
 class _Target(NamedTuple):
@@ -123,61 +131,74 @@ class _Target(NamedTuple):
     channels: int
     cover: tuple[int, int] | None
     """Height and width that pictures are scaled to cover, and cropped to; None to keep their sizes."""
+    value_range: ValueRange
+
+    def shape(self, header: Header) -> tuple[int, int, int, int]:
+        """Return the shape [N, H, W, C] of the images of a file."""
+        height, width = self.cover or header[1:3]
+        return header.count, height, width, self.channels
 
 
-def _target(folder: Path, headers: Mapping[_Paths, list[Header]], config: RunConfig, keep_sizes: bool) -> _Target:
+def _target(headers: _Headers, config: RunConfig, keep_sizes: bool) -> _Target:
     header_of = {path: header for paths in headers for path, header in zip(paths, headers[paths], strict=True)}
     types = {header.dtype for header in header_of.values()}
     if len(types) > 1 and (np.dtype(np.float32) in types or config.value_range is not None):
-        found = " and ".join(sorted(map(str, types)))
-        raise UsageError(f"--data: {folder}: pictures of {found}; expected one type")
+        raise UsageError(f"pictures of {' and '.join(sorted(map(str, types)))}; expected one type")
+    dtype = np.result_type(*types)
+    value_range = ValueRange.requested(config.value_range, dtype)
+    dtype = np.dtype(np.float32) if dtype == np.int16 else dtype
     channels = 1 if config.grey else max(header.channels for header in header_of.values())
     cover = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
-    # The first picture of each size stands for all of them.
-    sizes = {cover: folder} if cover else {header[:2]: path for path, header in reversed(header_of.items())}
+    target = _Target(dtype, channels, cover, value_range)
     for paths, pair in headers.items():
-        if cover is None and len({header[:2] for header in pair}) > 1:
-            raise UsageError(f"--data: {' and '.join(map(str, paths))}: pictures of a pair must have equal sizes")
-    for (height, width), path in sizes.items():
-        with as_usage_error(f"--data: {path}"):
-            check_shape((1, height, width, channels))
+        if len({target.shape(header) for header in pair}) > 1:
+            found = " and ".join(map(str, paths))
+            raise UsageError(f"{found}: pictures of a pair must have equal sizes and numbers of pages")
+    # The first picture of each size stands for all of them.
+    sizes = {target.shape(header)[1:]: path for path, header in reversed(header_of.items())}
+    for (height, width, _), path in sizes.items():
+        with as_usage_error(path):
+            check_sides(height, width)
     if len(sizes) > 1 and not keep_sizes:
         smallest, largest = (choose(sizes, key=math.prod) for choose in (min, max))
         raise UsageError(
-            f"--data: {folder}: pictures of {len(sizes)} sizes, such as {sizes[smallest].name} and "
-            f"{sizes[largest].name}; add --image-size to scale and crop them, or --patch-size to train on patches"
+            f"pictures of {len(sizes)} sizes, such as {sizes[smallest].name} and {sizes[largest].name}; add "
+            "--image-size to scale and crop them, or --patch-size to train on patches"
         )
-    return _Target(np.result_type(*types), channels, cover)
+    return target
 
 
-def _decode_all(
-    paths: Sequence[_Paths], headers: Mapping[_Paths, list[Header]], target: _Target, broken: list[Path] | None
-) -> Images:
-    images_each = len(next(iter(headers)))
-    channels, sizes = target.channels * images_each, []
+def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -> Images:
+    is_paired = any(len(pair) == 2 for pair in headers.values())
+    channels, sizes = target.channels * (1 + is_paired), []
+
+    def decode(paths: _Paths) -> np.ndarray:
+        return np.concatenate([_decode(*item, target) for item in zip(paths, headers[paths], strict=True)], axis=3)
 
     def rows() -> Iterator[np.ndarray]:
-        for _, pixels in _in_threads(lambda paths: _decode(paths, target), paths, broken):
-            sizes.append(pixels.shape[:2])
+        for _, pixels in _in_threads(decode, [*headers], broken):
+            sizes.extend([pixels.shape[1:3]] * len(pixels))
             yield pixels.reshape(-1, channels)
 
-    count = sum(math.prod(target.cover or headers[names][0][:2]) for names in paths)
+    count = sum(math.prod(target.shape(header)[:3]) for header, *_ in headers.values())
     pixels = storage.materialize((count, channels), rows(), target.dtype)
-    if len(set(sizes)) == 1:
-        return Images(pixels.reshape(-1, *sizes[0], channels), is_paired=images_each == 2)
-    return Images(pixels, images_each == 2, np.array(sizes, np.int64).reshape(-1, 2))
+    all_sizes = None if len(set(sizes)) == 1 else np.array(sizes, np.int64).reshape(-1, 2)
+    pixels = pixels if all_sizes is not None else pixels.reshape(-1, *sizes[0], channels)
+    return Images(pixels, is_paired, all_sizes, target.value_range)
 
 
-def _decode(paths: _Paths, target: _Target) -> np.ndarray:
-    """Return a picture, or a pair on the axis of channels, [H, W, C or 2 C]."""
-    decoded = []
-    for path in paths:
-        pixels = rescaled(pictures.read(path, target.cover), target.dtype)
-        if pixels.shape[2] == 3 and target.channels == 1:
-            pixels = to_grey(pixels)
-        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], target.channels))
-        decoded.append(pixels if target.cover is None else _fit(pixels, target.cover))
-    return decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
+def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:
+    """Return the images of a file, [N, H, W, C]. Raises BrokenPicture if they are not those of the header any more."""
+    pixels = pictures.read(path, target.cover)
+    is_same = pixels.dtype == header.dtype and (target.cover or pixels.shape[1:3] == header[1:3])
+    if not is_same or len(pixels) != header.count:
+        raise BrokenPicture(path, ValueError("changed while it was read"))
+    pixels = rescaled(pixels, target.dtype).astype(target.dtype, copy=False)
+    if pixels.shape[3] == 3 and target.channels == 1:
+        pixels = to_grey(pixels)
+    if target.cover is not None:
+        pixels = np.stack([_fit(image, target.cover) for image in pixels])
+    return np.broadcast_to(pixels, target.shape(header))
 
 
 def _fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 
 from dae.config import RunConfig
 from dae.data import storage
+from dae.data.values import ValueRange
 from dae.errors import UsageError
 
 # The smallest height and width of an image: the window of SSIM.
@@ -29,6 +31,8 @@ class Images:
     is_paired: bool = False
     sizes: np.ndarray | None = None
     """Int64 [N, 2]: height and width of each image; None if all have one size."""
+    given_range: ValueRange | None = None
+    """The value range of the files; None for the usual one of the pixels' type."""
 
     def __len__(self) -> int:
         return len(self.pixels) if self.sizes is None else len(self.sizes)
@@ -46,6 +50,11 @@ class Images:
     def dtype(self) -> np.dtype:
         """The type of the pixels."""
         return self.pixels.dtype
+
+    @property
+    def value_range(self) -> ValueRange:
+        """The values of black and white."""
+        return self.given_range or ValueRange.requested(None, self.dtype)
 
     @property
     def channels(self) -> int:
@@ -122,41 +131,76 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
     return (grey if pixels.dtype == np.float32 else np.floor(grey + 0.5)).astype(pixels.dtype)[..., None]
 
 
-def default_range(dtype: np.dtype) -> tuple[float, float]:
-    """Return the usual value range of a type: 0 and the largest value for integers, 0 and 1 for floats."""
-    return 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
-
-
-def mean_brightness(images: Images, configured: tuple[float, float] | None) -> float:
+def mean_brightness(images: Images) -> float:
     """Return the mean of all values of the clean images, from 0 (black) to 1 (white)."""
-    black, white = configured or default_range(images.dtype)
+    black, white = images.value_range.black, images.value_range.white
     return (float(images.clean.mean(dtype=np.float64)) - black) / (white - black)
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise UsageError unless `shape` is that of a data set: [N, H, W] or [N, H, W, C], sides >= MIN_SIDE, C 1 or 3."""
-    if len(shape) not in (3, 4) or shape[0] < 1 or min(shape[1:3]) < MIN_SIDE or shape[3:] not in ((), (1,), (3,)):
-        raise UsageError(
-            f"expected shape [N, H, W] or [N, H, W, C], N >= 1, H and W >= {MIN_SIDE} (SSIM), C 1 or 3, got {shape}"
-        )
+def as_batch(images: np.ndarray, axes: str | None = None, channels: Collection[int] = (1, 3)) -> np.ndarray:
+    """Return a view [N, H, W, C] of an array of images; C is one of `channels`.
 
-
-def shape_as_batch(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return the shape [N, H, W, C] of an array [H, W], [H, W, C], [N, H, W] or [N, H, W, C]. Raises UsageError.
-
-    Three dimensions are [H, W, C] if the last is 1 or 3, and [N, H, W] if all but the first are at least MIN_SIDE.
-    Unlike the images of a data set, a single image can have sides of any length.
+    `axes` names each axis of the array by a letter, as tifffile does: Y or H for rows, X or W for columns, C or S for
+    channels, and any others for the axes that count images, such as YXZ (slices last), NCHW or TZYX. Without it, the
+    shape must leave no doubt (`_likely_axes`). Raises UsageError if it does, or if the shape does not fit.
     """
-    match shape if min(shape, default=0) > 0 else ():
-        case (height, width):
-            return 1, height, width, 1
-        case (height, width, 1 | 3 as channels):
-            return 1, height, width, channels
+    names = (
+        _likely_axes(images.shape, channels) if axes is None else axes.upper().translate(str.maketrans("HWS", "YXC"))
+    )
+    counting = "".join(name for name in names if name not in "YXC")
+    if not (names.isalpha() and len({*names}) == len(names) and {*"YX"} <= {*names} and counting in names):
+        raise UsageError(
+            f"--axes: {axes}: expected one letter for each axis: Y and X for rows and columns, C for channels, and "
+            "others, side by side, for what counts images, such as ZYX, YXZ, NYXC, NCYX or TZYX"
+        )
+    if (
+        len(names) != images.ndim
+        or images.size == 0
+        or ("C" in names and images.shape[names.index("C")] not in channels)
+    ):
+        allowed = " or ".join(map(str, sorted(channels)))
+        raise UsageError(f"expected images with the axes {names}, C {allowed}, got shape {images.shape}")
+    order = [names.index(name) for name in counting + "YXC" if name in names]
+    ordered = images.transpose(order) if "C" in names else images.transpose(order)[..., None]
+    return ordered.reshape(-1, *ordered.shape[-3:])
+
+
+def _likely_axes(shape: tuple[int, ...], channels: Collection[int]) -> str:
+    """Return the axes of an array of images: YX, YXC, NYX or NYXC. Raises UsageError if others are likely too.
+
+    [N, H, W] could be a volume with its slices last, [Y, X, Z], if N and H are like the sides of an image. That is
+    ruled out if H and W are equal, and N is not, or if one of N and H is more than four times the other.
+    """
+    match shape:
+        case (_, _):
+            return "YX"
+        case (_, _, last) if last in channels:
+            return "YXC"
+        case (_, _, _, last) if last in channels:
+            return "NYXC"
+        case (first, _, _) if first in channels and first > 1:
+            raise UsageError(f"{shape} is one image with its channels first, or {first} images; add --axes CYX or NYX")
+        case (_, first, _, _) if first in channels:
+            raise UsageError(f"{shape} has its channels first, or is no array of images; add --axes NCYX if it is")
         case (count, height, width) if min(height, width) >= MIN_SIDE:
-            return count, height, width, 1
-        case (count, height, width, 1 | 3 as channels):
-            return count, height, width, channels
-    raise UsageError(f"expected images [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 or 3, got {shape}")
+            if (height == width != count) or max(count, height) > 4 * min(count, height):
+                return "NYX"
+            raise UsageError(
+                f"{shape} is {count} images of {height} x {width}, or {width} of {count} x {height}; "
+                "add --axes NYX or, with the images last, YXN"
+            )
+    raise UsageError(
+        f"expected images [H, W], [H, W, C], [N, H, W] with H and W >= {MIN_SIDE}, or [N, H, W, C], C "
+        f"{' or '.join(map(str, sorted(channels)))}, got {shape}; --axes names other orders, such as YXN or NCYX"
+    )
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise UsageError if images of this size are too small for SSIM."""
+    if min(height, width) < MIN_SIDE:
+        raise UsageError(
+            f"expected images of at least {MIN_SIDE} x {MIN_SIDE}, the window of SSIM, got {height} x {width}"
+        )
 
 
 def examples_per_epoch(images: Images, config: RunConfig) -> int:

@@ -1,9 +1,11 @@
-"""Part of the data set, and noisy or clean: read from the names of folders, pictures and arrays.
+"""Split and role (noisy or clean) of an image: read from the names of folders, pictures and arrays.
 
-Known layouts are understood and others are refused, because nobody would notice that test images are trained on, or
+Known layouts are understood and others are rejected, because nobody would notice that test images are trained on, or
 that noisy images are taken for clean ones.
 """
 
+import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
@@ -16,21 +18,26 @@ Name = TypeVar("Name", str, PurePath)
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 CLEAN, NOISY = "clean", "noisy"
 # The words that say so, in lower case.
-PARTS = {
+SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "testset"), TEST),
 }
 ROLES = {
-    **dict.fromkeys(("clean", "cleaned", "gt", "groundtruth", "truth", "target", "targets", "hq"), CLEAN),
-    **dict.fromkeys(("noisy", "noised", "noise", "input", "inputs", "degraded", "corrupted", "lq"), NOISY),
+    **dict.fromkeys(("clean", "cleaned", "gt", "groundtruth", "truth", "target", "targets", "hq", "hr"), CLEAN),
+    **dict.fromkeys(("noisy", "noised", "noise", "input", "inputs", "degraded", "corrupted", "lq", "lr"), NOISY),
+}
+# These say so only where they are all of a name besides the split, as in CARE's `low` and `GT` and KAIR's `trainL`.
+LONE_ROLES = {
+    **dict.fromkeys(("h", "high", "sharp", "original", "originals", "reference"), CLEAN),
+    **dict.fromkeys(("l", "low", "blur", "blurred", "blurry"), NOISY),
 }
 
 
-class Place(NamedTuple):
+class Meaning(NamedTuple):
     """The meaning of a name."""
 
-    part: str | None
+    split: str | None
     """TRAIN, VALIDATION or TEST."""
     role: str | None
     """CLEAN or NOISY."""
@@ -38,121 +45,122 @@ class Place(NamedTuple):
     """The rest of the name, which is equal for the noisy and the clean version of an image."""
 
 
-def of_name(name: str) -> Place:
+def parse(name: str) -> Meaning:
     """Return the meaning of the name of an array or a folder: (TEST, NOISY, "") for `noisy_test` or `Testing noisy`."""
     # Capitals begin words too, as in `trainNoisy` and `GTTrain`.
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)]
-    parts, roles = ({table[word] for word in words if word in table} for table in (PARTS, ROLES))
-    if len(parts) > 1 or len(roles) > 1:  # such as `train_and_test`
-        return Place(None, None, name)
-    key = "".join(word for word in words if word not in PARTS and word not in ROLES).strip(" _-.")
-    return Place(next(iter(parts), None), next(iter(roles), None), key)
+    splits, roles = ({table[word] for word in words if word in table} for table in (SPLITS, ROLES))
+    if len(splits) > 1 or len(roles) > 1:  # such as `train_and_test`
+        return Meaning(None, None, name)
+    key = "".join(word for word in words if word not in SPLITS and word not in ROLES).strip(" _-.")
+    if not roles and key in LONE_ROLES:
+        roles, key = {LONE_ROLES[key]}, ""
+    return Meaning(next(iter(splits), None), next(iter(roles), None), key)
 
 
-def of_files(files: Iterable[PurePath]) -> dict[PurePath, Place]:
-    """Return what the paths of files say, relative to the folder of the data.
+def parse_paths(paths: Iterable[PurePath], role: str | None = None) -> dict[PurePath, Meaning]:
+    """Return the meaning of the paths of files, relative to the folder of the data; all have `role` if it is given.
 
-    The outermost folders say the part and the role, in either order, or in one name such as `train_noisy`. If no folder
-    says a role, the names of the files can, such as 1_noisy.png beside 1_clean.png or 1.png. Raises UsageError if a
-    word for a part or a role stands at another place.
+    The outermost folders say split and role, in either order, or in one name such as `train_noisy`. If no folder says a
+    role, the names of the files can, such as 1_noisy.png beside 1_clean.png or 1.png. Raises UsageError if a word for a
+    split or a role stands elsewhere, or if two folders look like pairs but do not say their roles.
     """
-    places = {path: _of_folders(path) for path in files}
-    by_name = {path: of_name(path.stem) for path in places}
-    if {place.role for place in places.values()} == {None}:
+    meanings = {path: _parse_folders(path, role) for path in paths}
+    by_name = {path: parse(path.stem) for path in meanings}
+    if {meaning.role for meaning in meanings.values()} == {None}:
         named = {
-            path: Place(place.part, by_name[path].role, str(PurePath(place.key).parent / by_name[path].key))
-            for path, place in places.items()
+            path: Meaning(split, by_name[path].role, str(PurePath(key).parent / by_name[path].key))
+            for path, (split, _, key) in meanings.items()
         }
         # One such word, as in `target practice.jpg`, need not say a role, unless there is a partner.
-        roles = {place.role for place in named.values()}
-        partners = len({place._replace(role=None) for place in named.values()}) < len(set(named.values()))
-        if roles in ({NOISY}, {NOISY, CLEAN}) or (roles != {None} and partners):
-            places = named
-    if not any(place.part for place in places.values()):
-        parts = {place.part for place in by_name.values()}
-        if len(parts) > 1 and None not in parts:
-            raise UsageError(
-                f"the names of the pictures say {' and '.join(sorted(filter(None, parts)))}; put them into folders "
-                "with these names"
-            )
-    return places
-
-
-def _of_folders(path: PurePath) -> Place:
-    part = role = None
-    *folders, _ = path.parts
-    understood = 0
-    for place in map(of_name, folders):
-        if not (place.part or place.role) or (place.part and part) or (place.role and role):
-            break
-        part, role = place.part or part, place.role or role
-        understood += 1
-    for place in map(of_name, folders[understood:]):
-        if place.part or place.role:
-            raise UsageError(
-                f"{PurePath(*folders)} is named like a part of a data set, or like noisy or clean images, but lies in "
-                "another folder; choose the folder that contains it, or rename it"
-            )
-    return Place(part, role, str(PurePath(*path.parts[understood:]).with_suffix("")))
-
-
-def divide(places: Mapping[Name, Place]) -> dict[str, list[tuple[Name, Name | None]]]:
-    """Return the images of each part, sorted: clean ones and None, or pairs of a clean and a noisy one.
-
-    Without any word for a part, all images are of TRAIN. In pairs, all images of one role can have names without a word
-    for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a part and others have none,
-    or if a partner is missing.
-    """
-    parts: dict[str, dict[Name, Place]] = {}
-    for name, place in places.items():
-        parts.setdefault(place.part or TRAIN, {})[name] = place
-    without = next((name for name, place in places.items() if not place.part), None)
-    if without is not None and any(place.part for place in places.values()):
+        has_partners = len({meaning._replace(role=None) for meaning in named.values()}) < len(set(named.values()))
+        if has_partners or None not in {meaning.role for meaning in named.values()}:
+            meanings = named
+        else:
+            _check_equal_names(meanings)
+    splits = {meaning.split for meaning in by_name.values()}
+    if len(splits) > 1 and None not in splits and not any(meaning.split for meaning in meanings.values()):
         raise UsageError(
-            f"{without} is in none of the parts {', '.join(sorted(parts))}, which others are in; move or remove it"
+            f"the names of the pictures say {' and '.join(sorted(filter(None, splits)))}; put them into folders instead"
         )
-    roles = {place.role for place in places.values()}
+    return meanings
+
+
+def _parse_folders(path: PurePath, role: str | None) -> Meaning:
+    folders = [parse(name) for name in path.parts[:-1]]
+    if role is not None:
+        folders = [folder._replace(role=None) for folder in folders]
+    outer = [*itertools.takewhile(lambda folder: folder.split or folder.role, folders)]
+    splits = [folder.split for folder in outer if folder.split]
+    roles = [role, *(folder.role for folder in outer if folder.role)]
+    names = zip(path.parts[len(outer) :], folders[len(outer) :], strict=False)
+    is_inside = any(folder.split or (folder.role and name.lower() not in LONE_ROLES) for name, folder in names)
+    if is_inside or len(splits) > 1 or len(roles) > 2:
+        raise UsageError(
+            f"{path.parent} is named like a split, or like noisy or clean images, but lies in another folder; choose "
+            "the folder that contains it, or rename it"
+        )
+    return Meaning(next(iter(splits), None), roles[-1], str(PurePath(*path.parts[len(outer) :]).with_suffix("")))
+
+
+def _check_equal_names(meanings: Mapping[PurePath, Meaning]) -> None:
+    """Raise UsageError if the pictures of a split lie in two folders, with equal names."""
+    for split in {meaning.split for meaning in meanings.values()}:
+        paths = [path for path, meaning in meanings.items() if meaning.split == split]
+        base = os.path.commonpath([path.parent for path in paths])
+        names: dict[PurePath, set[PurePath]] = {}
+        for path in paths:
+            folder, *rest = path.with_suffix("").relative_to(base).parts
+            names.setdefault(base / PurePath(folder), set()).add(PurePath(*rest))
+        first, second = min(names), max(names)
+        if len(names) == 2 and names[first] == names[second] and len(names[first]) > 1:
+            raise UsageError(
+                f"{first} and {second} hold pictures of equal names, but say neither noisy nor clean; rename them, or "
+                "state --noisy and --clean, or only --clean if all are clean"
+            )
+
+
+def divide(meanings: Mapping[Name, Meaning]) -> dict[str, list[tuple[Name, Name | None]]]:
+    """Return the images of each split, sorted: clean ones and None, or pairs of a clean and a noisy one.
+
+    Without any word for a split, all images are of TRAIN. In pairs, all images of one role can have names without a
+    word for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a split and others have
+    none, or if a partner is missing.
+    """
+    splits: dict[str, dict[Name, Meaning]] = {}
+    for name, meaning in meanings.items():
+        splits.setdefault(meaning.split or TRAIN, {})[name] = meaning
+    without = [name for name, meaning in meanings.items() if not meaning.split]
+    if 0 < len(without) < len(meanings):
+        raise UsageError(
+            f"{without[0]} is in none of the splits {', '.join(sorted(splits))}, which others are in; move or remove it"
+        )
+    roles = {meaning.role for meaning in meanings.values()}
     if roles in ({None}, {CLEAN}):
-        return {part: [(name, None) for name in sorted(names)] for part, names in parts.items()}
+        return {split: [(name, None) for name in sorted(names)] for split, names in splits.items()}
     if len(roles) != 2:
-        example = next(name for name, place in places.items() if place.role == NOISY)
+        example = next(name for name, meaning in meanings.items() if meaning.role == NOISY)
         raise UsageError(
             f"{example} is noisy by its name; expected a clean image for each noisy one, and no others, such as in two "
             "folders clean and noisy"
         )
-    clean_role = CLEAN if CLEAN in roles else None
-    return {part: _pairs(names, clean_role) for part, names in parts.items()}
+    order = (CLEAN, NOISY) if None not in roles else (CLEAN, None) if CLEAN in roles else (None, NOISY)
+    return {split: _pairs(names, *order) for split, names in splits.items()}
 
 
-def doubts(places: Mapping[PurePath, Place]) -> list[str]:
-    """Return a note for the user if images that are all taken for clean ones may be pairs."""
-    if {place.role for place in places.values()} != {None}:
-        return []
-    names: dict[PurePath, set[str]] = {}
-    siblings: dict[tuple[str | None, PurePath], set[PurePath]] = {}
-    for path, place in places.items():
-        names.setdefault(path.parent, set()).add(path.stem)
-        siblings.setdefault((place.part, path.parent.parent), set()).add(path.parent)
-    for folders in siblings.values():
-        if len(folders) == 2:
-            one, other = sorted(folders)
-            if names[one] == names[other] and len(names[one]) > 1:
-                return [
-                    f"{one} and {other} hold pictures of equal names, all taken for clean images; if they are pairs, "
-                    "name the folders noisy and clean"
-                ]
-    return []
-
-
-def _pairs(places: Mapping[Name, Place], clean_role: str | None) -> list[tuple[Name, Name | None]]:
-    clean: dict[str, Name] = {}
-    noisy: dict[str, Name] = {}
-    for name, place in places.items():
-        images = clean if place.role == clean_role else noisy
-        if images.setdefault(place.key, name) != name:
-            raise UsageError(f"{images[place.key]} and {name} have the same partner; rename or remove one")
-    for images, others, missing in ((noisy, clean, "clean"), (clean, noisy, "noisy")):
-        alone = [name for key, name in images.items() if key not in others]
+def _pairs(meanings: Mapping[Name, Meaning], clean: str | None, noisy: str | None) -> list[tuple[Name, Name | None]]:
+    """Return the images with these roles, paired by their keys."""
+    pairs: dict[str, dict[str | None, Name]] = {}
+    for name, (_, role, key) in meanings.items():
+        pair = pairs.setdefault(key, {})
+        if pair.setdefault(role, name) != name:
+            raise UsageError(f"{pair[role]} and {name} have the same partner; rename or remove one")
+    for role, missing in ((noisy, "clean"), (clean, "noisy")):
+        alone = [pair[role] for pair in pairs.values() if set(pair) == {role}]
         if alone:
-            raise UsageError(f"{len(alone)} images have no {missing} partner, such as {alone[0]}; expected equal names")
-    return sorted((name, noisy[key]) for key, name in clean.items())
+            unknown = {PurePath(key).parts[0] for key, pair in pairs.items() if None in pair and "/" in key}
+            hint = f"; {min(unknown)} says neither noisy nor clean, as --noisy and --clean do" if unknown else ""
+            raise UsageError(
+                f"{len(alone)} images have no {missing} partner, such as {alone[0]}; expected equal names{hint}"
+            )
+    return sorted((pair[clean], pair[noisy]) for pair in pairs.values())

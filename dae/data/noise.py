@@ -140,7 +140,7 @@ def level_range(config: RunConfig, is_paired: bool) -> tuple[float, float]:
 
 def corruption(config: RunConfig, highest_level: float) -> Noise:
     """Return the noise model of `config`, followed by clipping to [0, 1] if `config` says so."""
-    add_noise = build(config.noise, highest_level)
+    add_noise: Noise = plugins.load(NOISES, config.noise, "--noise")
     changes = highest_level > 0 or config.noise not in NOISES  # level 0 needs no random numbers
 
     def corrupt(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -150,27 +150,22 @@ def corruption(config: RunConfig, highest_level: float) -> Noise:
     return corrupt
 
 
-def build(name: str, highest_level: float) -> Noise:
-    """Return the noise model that `name` names. Raises UsageError if there is none, or none with so high a level."""
-    noise = plugins.load(NOISES, name, "--noise")
-    if name in MAX_LEVEL and highest_level > MAX_LEVEL[name]:
-        raise UsageError(f"--noise-level: expected 0 to {MAX_LEVEL[name]:g} for {name}, got {highest_level}")
-    return noise
-
-
 def check(config: RunConfig, image_shape: tuple[int, int, int], levels: tuple[float, float]) -> None:
     """Check the noise of `config` at the lowest and highest of its `levels` on grey images.
 
-    It must return finite float32 images of the same shape; a user's function also the same ones in a graph as in eager
-    mode. Otherwise UsageError is raised. Warns of a level that leaves hardly anything of the images.
+    The levels must not exceed MAX_LEVEL, and it must return finite float32 images of the same shape; a user's function
+    also the same ones in a graph as in eager mode. Otherwise UsageError is raised. Warns of a level that leaves hardly
+    anything of the images.
     """
-    low, high = levels
+    (low, high), most = levels, MAX_LEVEL.get(config.noise, math.inf)
+    if high > most:
+        raise UsageError(f"--noise-level: expected 0 to {most:g} for {config.noise}, got {high}")
     if config.noise in NOISES.keys() - MAX_LEVEL and high > MAX_PLAUSIBLE_LEVEL:
         warn(
             f"--noise-level: {high:g} for {config.noise} leaves hardly anything of the images: black is 0 and white 1, "
             "and for poisson the level is 1 / photons"
         )
-    noise, prefix = build(config.noise, high), f"--noise {plugins.source(config.noise)}"
+    noise, prefix = plugins.load(NOISES, config.noise, "--noise"), f"--noise {plugins.source(config.noise)}"
     clean, seed = tf.fill((2, *image_shape), 0.5), tf.constant([0, 1], tf.int64)
     level = low if low == high else tf.reshape(tf.constant([low, high]), (2, 1, 1, 1))
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dae.config import RunConfig
 from dae.data import noise, storage
-from dae.data.images import Images, default_range, example_shape, examples_per_epoch, examples_per_image
+from dae.data.images import Images, example_shape, examples_per_epoch, examples_per_image
 from dae.seeding import stateless_seed
 
 
@@ -187,7 +187,7 @@ def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callabl
     images of pairs, or else to the clean ones.
     """
     low, high = noise.level_range(config, images.is_paired)
-    black, white = config.value_range or default_range(images.dtype)
+    black, white = images.value_range.black, images.value_range.white
     corrupt = noise.corruption(config, high)
 
     def make_batch(pixels: tf.Tensor, number: tf.Tensor) -> Batch:

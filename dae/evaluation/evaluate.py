@@ -1,16 +1,16 @@
 """Evaluation of a model: the exact means of all metrics over a set of images."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.config import RunConfig
 from dae.data.images import Images
-from dae.data.pipeline import Batch, sample_batch
+from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation.metrics import METRICS
 from dae.losses.losses import Loss
@@ -65,35 +65,16 @@ def make_evaluator(
 
 
 def compiled_by_shape(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Return `function`, of a batch or a tensor, with a graph for each shape.
+    """Return `function`, of a batch or a tensor, with a graph for each shape; the last 32 graphs are kept.
 
-    A tf.function alone would do the same, but would warn the user if there are many shapes.
+    A tf.function alone would keep all, which take megabytes each, and warn the user if there are many.
     """
-    compiled, graphs = tf.function(function), {}
 
-    def call(batch: Any) -> T:
-        shapes = tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(batch))
-        if shapes not in graphs:
-            graphs[shapes] = compiled.get_concrete_function(batch)
-        return graphs[shapes](batch)
+    @functools.lru_cache(maxsize=32)
+    def compiled(specs: Any) -> Callable[[Any], T]:
+        return tf.function(function).get_concrete_function(specs)
 
-    return call
-
-
-class Samples(NamedTuple):
-    """A few images, float32 [N, H, W, C] in [0, 1]; noisy ones can leave it."""
-
-    noisy: np.ndarray
-    denoised: np.ndarray
-    clean: np.ndarray
-
-
-def denoise_samples(model: keras.Model, config: RunConfig, images: Images, count: int = 10) -> Samples:
-    """Return the first `count` of the test images, or of their patches, with the noise of `config`, and denoised."""
-    batch = sample_batch(images, config, "test")
-    noisy = batch.noisy[:count]
-    denoised = fused(model, training=False)(noisy).denoised
-    return Samples(noisy.numpy(), denoised.numpy(), batch.clean[:count].numpy())
+    return lambda batch: compiled(tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batch))(batch)
 
 
 def check_fits(model: keras.Model, images: Images) -> None:

@@ -10,11 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.data.images import default_range, shape_as_batch
+from dae.data import values
+from dae.data.images import as_batch
+from dae.data.values import ValueRange
 from dae.errors import UsageError
+from dae.machine import keras_defaults
 from dae.models.fused_layers import Network, fused
 from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
-from dae.workdir.model_files import load_model
+from dae.workdir.model_files import load_model, value_range_of
 
 # About the most that the values of one layer and of the next take while a batch of tiles is computed, in bytes.
 TILE_BYTES = 2**27
@@ -28,26 +31,32 @@ Progress = Callable[[int], object]
 Interval = tuple[slice, slice]
 
 
+@keras_defaults()
 def denoise(
-    model: keras.Model | str | Path, image: np.ndarray, value_range: tuple[float, float] | None = None
+    model: keras.Model | str | Path,
+    image: np.ndarray,
+    value_range: tuple[float, float] | None = None,
+    axes: str | None = None,
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
     `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
-    last side is 1 or 3), [N, H, W] or [N, H, W, C], uint8, uint16 or floats, of any size. `value_range` holds its
-    values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1 for floats). Integers are rounded. A
+    last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size; `axes`, such as "YXZ", names
+    other axes, or those of a shape that leaves doubts (`dae.data.images.as_batch`). `value_range` is (black, white); by
+    default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or 65535 for uint8 and
+    uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the range of their type. A
     grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
     are averaged over the channels.
 
-    Raises UsageError for another shape or type, for floats that are not finite or far out of the range, and for a size
-    that the network does not take, as one with dense layers takes only its own.
+    Raises UsageError for another shape or type, for values that cannot be in the value range (`dae.data.values.check`),
+    and for a size that the network cannot process: one with dense layers takes only the size that it was built for.
     """
     denoiser = _last_denoiser(model) if isinstance(model, keras.Model) else Denoiser(load_model(model))
-    return denoiser(image, value_range)
+    return denoiser(image, value_range, axes=axes)
 
 
 class Denoiser:
-    """A model that denoises images of any size. Its functions are compiled once for each type of values.
+    """A model that denoises images of any size. It is compiled once for each number of channels.
 
     A large image is computed in tiles, which overlap so far that the result is that of the whole image; memory is
     bounded by `tile_bytes`.
@@ -55,10 +64,20 @@ class Denoiser:
 
     def __init__(self, model: keras.Model, tile_bytes: int = TILE_BYTES) -> None:
         self._model = model
+        self._trained_on = value_range_of(model)
         self._tile_bytes = tile_bytes
         self._compiled = functools.cache(self._compile)
         self.channels: int = model.input_shape[-1]
         """1 if the network is one for grey images, 3 for colour."""
+
+    def value_range(self, dtype: np.dtype, ends: tuple[float, float] | None = None) -> ValueRange:
+        """Return the value range of images of this type, of which `ends` are black and white if they are given.
+
+        Raises UsageError for a type without a usual range on which the model was not trained.
+        """
+        if ends is not None or self._trained_on is None:
+            return ValueRange.requested(ends, dtype)
+        return self._trained_on.of(dtype)
 
     def check(self, height: int, width: int, channels: int) -> None:
         """Raise UsageError if the network cannot denoise images of this size."""
@@ -73,16 +92,18 @@ class Denoiser:
             )
 
     def __call__(
-        self, image: np.ndarray, value_range: tuple[float, float] | None = None, progress: Progress | None = None
+        self,
+        image: np.ndarray,
+        value_range: tuple[float, float] | None = None,
+        progress: Progress | None = None,
+        axes: str | None = None,
     ) -> np.ndarray:
         """Return what `dae.denoise` returns; `progress` is called with the number of pixels, H W, just denoised."""
         if not isinstance(image, np.ndarray):
             raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
-        shape, own = image.shape, (self.channels,)
-        if shape[3:] != own:
-            shape = (1, *shape) if shape[2:] == own else shape_as_batch(shape)
         denoised = np.empty(image.shape, image.dtype)
-        self.denoise_into(denoised.reshape(shape), image.reshape(shape), value_range, progress)
+        noisy, target = (as_batch(array, axes, {1, 3, self.channels}) for array in (image, denoised))
+        self.denoise_into(target, noisy, value_range, progress)
         return denoised
 
     def denoise_into(
@@ -93,44 +114,36 @@ class Denoiser:
         progress: Progress | None = None,
     ) -> None:
         """Denoise images [N, H, W, C] into an array of the same shape and type; both can be memory-mapped."""
-        if images.dtype.type not in (np.uint8, np.uint16) and images.dtype.kind != "f":
-            raise UsageError(f"expected an image of uint8, uint16 or floats, got {images.dtype}")
-        low, high = default_range(images.dtype) if value_range is None else value_range
-        if not -math.inf < low < high < math.inf:
-            raise UsageError(f"value_range: expected two finite numbers in ascending order, got {low} and {high}")
+        scale = self.value_range(images.dtype, value_range)
         count, height, width, channels = images.shape
         if images.size == 0:
             return
         self.check(height, width, channels)
+        values.check(images, scale)
+        if scale.is_usual and images.dtype != np.uint8:  # dark photographs of 8 bits are common
+            values.warn_if_nearly_black(float(images.max()), scale)
         padded = fitting_size(self._model, height, width)
         batch, tiles = self._tiles(padded, channels)
-        dtype = np.dtype(np.float32 if images.dtype.kind == "f" else images.dtype.type)
-        run = self._compiled(dtype, channels)
+        run = self._compiled(channels)
         for first, ((rows, kept_rows), (columns, kept_columns)) in itertools.product(range(0, count, batch), tiles):
-            values = images[first : first + batch, rows, columns]
-            _check_values(values, low, high)
+            noisy = images[first : first + batch, rows, columns]
             padding = [(0, max(0, side.stop - end)) for side, end in ((rows, height), (columns, width))]
-            values = np.pad(values, [(0, 0), *padding, (0, 0)], "symmetric").astype(dtype, copy=False)
-            outputs = run(values, tf.constant(low, tf.float32), tf.constant(high - low, tf.float32)).numpy()
+            outputs = run(scale.to_unit(np.pad(noisy, [(0, 0), *padding, (0, 0)], "symmetric"))).numpy()
             target = denoised[first : first + batch, kept_rows, kept_columns]
             top, left = kept_rows.start - rows.start, kept_columns.start - columns.start
-            target[:] = outputs[:, top : top + target.shape[1], left : left + target.shape[2]]
+            outputs = outputs[:, top : top + target.shape[1], left : left + target.shape[2]]
+            target[:] = scale.from_unit(outputs, target.dtype)
             if progress is not None:
                 progress(math.prod(target.shape[:3]))
 
-    def _compile(self, dtype: np.dtype, channels: int) -> Callable[..., tf.Tensor]:
-        """Return the function from [n, H, W, C], black, and white - black to the denoised values of the same type."""
+    def _compile(self, channels: int) -> Callable[[np.ndarray], tf.Tensor]:
+        """Return the compiled function from noisy to denoised images, float32 [n, H, W, channels] in [0, 1]."""
         sides = view_of_any_size(self._model).input_shape[1:3]
-        spec, number = tf.TensorSpec([None, *sides, channels], dtype), tf.TensorSpec([], tf.float32)
 
-        def compute(values: tf.Tensor, low: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-            noisy = (tf.cast(values, tf.float32) - low) / scale
-            denoised = low + scale * _in_channels(fused(self._model, training=False), noisy, self.channels, channels)
-            if dtype.kind == "f":
-                return denoised
-            return tf.cast(tf.clip_by_value(tf.round(denoised), 0, float(np.iinfo(dtype).max)), dtype)
+        def compute(noisy: tf.Tensor) -> tf.Tensor:
+            return _in_channels(fused(self._model, training=False), noisy, self.channels, channels)
 
-        return tf.function(compute, input_signature=[spec, number, number])
+        return tf.function(compute, input_signature=[tf.TensorSpec([None, *sides, channels])])
 
     @functools.cached_property
     def _field(self) -> ReceptiveField | None:
@@ -182,20 +195,6 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
         (slice(start, start + size), slice(first, last))
         for start, first, last in zip(starts, cuts, cuts[1:], strict=False)
     ]
-
-
-def _check_values(values: np.ndarray, low: float, high: float) -> None:
-    """Raise UsageError for floats that are not finite or so far out of the range that it must be another."""
-    if values.dtype.kind != "f":
-        return
-    least, most, far = float(values.min()), float(values.max()), 10 * (high - low)
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise UsageError("expected finite values, got NaN or infinity")
-    if least < low - far or most > high + far:
-        raise UsageError(
-            f"expected values of about {low:g} (black) to {high:g} (white), got {least:g} to {most:g}; "
-            "set the value range"
-        )
 
 
 def _in_channels(network: Network, noisy: tf.Tensor, network_channels: int, channels: int) -> tf.Tensor:

@@ -6,18 +6,18 @@ Importing this module does not load TensorFlow, so that mistakes in a command ar
 import contextlib
 import importlib.util
 import itertools
-import os
 import re
-import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dae.errors import RunError, UsageError, first_line, lookup
-from dae.files import atomic_path, check_output, check_output_folder
+from dae.data.values import NOTE
+from dae.errors import RunError, UsageError, first_line, lookup, muted_stderr
+from dae.files import atomic_path, check_output
 
 if TYPE_CHECKING:
     import keras
@@ -50,10 +50,7 @@ def export(model: "keras.Model", format_name: str, output: Path) -> dict[tuple[i
 def check_request(format_name: str, output: Path) -> None:
     """Raise UsageError for an unknown format, an output that does not fit it, or a package that is not installed."""
     suffixes, modules, _ = lookup(FORMATS, format_name, "--format")
-    if suffixes:
-        check_output(output, suffixes, "--output")
-    else:
-        check_output_folder(output, "--output")
+    check_output(output, suffixes, "--output")
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(f"--format: {format_name} needs {' and '.join(missing)}; run `pip install '.[export]'`")
@@ -93,11 +90,12 @@ def verify(path: Path, format_name: str, model: "keras.Model") -> dict[tuple[int
 
 
 def _write(model: "keras.Model", format_name: str, path: Path) -> None:
-    """Write the inference of `model`, from `noisy` to `denoised`, by Keras's own export."""
+    """Write the inference of `model`, from `noisy` to `denoised`, by Keras's own export, and its value range."""
     import keras
     import tensorflow as tf
 
     from dae.models.sizes import view_of_any_size
+    from dae.workdir.model_files import value_range_of
 
     noisy = keras.Input(batch_shape=model.input_shape, name="noisy")
     signature = [tf.TensorSpec(model.input_shape, tf.float32, name="noisy")]
@@ -110,6 +108,23 @@ def _write(model: "keras.Model", format_name: str, path: Path) -> None:
     keras_format = "tf_saved_model" if format_name == "savedmodel" else format_name
     keras.Model(noisy, {"denoised": view_of_any_size(model)(noisy)}).export(written, keras_format, **options)
     written.rename(path)
+    if (value_range := value_range_of(model)) is not None:
+        _write_note(path, format_name, value_range.to_json())
+
+
+def _write_note(path: Path, format_name: str, text: str) -> None:
+    """Store the value range of the model's images as ONNX metadata, or as dae.json, which other formats ignore."""
+    if format_name == "onnx":
+        import onnx
+
+        model = onnx.load(path)
+        model.metadata_props.add(key=NOTE, value=text)
+        onnx.save(model, path)
+    elif format_name == "litert":  # such a file can end in a .zip file: ai.google.dev/edge/litert/models/metadata
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(zipfile.ZipInfo(NOTE), text)
+    else:
+        (path / NOTE).write_text(text)
 
 
 def _load_savedmodel(path: Path) -> Denoise:
@@ -144,14 +159,10 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], Deno
 @contextlib.contextmanager
 def _converting(problem: str) -> Iterator[None]:
     """Discard what is written to stderr, and raise any exception as `RunError("problem (reason)")`, in one line."""
-    sys.stderr.flush()
-    with open(os.dup(2), "wb") as stderr, open(os.devnull, "wb") as nothing, warnings.catch_warnings():
+    with muted_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.dup2(nothing.fileno(), 2)
         try:
             yield
         except Exception as error:  # the converters and runtimes raise many types
             operations = re.search(r"(TF Select|Custom) ops: .+|No Op registered for \w+", str(error))
             raise RunError(f"{problem} ({operations.group() if operations else first_line(error)})") from None
-        finally:
-            os.dup2(stderr.fileno(), 2)

@@ -103,11 +103,6 @@ class CompositeLoss:
         layers = [term.layer for term in self.terms if term.layer is not None and term.update is None]
         return [variable for layer in layers for variable in layer.trainable_variables]
 
-    @property
-    def has_updates(self) -> bool:
-        """True if any term has a method `update`."""
-        return any(term.update for term in self.terms)
-
     def __call__(
         self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any] | None = None
     ) -> dict[str, tf.Tensor]:

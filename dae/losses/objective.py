@@ -47,11 +47,11 @@ class Objective:
 
     def after_step(self, network: SeededNetwork, batch: Batch) -> None:
         """Call the method `update` of each term that has one, with a batch and the updated network's outputs for it."""
-        if self.loss.has_updates:
+        if updates := [term.update for term in self.loss.terms if term.update]:
             seeded = network(batch.seed)
             outputs = seeded(batch.noisy)
             inputs = self.inputs(seeded, batch, outputs)
-            for update in (term.update for term in self.loss.terms if term.update):
+            for update in updates:
                 update(batch.clean, outputs.denoised, inputs)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError
-from dae.models.sizes import enlargement, enlarges, fitting_size, view_of_any_size
+from dae.models.sizes import fitting_size, replacement, view_of_any_size
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
@@ -88,8 +88,9 @@ def with_latents(model: keras.Model) -> keras.Model:
 
 def _layer_by_layer(model: keras.Model, training: bool) -> Network:
     layers = _without_input(model)
-    compute: dict[str, Compute] = {layer.name: functools.partial(layer, training=training) for layer in layers}
-    compute |= {layer.name: enlargement(layer) for layer in layers if enlarges(layer)}
+    compute: dict[str, Compute] = {
+        layer.name: replacement(layer) or functools.partial(layer, training=training) for layer in layers
+    }
     compute |= {layer.name: _transposed_convolution(layer) for layer in layers if _transposes(layer)}
     done: set[str] = set()
     for before, layer in _pairs(model):
@@ -313,7 +314,9 @@ def in_bfloat16(model: keras.Model) -> Network:
         config: dict[str, Any] = layer.get_config()
         if layer is not model.layers[-1]:
             config["dtype"] = "mixed_bfloat16"
-        return type(layer).from_config(config)
+        copy = type(layer).from_config(config)
+        compute = replacement(copy)
+        return copy if compute is None else keras.layers.Lambda(compute, name=copy.name, dtype=copy.dtype_policy)
 
     with keras.StatelessScope(initialize_variables=False):  # the values are those of `model`
         reduced = with_latents(keras.models.clone_model(model, clone_function=converted))

@@ -18,8 +18,9 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
-from dae.errors import UsageError, first_line
+from dae.errors import UsageError, as_usage_error
 from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
+from dae.models.fused_layers import fused
 from dae.seeding import derive_seed, keras_seed
 from dae.workdir.model_files import MODEL_FILES, save_model
 
@@ -119,19 +120,16 @@ def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
         hidden = dict(registered)
         with tempfile.TemporaryDirectory() as folder:
             for name in MODEL_FILES:
-                try:
+                hint = "use layers of keras.layers only, not keras.ops or Lambda"
+                with as_usage_error(source, f"plain Keras cannot load it from {name}; {hint}", Exception):
                     save_model(model, Path(folder, name))
-                    registered.clear()
-                    loaded = keras.models.load_model(Path(folder, name), compile=False)
+                    try:
+                        registered.clear()
+                        loaded = keras.models.load_model(Path(folder, name), compile=False)
+                    finally:
+                        registered.update(hidden)
                     if not np.allclose(loaded(noisy, training=False), model(noisy, training=False), atol=1e-6):
                         raise ValueError("the results differ")
-                except Exception as error:  # of many types
-                    raise UsageError(
-                        f"{source}: plain Keras cannot load it from {name} ({type(error).__name__}: "
-                        f"{first_line(error)}); use layers of keras.layers only, not keras.ops or Lambda"
-                    ) from None
-                finally:
-                    registered.update(hidden)
 
 
 def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
@@ -139,6 +137,12 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
     low, high = denoised.min(), denoised.max()
     if not 0 <= low <= high <= 1:  # also for NaN
         raise UsageError(f"{source}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; end in a sigmoid")
+    compiled = tf.function(lambda noisy: fused(model, training=False)(noisy).denoised)(batch.noisy)
+    if (difference := np.abs(compiled - denoised).max()) > 1e-4:
+        raise UsageError(
+            f"{source}: TensorFlow computes other outputs in a graph, different by {difference:.2g}; use layers such "
+            "as LeakyReLU, not keras.ops, or another activation"
+        )
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(model(batch.noisy, training=True))
     gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])

@@ -14,6 +14,8 @@ from dae.errors import UsageError
 
 # Networks that halve their images up to eight times take one of this many consecutive sides.
 _SEARCHED = 256
+# Activations that TensorFlow fuses with the layers before them without changing their values.
+_SAFE_ACTIVATIONS = (keras.activations.linear, keras.activations.relu, keras.activations.sigmoid)
 # The least sides of the image to measure receptive fields with. Fields of up to half the length are found.
 _LENGTH, _WIDTH = 2048, 32
 # Largest difference, relative to the largest output, that is due to sums in another order.
@@ -36,7 +38,9 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
     """Return the same as `any_size`, but with the very layers of `model`, which keep their weights in common."""
 
     def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return keras.layers.Lambda(enlargement(layer), name=layer.name) if enlarges(layer) else layer
+        compute = replacement(layer)
+        # Without the shape, Keras would trace the function to find it, for each size.
+        return layer if compute is None else keras.layers.Lambda(compute, layer.compute_output_shape, name=layer.name)
 
     return _cloned(model, clone_function=shared, recursive=True)
 
@@ -72,12 +76,17 @@ def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[kera
     return sizes
 
 
-def enlarges(layer: keras.layers.Layer) -> bool:
-    """Return whether `layer` upsamples images [batch, H, W, C]."""
-    return isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last"
+def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
+    """Return the function that computes the same as `layer` where TensorFlow cannot, or None if there is no need."""
+    if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
+        return _enlargement(layer)
+    is_leaky = isinstance(layer, keras.layers.LeakyReLU | keras.layers.ReLU) and layer.negative_slope
+    if is_leaky or (isinstance(layer, keras.layers.Activation) and layer.activation not in _SAFE_ACTIVATIONS):
+        return _alone(layer)
+    return None
 
 
-def enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
+def _enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
     """Return the function that applies `layer`, but also in a graph that does not know the size.
 
     There Keras cannot interpolate, and LiteRT does not know the number of channels of the pixels that Keras repeats.
@@ -92,28 +101,53 @@ def enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
     return enlarge
 
 
+def _alone(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor]:
+    """Return the function that applies `layer`, which TensorFlow does not fuse with the layers before it.
+
+    In graphs, with oneDNN, it fuses a convolution, a sum and LeakyReLU to one operation, whose slope is 0.2 whatever
+    the layer's is; and with mish there, the graph fails. An operation between them, which does nothing, prevents both.
+    """
+    return lambda values: layer(tf.ensure_shape(values, values.shape))
+
+
 @functools.lru_cache(maxsize=256)
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
     Raises UsageError if it takes no such size, or only one other, as with a dense layer on all pixels.
     """
-    if (height, width) == model.input_shape[1:3]:
+    own_height, own_width = model.input_shape[1:3]
+    if (height, width) == (own_height, own_width):
         return height, width
     if view_of_any_size(model).input_shape[1:3] == (None, None):
-        rows = next((side for side in range(height, height + _SEARCHED) if _fits(model, side, None)), height)
-        columns = next((side for side in range(width, width + _SEARCHED) if _fits(model, None, side)), width)
-        if _fits(model, rows, columns):
-            return rows, columns
+        for fits in (_states, _keeps):  # one side at a time, beside one that fits; first by what takes less time
+            rows = next((side for side in range(height, height + _SEARCHED) if fits(model, side, own_width)), height)
+            columns = next((side for side in range(width, width + _SEARCHED) if fits(model, own_height, side)), width)
+            if _keeps(model, rows, columns):
+                return rows, columns
     raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
 
 
-def _fits(model: keras.Model, height: int | None, width: int | None) -> bool:
-    """Return whether `model` returns images of the same size for images of this size, of which a side can be free."""
+def _states(model: keras.Model, height: int | None, width: int | None) -> bool:
+    """Return whether the layers of `model` state that they keep this size, of which a side can be free.
+
+    Some, such as Concatenate, do not compare the sides of their inputs.
+    """
     shape = (1, height, width, model.input_shape[-1])
     try:
         return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
     except (ValueError, TypeError):  # as raised by a dense layer, or where branches of different sizes meet
+        return False
+
+
+@functools.lru_cache(maxsize=1024)
+def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
+    """Return whether `model` keeps this size, as tried in a graph, which takes tens of milliseconds."""
+    shape = (1, height, width, model.input_shape[-1])
+    network = tf.function(view_of_any_size(model), autograph=False)
+    try:
+        return tuple(network.get_concrete_function(tf.TensorSpec(shape)).outputs[0].shape) == shape
+    except (ValueError, TypeError, tf.errors.OpError):
         return False
 
 

@@ -16,25 +16,22 @@ from dae.optimizers.soap import Soap
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
-def constant(config: RunConfig, total_steps: int) -> LearningRate:
-    """`learning_rate` at every step."""
-    return config.learning_rate
-
-
 def cosine(config: RunConfig, total_steps: int) -> LearningRate:
     """Linear warm-up from 0 over the fraction `warmup_ratio` of the steps, then a cosine from there down to 0.
 
     Source: Keras's CosineDecay; Loshchilov and Hutter, SGDR (2017), without restarts.
     """
     warmup_steps = int(config.warmup_ratio * total_steps)
-    if warmup_steps == 0:
-        return keras.optimizers.schedules.CosineDecay(config.learning_rate, total_steps)
+    first, target = (0.0, config.learning_rate) if warmup_steps else (config.learning_rate, None)
     return keras.optimizers.schedules.CosineDecay(
-        0.0, total_steps - warmup_steps, warmup_target=config.learning_rate, warmup_steps=warmup_steps
+        first, total_steps - warmup_steps, warmup_target=target, warmup_steps=warmup_steps
     )
 
 
-SCHEDULES: dict[str, Callable[[RunConfig, int], LearningRate]] = {"constant": constant, "cosine": cosine}
+SCHEDULES: dict[str, Callable[[RunConfig, int], LearningRate]] = {
+    "constant": lambda config, total_steps: config.learning_rate,
+    "cosine": cosine,
+}
 OPTIMIZERS: dict[str, type[Adam | Soap]] = {"adam": Adam, "soap": Soap}
 
 

@@ -9,20 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dae.evaluation.evaluate import Samples
+from dae.data.pipeline import Batch
 from dae.evaluation.metrics import psnr, ssim
 from dae.files import atomic_path
 
 
-def save_denoised(path: Path, samples: Samples) -> None:
+def save_denoised(path: Path, images: Batch, denoised: np.ndarray) -> None:
     """Write a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
 
     An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images.
     """
-    rows = samples._asdict() | {"error": np.abs(samples.denoised - samples.clean)}
-    figure = Figure(figsize=(1.1 * len(samples.clean), 5.2), layout="constrained")
-    for axes, images in zip(_draw_rows(figure, rows), (samples.noisy, samples.denoised), strict=False):
-        quality = zip(psnr(samples.clean, images).numpy(), ssim(samples.clean, images).numpy(), strict=True)
+    noisy, clean = images.noisy.numpy(), images.clean.numpy()
+    rows = {"noisy": noisy, "denoised": denoised, "clean": clean, "error": np.abs(denoised - clean)}
+    figure = Figure(figsize=(1.1 * len(clean), 5.2), layout="constrained")
+    for axes, shown in zip(_draw_rows(figure, rows), (noisy, denoised), strict=False):
+        quality = zip(psnr(clean, shown).numpy(), ssim(clean, shown).numpy(), strict=True)
         for axis, (psnr_value, ssim_value) in zip(axes, quality, strict=True):
             axis.set_xlabel(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}", fontsize=8)
     save(path, figure)

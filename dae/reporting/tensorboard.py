@@ -15,10 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-from tensorboard.plugins.hparams import api as hparams_api
+
+# Not from `api`, which fails if TF_USE_LEGACY_KERAS is set.
+from tensorboard.plugins.hparams.summary_v2 import hparams as write_hparams
 
 from dae import plugins
-from dae.config import PLUGIN_FIELDS, RunConfig, map_texts
+from dae.config import PLUGIN_FIELDS, RunConfig, map_items
 from dae.data.pipeline import Batch
 from dae.files import atomic_path
 from dae.models.fused_layers import fused
@@ -109,7 +111,9 @@ class TensorBoard:
         The first IMAGES_SHOWN `samples` are shown as images; the histogram of latents uses all.
         """
         self.folder = run_dir / "tensorboard"
-        settings = dataclasses.asdict(config) | dataclasses.asdict(resolved)
+        values = resolved.value_range
+        derived = dataclasses.asdict(resolved) | {"value_range": (values.black, values.white), "dtype": values.dtype}
+        settings = dataclasses.asdict(config) | derived
         self._model, self._samples = model, samples
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for name in ("train", "validation"):
@@ -118,7 +122,7 @@ class TensorBoard:
         truncate_events(self.folder / "test", -1)
         with self._writer("").as_default(step=0):
             # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
-            hparams_api.hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
+            write_hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
             rows = {"field": "value", "---": "---"} | settings | read_environment(run_dir)
             table = "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items())
@@ -187,7 +191,7 @@ def _histogram(tag: str, values: np.ndarray) -> None:
 
 def _hparams(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
-    labels = {name: map_texts(settings[name], plugins.label) for name in PLUGIN_FIELDS}
+    labels = {name: map_items(settings[name], plugins.label) for name in PLUGIN_FIELDS}
     return {
         name: str(value) if isinstance(value, tuple) else value
         for name, value in {**settings, **labels}.items()

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from dae.evaluation.evaluate import Evaluate, denoise_samples
+from dae.data.pipeline import sample_batch
+from dae.evaluation.evaluate import Evaluate
 from dae.models import sizes
+from dae.models.fused_layers import fused
 from dae.reporting import plots, tensorboard
 from dae.training.checkpoints import Checkpoints
 from dae.training.task import Task
@@ -28,8 +30,11 @@ def write(
     if not task.replicas.is_chief:
         return report
     for name in model_files.MODEL_FILES:
-        model_files.save_model(sizes.any_size(task.evaluated_model), folder / name)
-    plots.save_denoised(folder / "denoised.png", denoise_samples(task.evaluated_model, task.config, task.data.test))
+        model = sizes.any_size(task.evaluated_model)
+        model_files.save_model(model, folder / name, task.resolved.value_range)
+    samples = sample_batch(task.data.test, task.config, "test").images(0, 10)
+    denoised = fused(task.evaluated_model, training=False)(samples.noisy).denoised
+    plots.save_denoised(folder / "denoised.png", samples, denoised.numpy())
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)

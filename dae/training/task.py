@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae import plugins, runtime
+from dae import machine, plugins, runtime
 from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Arrays, Splits
@@ -133,7 +133,7 @@ def prepare(
         networks.check(config, model, batch)
     brightness = config.initial_brightness
     if brightness is None:
-        brightness = round(min(max(mean_brightness(splits.train, config.value_range), 0.01), 0.99), 4)
+        brightness = round(min(max(mean_brightness(splits.train), 0.01), 0.99), 4)
     networks.set_brightness(model, brightness)
     weights_digest = "" if config.start_from is None else load_initial_weights(config, model)
     evaluated_model = model
@@ -145,10 +145,19 @@ def prepare(
         return composite.with_regularization(composite.build(config.loss, config.seed), model)
 
     resolved = Resolved(
-        levels, brightness, len(splits.validation), shards, threads, onednn, splits.digest, weights_digest
+        levels,
+        brightness,
+        splits.train.value_range,
+        len(splits.validation),
+        shards,
+        threads,
+        onednn,
+        splits.digest,
+        weights_digest,
+        machine.variables(),
     )
     if recorded is not None:
-        check_digests(config, resolved, recorded)
+        check_recorded(config, resolved, recorded)
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
     evaluation_metrics = metrics.load(config, batch)
@@ -175,17 +184,22 @@ def check_loss(task: Task, objective: Objective) -> None:
             f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with pairs of "
             "noisy and clean images"
         )
-    if task.loss.has_updates and task.replicas.shards > 1:
+    if composite.has_updates(task.config.loss) and task.replicas.shards > 1:
         raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")
     if objective.warms_up and task.config.bce_steps >= task.total_steps:
         warn(f"--bce-steps: BCE is part of the loss in all {task.total_steps} steps, until {task.config.bce_steps}")
 
 
-def check_digests(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:
-    """Raise UsageError if a run does not read the images and the initial weights that an earlier run has `recorded`.
+def check_recorded(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:
+    """Raise UsageError unless a run reads the images and the initial weights that an earlier run has `recorded`.
 
-    An empty digest is not compared.
+    An empty digest is not compared. The environment variables that change numbers must be the same too.
     """
+    if resolved.variables != recorded.variables:
+        raise UsageError(
+            f"environment: the run was made with {recorded.variables or 'no variable that changes numbers'}, now "
+            f"{resolved.variables or 'there is none'}; set the same variables (docs/reproducibility.md)"
+        )
     for source, what, got, expected in (
         (datasets.source(config), "images", resolved.data_digest, recorded.data_digest),
         (f"--start-from: {config.start_from}", "weights", resolved.weights_digest, recorded.weights_digest),

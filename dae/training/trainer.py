@@ -17,6 +17,7 @@ from dae.data.pipeline import batch_spec, equal_batches, training_batches
 from dae.errors import Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
+from dae.machine import check_tensorflow, keras_defaults
 from dae.replicas import LOST_WORKER, from_environment
 from dae.reporting.logger import Console, Logger
 from dae.resolved import Resolved
@@ -38,6 +39,7 @@ OnEpochEnd = Callable[[dict[str, float]], object]
 VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
+@keras_defaults()
 def train(
     config: RunConfig,
     run_dir: str | Path | None = None,
@@ -75,6 +77,7 @@ def train(
         RunError: If the run fails.
         Interrupted: After SIGINT, SIGTERM, SIGUSR1 or SIGHUP to any worker, once the state is saved.
     """
+    check_tensorflow()
     if data is not None:
         config = dataclasses.replace(config, data=PYTHON_DATA)
     replicas = from_environment(runtime.select_devices(devices))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from dae import plugins
-from dae.config import to_json
+from dae.config import PATH_FIELDS, to_json
 from dae.errors import RunError, UsageError, warn
 from dae.replicas import Replicas
 from dae.training.task import Task
@@ -16,14 +16,14 @@ from dae.workdir.workdir import environment
 
 
 def check_tasks(task: Task) -> None:
-    """Raise UsageError if a worker has other settings or images than the chief, or a GPU while the chief has none.
+    """Raise UsageError if a worker has other settings or images than the chief.
 
     Warns of other versions, processors and GPUs. Paths may differ.
     """
     if task.replicas.workers == 1:
         return
     settings = json.loads(to_json(task.config, lambda name, text: plugins.without_paths(text)))
-    settings |= dataclasses.asdict(task.resolved) | {"data": None, "start_from": None}
+    settings |= dataclasses.asdict(task.resolved) | dict.fromkeys(PATH_FIELDS)
     own = {"settings": settings, "machine": environment()}
     chief, *others = map(json.loads, task.replicas.exchange(json.dumps(own).encode()))
     for number, worker in enumerate(others, start=1):
@@ -31,8 +31,6 @@ def check_tasks(task: Task) -> None:
             if (got := worker["settings"][name]) != value:
                 raise UsageError(f"worker {number} has another configuration than worker 0: {name} {got}, not {value}")
         ours, theirs = chief["machine"], worker["machine"]
-        if bool(ours["gpus"]) != bool(theirs["gpus"]):
-            raise UsageError(f"worker {number} has the GPUs {theirs['gpus']}, worker 0 {ours['gpus']}; see --devices")
         for name in ("versions", "cpu", "gpus"):
             if ours[name] != theirs[name]:
                 warn(f"worker {number}: {name} {theirs[name]}, of worker 0 {ours[name]}; the last bits may differ")

@@ -1,25 +1,36 @@
-"""Model files: a run's model.keras and model.h5, or any other file of those formats."""
+"""Model files: a run's model.keras and model.h5, or any other file of those formats.
+
+A run's model files also hold the value range of its images, where Keras ignores it: .keras files as the comment of the
+.zip file that they are, and .h5 files in the attribute `dae.json`.
+"""
 
 import logging
-import re
+import zipfile
 from pathlib import Path
-from textwrap import shorten
 
+import h5py
 import keras
+import numpy as np
 
-from dae.errors import UsageError, shown
+from dae.data.values import NOTE, ValueRange
+from dae.errors import UsageError, as_usage_error, shown, warn
 from dae.files import atomic_path
+from dae.machine import keras_defaults
 from dae.workdir import hdf5_check
 from dae.workdir.workdir import REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
+# The outputs for images in [0, 1] of a model that is meant for such images.
+OUTPUTS = (-0.5, 1.5)
 
 
+@keras_defaults()
 def load_model(path: str | Path) -> keras.Model:
     """Load the model of a finished run's folder, or of a .keras or .h5 file.
 
-    It takes and returns float32 [N, H, W, C] in [0, 1]. The file need not be trusted: Keras runs no code from it (safe
-    mode), and memory stays bounded. Raises UsageError if there is no such model.
+    The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range. The file need not be trusted: Keras runs
+    no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises UsageError
+    if there is no such model, or if the outputs of one that is not a run's show that it takes or returns other values.
     """
     path = Path(path)
     if path.is_dir():
@@ -31,39 +42,79 @@ def load_model(path: str | Path) -> keras.Model:
         raise UsageError(f"{path}: no such run's folder or model file")
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
-    try:
-        if path.suffix == ".h5":
-            hdf5_check.check(path)
+    with as_usage_error(path, "not a readable model", Exception):  # Keras, h5py and zipfile raise many types
+        hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
             weights = keras.models.load_model(path, compile=False).count_params()
         if weights > path.stat().st_size:
-            raise UsageError(f"{path}: claims {weights:,} weights, more than it has bytes")
+            raise UsageError(f"claims {weights:,} weights, more than it has bytes")
         model = keras.models.load_model(path, compile=False)
-    except UsageError:
-        raise
-    except Exception as error:  # Keras, h5py and zipfile raise many types
-        raise UsageError(f"{path}: not a readable model ({_reason(error)})") from None
+        value_range = _read_value_range(path)
     names_output = isinstance(getattr(model, "output", None), dict)
     if names_output or len(model.input_shape) != 4 or model.input_shape != model.output_shape:
         shapes = f"{shown(model.input_shape)} to {shown(model.output_shape)}"
         raise UsageError(f"{path}: expected a model from images to images of the same shape, got one from {shapes}")
+    if value_range is None:
+        _check_outputs(model, path)
+    model.dae_value_range = value_range
     return model
 
 
-def _reason(error: Exception) -> str:
-    """Return why a model cannot be loaded, in a line of at most 200 characters, from Keras's long message."""
-    reason = re.split(r"Exception encountered: |Example error message for object <.*?>:", str(error))[-1].strip()
-    return shorten((reason or type(error).__name__).splitlines()[0], 200, placeholder="...")
+def value_range_of(model: keras.Model) -> ValueRange | None:
+    """Return the value range of the images that a loaded model was trained on, or None for one that is not a run's."""
+    return getattr(model, "dae_value_range", None)
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Write `model` to a .keras or .h5 file, which plain Keras opens without this package."""
+def _read_value_range(path: Path) -> ValueRange | None:
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            text = file.attrs.get(NOTE)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.comment
+    return ValueRange.from_json(text) if text else None
+
+
+def _check_outputs(model: keras.Model, path: Path) -> None:
+    """Raise UsageError if outputs for images in [0, 1] are far out of [0, 1]; warn if they hardly depend on these."""
+    from dae.models.sizes import fitting_size
+
+    size = fitting_size(model, *(side or 64 for side in model.input_shape[1:3]))
+    random = np.random.default_rng(0).random((1, *size, model.input_shape[-1] or 1), np.float32)
+    images = np.concatenate([np.zeros_like(random), random, np.ones_like(random)])
+    outputs = np.concatenate([np.asarray(model(image[None], training=False)) for image in images])
+    least, most = outputs.min(), outputs.max()
+    if not OUTPUTS[0] <= least <= most <= OUTPUTS[1]:
+        raise UsageError(
+            f"{path}: outputs from {least:.3g} to {most:.3g} for images from 0 (black) to 1 (white); expected a model "
+            "that takes and returns such images"
+        )
+    if outputs[2].mean() - outputs[0].mean() < 0.1:
+        warn(f"{path}: white images come out hardly brighter than black ones; the model should take values from 0 to 1")
+
+
+def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:
+    """Write `model` to a .keras or .h5 file, which plain Keras opens without this package.
+
+    The file also holds the `value_range` of the images that the model was trained on.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)  # Keras warns that .h5 is a legacy format
     try:
         with atomic_path(path) as temporary:
             model.save(temporary)
+            if value_range is not None:
+                _write_note(temporary, value_range.to_json())
     finally:
         logger.setLevel(level)
+
+
+def _write_note(path: Path, text: str) -> None:
+    if path.suffix == ".h5":
+        with h5py.File(path, "a") as file:
+            file.attrs[NOTE] = text
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = text.encode()

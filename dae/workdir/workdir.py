@@ -23,8 +23,8 @@ import tensorflow as tf
 from dae import config as config_module
 from dae import plugins, resolved
 from dae.config import RunConfig, config_for_resume, flag, to_json
-from dae.errors import UsageError, first_line, warn
-from dae.files import TEMPORARY, atomic_write
+from dae.errors import UsageError, as_usage_error, first_line, warn
+from dae.files import TEMPORARY, atomic_write, check_utf8
 from dae.resolved import Resolved
 from dae.runtime import cores, cpu_name
 
@@ -39,7 +39,8 @@ def slug(setting: str) -> str:
 
 def new_path(config: RunConfig) -> Path:
     """Return the path of a new folder in `runs/`, named after the data, the model and the loss."""
-    data = config.dataset if config.data is None else Path(config.data).resolve().stem.removeprefix("python:")
+    path = config.data or config.clean
+    data = config.dataset if path is None else Path(path).resolve().stem.removeprefix("python:")
     name = "-".join(slug(part) for part in (data, config.model, config.loss))
     return next(path for path in map(Path("runs").joinpath, plugins.numbered(name)) if not path.exists())
 
@@ -109,6 +110,7 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
     if run_dir is None and resume:
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
+    check_utf8(path)
     with locked(path) if is_chief else tempfile.TemporaryDirectory() as temporary:
         run = Workdir(path, Path(temporary or path), config)
         if has_run(path):
@@ -212,11 +214,10 @@ def read_environment(path: Path) -> dict[str, Any]:
 
     Raises UsageError if it is missing or damaged.
     """
-    try:
+    problem = "missing or damaged; restore it, or start another run"
+    with as_usage_error(path / ENVIRONMENT, problem, OSError, ValueError, KeyError, TypeError):
         read = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
         return {name: read[name] for name in ("versions", "cpu")} | read
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path / ENVIRONMENT}: missing or damaged; restore it, or start another run") from None
 
 
 def append_metrics(path: Path, line: Mapping[str, float]) -> None:
@@ -262,7 +263,6 @@ def read_report(path: Path) -> dict[str, float]:
     """Return the report.json of a run. Raises UsageError if it is missing, as in an unfinished run, or damaged."""
     if not (path / REPORT).exists():
         raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")
-    try:
+    problem = "damaged; delete it, and repeat run.py with --resume to write it"
+    with as_usage_error(path / REPORT, problem, ValueError):
         return json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UsageError(f"{path / REPORT}: damaged; delete it, and repeat run.py with --resume to write it") from None

@@ -15,7 +15,6 @@ import pytest
 import tensorflow as tf
 from helpers import EXPERIMENTS, TINY, run_in_process
 
-from dae import analysis
 from dae import config as config_module
 from dae.analysis import comparison
 from dae.analysis.comparison import (
@@ -230,22 +229,15 @@ def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, 
     assert "bce 0.01, mse 0.0001" in done.stdout
 
 
-@pytest.fixture
-def all_learn(monkeypatch) -> None:
-    """Count every run as one that learned, which takes more steps than a test has time for."""
-    monkeypatch.setattr(comparison, "constant_score", lambda task, metric: 0.0)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "killed_in"),
-    [(["--losses", "bce", "--tune", "--rates", "3"], "bce/tuning/rate-0.001")],  # the second of three rates
-)
-def test_a_killed_comparison_ends_with_the_same_result(flags, killed_in, folder, all_learn):
-    arguments = [*ARGUMENTS, *flags, "--seeds", "2", "--train-examples", "128", "--output"]
+def test_a_killed_comparison_ends_with_the_same_result(folder, monkeypatch):
+    """Killed at the second of three rates; to learn takes more steps than a test has time for."""
+    monkeypatch.setattr(comparison, "constant_score", lambda task, metric: 0.0)
+    flags = ["--losses", "bce", "--tune", "--rates", "3", "--seeds", "2", "--train-examples", "128"]
+    arguments = [*ARGUMENTS, *flags, "--output"]
     command = [sys.executable, str(EXPERIMENTS / "compare_losses.py"), *arguments, "killed"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    while not (folder / "killed" / killed_in / "config.json").exists():
+    while not (folder / "killed" / "bce/tuning/rate-0.001" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -261,10 +253,6 @@ def test_a_killed_comparison_ends_with_the_same_result(flags, killed_in, folder,
         results.append(everything)
     assert results[0] == results[1]
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
-    psnr = [run["metrics"]["test_psnr"] for run in results[0]["runs"]]
-    if len(psnr) == 6:  # a loss is identical to itself; Adam divides by the scale of the gradient, up to its epsilon
-        assert psnr[0] == psnr[1] != psnr[3]
-        assert psnr[0] == pytest.approx(psnr[2], abs=0.02)
 
 
 def test_many_runs_hide_the_warning_of_retracing_and_an_interruption_says_how_to_continue():
@@ -294,15 +282,3 @@ def test_an_output_folder_of_another_comparison_is_rejected_before_the_first_run
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"out/{run} is another run (--batch-size was 32" in done.stderr
     assert sorted(folder.rglob("*")) == before
-
-
-def test_without_scipy_one_line_names_what_to_install(monkeypatch, tmp_path):
-    for name in list(sys.modules):
-        if name.startswith(("scipy", "dae.analysis.")):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(analysis, "comparison")  # so that the script imports it anew
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    done = run_in_process("compare_losses.py", "--losses", "bce", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "scipy" in done.stderr
-    assert "pip install '.[compare]'" in done.stderr

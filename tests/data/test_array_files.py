@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import datasets
+from dae.data import array_files, datasets
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
 
@@ -109,7 +109,7 @@ def test_values_outside_their_range_are_rejected_in_one_line(value, value_range,
     ("data", "message"),
     [
         ([[[0.5], []]], r"^data: expected arrays \(setting an array element"),
-        ({"x": "photos"}, r"^data: x: expected shape"),
+        ({"x": "photos"}, r"^data: expected images, .* got x \(\)"),
     ],
 )
 def test_data_in_memory_must_be_arrays(data, message):
@@ -139,9 +139,45 @@ def test_highly_compressible_floats_are_accepted(tmp_path):
     assert len(load(path).test) == 200
 
 
-def test_array_in_fortran_order_is_rejected_with_what_to_do(tmp_path, mnist):
-    np.save(tmp_path / "own.npy", np.asfortranarray(mnist.test.pixels[:20, ..., 0]))
-    check_rejected(tmp_path / "own.npy", r"Fortran order.*np\.ascontiguousarray")
+def test_arrays_in_fortran_order_are_read(tmp_path, mnist):
+    digits = np.asfortranarray(mnist.test.pixels[:20, ..., 0])
+    np.save(tmp_path / "own.npy", digits)
+    np.savez(tmp_path / "own.npz", digits)
+    splits = [load(tmp_path / name) for name in ("own.npy", "own.npz")]
+    assert splits[0].digest == splits[1].digest == datasets.load(RunConfig(data=PYTHON_DATA), digits.copy("C")).digest
+
+
+@pytest.mark.parametrize(
+    ("axes", "order"), [("YXZ", (1, 2, 0)), ("xyz", (2, 1, 0)), ("NCYX", (0, 3, 1, 2)), ("CYXT", (3, 1, 2, 0))]
+)
+def test_axes_name_the_rows_columns_channels_and_images_of_an_array(axes, order, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 30, 24, 3), np.uint8)
+    images = images if "C" in axes else images[..., 0]
+    np.savez(tmp_path / "own.npz", x_train=images.transpose(order), labels=np.arange(20))
+    splits = load(tmp_path / "own.npz", axes=axes, validation_examples=0)
+    expected = datasets.load(RunConfig(data=PYTHON_DATA, axes="NYXC"[: images.ndim], validation_examples=0), images)
+    assert splits.digest == expected.digest
+
+
+def test_volumes_of_int16_are_trained_on_with_a_value_range(tmp_path):
+    volumes = np.random.default_rng(0).integers(-1000, 1000, (2, 15, 32, 40), np.int16)
+    np.save(tmp_path / "ct.npy", volumes)
+    splits = load(tmp_path / "ct.npy", axes="TZYX", value_range=(-1000, 1000), validation_examples=0)
+    assert splits.train.image_shape == (32, 40, 1)
+    assert len(splits.train) + len(splits.test) == 30
+    check_rejected(tmp_path / "ct.npy", "got int16; --value-range BLACK WHITE allows", axes="TZYX")
+
+
+def test_an_array_that_changes_while_it_is_read_is_rejected_in_one_line(tmp_path, mnist, monkeypatch):
+    def headers_before_a_change(path: Path) -> dict[str, np.ndarray]:
+        found = headers(path)
+        path.write_bytes(path.read_bytes()[:-40])
+        return found
+
+    np.savez(tmp_path / "own.npz", mnist.test.pixels[:9])
+    headers = array_files.headers
+    monkeypatch.setattr(array_files, "headers", headers_before_a_change)
+    check_rejected(tmp_path / "own.npz", "not readable")
 
 
 class Hostile:
@@ -172,14 +208,22 @@ def zeros(shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
         pytest.param(npz_bytes(), "expected images.* got none", id="no arrays"),
         pytest.param(npz_bytes(x_train=zeros((9, 28, 28), np.int64)), "x_train: .*uint8.* got int64", id="int64"),
         pytest.param(npz_bytes(x_train=npy_bytes(WITH_NAN)), "values from nan to nan,", id="nan"),
-        pytest.param(npz_bytes(x_train=zeros((9, 784))), r"x_train: .*got \(9, 784\)", id="flat images"),
+        pytest.param(npz_bytes(x_train=zeros((9, 784))), r"got x_train \(9, 784\)", id="flat images"),
         pytest.param(npz_bytes(x_train=zeros((9, 28, 28, 2))), r"C 1 or 3, got \(9, 28, 28, 2\)", id="two channels"),
-        pytest.param(npz_bytes(x_train=zeros((9, 10, 28))), r"SSIM.* got \(9, 10, 28\)", id="small images"),
-        pytest.param(npz_bytes(x_train=npy_header((-9, -28, 28)) + bytes(7056)), r"got \(-9, -28, 28\)", id="negative"),
-        pytest.param(npz_bytes(x_train=zeros((9, 28, 20)), x_test=GOOD), r"\(28, 20, 1\).*\(28, 28, 1\)", id="sizes"),
+        pytest.param(npz_bytes(x_train=zeros((9, 10, 28, 1))), r"SSIM, got 10 x 28", id="small, with channels"),
+        pytest.param(npz_bytes(x_train=zeros((40, 40, 28))), r"--axes NYX or.* YXN", id="slices last"),
+        pytest.param(npz_bytes(x_train=zeros((40, 28, 20))), r"--axes NYX or.* YXN", id="slices last, not square"),
+        pytest.param(npz_bytes(x_train=zeros((28, 28, 28))), r"--axes NYX or.* YXN", id="a cube"),
+        pytest.param(npz_bytes(x_train=zeros((3, 28, 28))), r"--axes CYX or NYX", id="channels first"),
+        pytest.param(npz_bytes(x_train=zeros((9, 3, 28, 28))), r"--axes NCYX", id="channels second"),
+        pytest.param(npz_bytes(x_train=zeros((9, 10, 28))), r"got \(9, 10, 28\)", id="small images"),
+        pytest.param(npz_bytes(x_train=npy_header((-9, -28, 28)) + bytes(7056)), "not readable", id="negative"),
+        pytest.param(
+            npz_bytes(x_train=zeros((9, 28, 28, 3)), x_test=GOOD), r"\(28, 28, 3\).*\(28, 28, 1\)", id="sizes"
+        ),
         pytest.param(npz_bytes(x_train=b"\x93NUMPY\x03\x00" + GOOD[8:]), r"not readable \(\(3, 0\)\)", id="new format"),
         pytest.param(npz_bytes(x_train=npy_header((2**70, 28, 28)) + b"12"), "size of the file", id="claims 2**70"),
-        pytest.param(npz_bytes(x_train=npy_bytes(np.full((9, 28, 28), Hostile()))), "got object", id="pickled"),
+        pytest.param(npz_bytes(x_train=npy_bytes(np.full((9, 28, 28), Hostile()))), "Object arrays", id="pickled"),
         pytest.param(pickle.dumps(Hostile()), "not readable", id="pickle"),
     ],
 )
@@ -245,12 +289,12 @@ def test_single_idx_file_is_split_into_training_and_test_images(tmp_path, mnist)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda content: content[:-1], "cannot reshape", id="cut"),
-        pytest.param(lambda content: content + b"x", "after image 9", id="too long"),
+        pytest.param(lambda content: content[:-1], "size of the file", id="cut"),
+        pytest.param(lambda content: content + b"x", "size of the file", id="too long"),
         pytest.param(lambda content: b"", "not readable", id="empty"),
         pytest.param(lambda content: content[:2] + b"\x0d" + content[3:], "IDX file of images", id="floats"),
-        pytest.param(lambda content: content[:4] + bytes(4) + content[8:], "N >= 1", id="no images"),
-        pytest.param(lambda content: content[:4] + b"\0\1\0\0" + content[8:], "cannot reshape", id="2**16"),
+        pytest.param(lambda content: content[:4] + bytes(4) + content[8:], "size of the file", id="no images"),
+        pytest.param(lambda content: content[:4] + b"\0\1\0\0" + content[8:], "size of the file", id="2**16"),
     ],
 )
 def test_damaged_idx_file_is_rejected_in_one_line(change, message, suffix, tmp_path, mnist):
@@ -260,11 +304,10 @@ def test_damaged_idx_file_is_rejected_in_one_line(change, message, suffix, tmp_p
     check_rejected(path, message)
 
 
-def test_file_that_claims_more_than_the_free_disk_space_is_rejected_in_one_line(tmp_path):
-    """The size of a gzipped file does not tell how many images it holds."""
+def test_gzipped_file_that_claims_more_than_it_can_hold_is_rejected_in_one_line(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 1000, 1000) + bytes(1000)))
-    check_rejected(path, "GiB.*TMPDIR.*not enough space")
+    check_rejected(path, "size of the file")
 
 
 def test_two_training_files_in_one_folder_are_rejected(tmp_path, mnist):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dae.config import RunConfig
-from dae.data import datasets
+from dae.data import datasets, image_folder, pictures
 from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 
@@ -124,7 +125,7 @@ def test_folder_of_only_broken_or_too_small_pictures_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="all pictures are broken"):
         load(tmp_path, skip_broken=True)
     Image.new("L", (40, 8)).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match="H and W >= 11"):
+    with pytest.raises(UsageError, match="at least 11 x 11"):
         load(tmp_path)
 
 
@@ -178,7 +179,7 @@ def test_last_pictures_of_a_validation_folder_validate(mnist, tmp_path):
     ("folders", "message"),
     [
         (("val", "test"), r"has no training images, only .*; expected a split train"),
-        (("train", "test", "more"), r"more/class 0/0\.png is in none of the parts test, train"),
+        (("train", "test", "more"), r"more/class 0/0\.png is in none of the splits test, train"),
     ],
 )
 def test_incomplete_splits_are_rejected_in_one_line(folders, message, mnist, tmp_path):
@@ -290,7 +291,7 @@ def contents(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_pictures_of_several_sizes_are_kept_whole_with_patch_size(dtype, digits, tmp_path):
-    pictures = save_sizes(tmp_path / "sizes", digits[:20], dtype)
+    saved = save_sizes(tmp_path / "sizes", digits[:20], dtype)
     with pytest.raises(UsageError, match=r"pictures of \d+ sizes, .*add --image-size .*, or --patch-size"):
         load(tmp_path / "sizes")
     splits = load(tmp_path / "sizes", patch_size=16)
@@ -303,7 +304,7 @@ def test_pictures_of_several_sizes_are_kept_whole_with_patch_size(dtype, digits,
         for images in (splits.train, splits.validation, splits.test)
         for batch in evaluation_batches(images, RunConfig(), "test").as_numpy_iterator()
     ]
-    expected = [picture / np.float32(np.iinfo(dtype).max) for picture in pictures]
+    expected = [picture / np.float32(np.iinfo(dtype).max) for picture in saved]
     assert sorted(map(contents, found)) == sorted(map(contents, expected))
 
 
@@ -313,5 +314,97 @@ def test_patch_size_that_exceeds_a_training_picture_or_small_pictures_are_reject
     with pytest.raises(UsageError, match=message):
         load(tmp_path / "sizes", patch_size=29)
     Image.new("L", (40, 8)).save(tmp_path / "small.png")
-    with pytest.raises(UsageError, match=r"small\.png: .*H and W >= 11"):
+    with pytest.raises(UsageError, match=r"small\.png: .*at least 11 x 11"):
         load(tmp_path, patch_size=11)
+
+
+def test_pages_of_a_stack_are_images(mnist, tmp_path):
+    pages = mnist.test.pixels[:20]
+    tifffile.imwrite(tmp_path / "a.tif", pages[..., 0])
+    splits = load(tmp_path)
+    assert are_same_images(everything(splits), pages)
+    assert splits.notes[0].startswith("train: 17 images, 28 x 28, grey")
+    images = [Image.fromarray(page) for page in mnist.test.pixels[20:25, ..., 0]]
+    images[0].save(tmp_path / "b.gif", save_all=True, append_images=images[1:])
+    assert are_same_images(everything(load(tmp_path)), mnist.test.pixels[:25])
+    assert are_same_images(everything(load(tmp_path, image_size=28)), mnist.test.pixels[:25])
+
+
+def test_pages_of_stacks_in_folders_named_as_by_care_are_pairs(mnist, tmp_path):
+    for folder, images in (("low", mnist.test.pixels[:12]), ("GT", mnist.test.pixels[12:24])):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            tifffile.imwrite(
+                tmp_path / folder / f"{number}.tif",
+                images[4 * number : 4 * number + 4, ..., 0],
+                photometric="minisblack",
+            )
+    splits = load(tmp_path)
+    assert splits.notes[0].startswith("train: 10 pairs")
+    assert splits.notes[-1] == "train pairs: low/0.tif is noisy, GT/0.tif is clean"
+    pairs = np.concatenate([mnist.test.pixels[12:24], mnist.test.pixels[:12]], axis=3)
+    assert are_same_images(everything(splits), pairs)
+    tifffile.imwrite(tmp_path / "low" / "2.tif", mnist.test.pixels[:5, ..., 0])
+    with pytest.raises(UsageError, match=r"GT/2\.tif and .*low/2\.tif: .* equal sizes and numbers of pages"):
+        load(tmp_path)
+
+
+def test_noisy_and_clean_state_the_roles_of_folders(mnist, tmp_path):
+    for folder, start in (("before", 0), ("after", 10)):
+        save(tmp_path / folder / "train", mnist.test.pixels[start : start + 5])
+        save(tmp_path / folder / "test", mnist.test.pixels[start + 5 : start + 10])
+    with pytest.raises(UsageError, match=r"after/test is named like a split"):
+        load(tmp_path)
+    splits = datasets.load(RunConfig(noisy=str(tmp_path / "before"), clean=str(tmp_path / "after")))
+    pairs = np.concatenate([mnist.test.pixels[10:20], mnist.test.pixels[:10]], axis=3)
+    assert are_same_images(splits.test.pixels, pairs[5:])
+    assert "test pairs: before/test/0.png is noisy, after/test/0.png is clean" in splits.notes
+    save(tmp_path / "a noisy street", mnist.test.pixels[:10])
+    assert not datasets.load(RunConfig(clean=str(tmp_path / "a noisy street"))).train.is_paired
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"noisy": "a"}, "^--noisy: .*a needs --clean"),
+        ({"data": "a", "clean": "b"}, "^--clean: .* stands instead of --data"),
+        ({"noisy": "a", "clean": "a"}, "^--noisy: .* expected two folders, neither within the other"),
+        ({"noisy": "a", "clean": "a/b"}, "^--noisy: .* expected two folders, neither within the other"),
+        ({"noisy": "a", "clean": "c"}, "^--clean: .*c: no such folder; if it was moved, add --clean"),
+    ],
+)
+def test_folders_that_cannot_be_pairs_are_rejected_in_one_line(fields, message, mnist, tmp_path, monkeypatch):
+    save(tmp_path / "a" / "b", mnist.test.pixels[:2])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        datasets.load(RunConfig(**fields))
+
+
+def test_pictures_of_int16_need_a_value_range(tmp_path):
+    hounsfield = np.random.default_rng(0).integers(-1000, 1000, (20, 16, 16), np.int16)
+    tifffile.imwrite(tmp_path / "ct.tif", hounsfield)
+    with pytest.raises(UsageError, match=r"got int16; --value-range BLACK WHITE"):
+        load(tmp_path)
+    splits = load(tmp_path, value_range=(-1000, 1000))
+    assert are_same_images(everything(splits), hounsfield[..., None].astype(np.float32))
+
+
+@pytest.mark.parametrize("change", ["other size", "more pages", "deleted", "no picture", "other type"])
+def test_a_picture_that_changes_while_it_is_read_is_rejected_in_one_line(change, digits, tmp_path, monkeypatch):
+    path = tmp_path / "class 3" / "5.TIFF"
+    read_header = pictures.read_header
+
+    def change_after_headers(read_path: Path) -> pictures.Header:
+        header = read_header(read_path)
+        if read_path == path:
+            path.unlink()
+            shape = {"other size": (30, 28), "more pages": (2, 28, 28)}.get(change, (28, 28))
+            if change == "no picture":
+                path.write_text("text")
+            elif change != "deleted":
+                tifffile.imwrite(path, np.ones(shape, np.float32 if change == "other type" else np.uint8))
+        return header
+
+    monkeypatch.setattr(image_folder.pictures, "read_header", change_after_headers)
+    with pytest.raises(UsageError, match=r"class 3/5\.TIFF: not readable \(.*; repair or remove it"):
+        load(tmp_path)

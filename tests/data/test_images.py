@@ -160,7 +160,7 @@ def test_losses_that_add_noise_themselves_are_rejected_for_pairs(loss, pairs, tm
     ("change", "message"),
     [
         (lambda clean, noisy: {"noisy": noisy[:-1], "clean": clean}, r"equal shapes .*\(40, 28, .*\(39, 28"),
-        (lambda clean, noisy: {"noisy": noisy[:, :20], "clean": clean}, r"equal shapes .*\(40, 28, .*\(40, 20"),
+        (lambda clean, noisy: {"noisy": noisy[:, :20, :20], "clean": clean}, r"equal shapes .*\(40, 28, .*\(40, 20"),
         (lambda clean, noisy: {"noisy": noisy / 255, "clean": clean}, r"equal .*types, got .*uint8 and .*float32"),
         (lambda clean, noisy: {"noisy": noisy}, r"noisy is noisy by its name; expected a clean image for each"),
         (lambda clean, noisy: {"noisy": noisy, "input": noisy, "clean": clean}, r"noisy and input have the same"),

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dae.data.layout import CLEAN, NOISY, PARTS, ROLES, TEST, TRAIN, VALIDATION, divide, doubts, of_files, of_name
+from dae.data.layout import CLEAN, NOISY, ROLES, SPLITS, TEST, TRAIN, VALIDATION, divide, parse, parse_paths
 from dae.errors import UsageError
 
-# Names of images without a word for a part or a role, such as 0017 and img_3.
+# Names of images without a word for a split or a role, such as 0017 and img_3.
 KEYS = st.builds("{}{}".format, st.sampled_from(["", "img_", "IMG-", "a.", "photo of "]), st.integers(0, 9999))
 SEPARATORS = st.sampled_from(["_", "-", " ", ".", "__"])
 SPELLINGS = st.sampled_from([str.lower, str.upper, str.title])
@@ -19,21 +19,21 @@ SUFFIXES = st.sampled_from([".png", ".jpg", ".TIF"])
 
 def divided(*names: str) -> dict[str, list[tuple[str, str | None]]]:
     """Return the division of files with these paths, as text."""
-    parts = divide(of_files(map(PurePath, names)))
+    splits = divide(parse_paths(map(PurePath, names)))
     return {
-        part: [(str(clean), None if noisy is None else str(noisy)) for clean, noisy in images]
-        for part, images in parts.items()
+        split: [(str(clean), None if noisy is None else str(noisy)) for clean, noisy in images]
+        for split, images in splits.items()
     }
 
 
 @given(st.data(), KEYS, SEPARATORS, SPELLINGS)
 def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, separator, spell):
-    part = data.draw(st.sampled_from([None, *PARTS]))
+    split = data.draw(st.sampled_from([None, *SPLITS]))
     role = data.draw(st.sampled_from([None, *ROLES]))
-    words = data.draw(st.permutations([spell(word) for word in (part, role) if word] + [key]))
-    place = of_name(separator.join(words))
-    assert (place.part, place.role) == (PARTS.get(part or ""), ROLES.get(role or ""))
-    assert place.key.replace(separator, "") == key.lower().strip(" _-.").replace(separator, "")
+    words = data.draw(st.permutations([spell(word) for word in (split, role) if word] + [key]))
+    meaning = parse(separator.join(words))
+    assert (meaning.split, meaning.role) == (SPLITS.get(split or ""), ROLES.get(role or ""))
+    assert meaning.key.replace(separator, "") == key.lower().strip(" _-.").replace(separator, "")
 
 
 @pytest.mark.parametrize(
@@ -69,48 +69,48 @@ def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, 
     ],
 )
 def test_a_name_says_part_role_and_key(name, expected):
-    assert of_name(name) == expected
+    assert parse(name) == expected
 
 
 @given(st.text(max_size=30) | st.text(string.ascii_letters + "_- 1", max_size=30))
 def test_any_text_is_a_name(name):
-    place = of_name(name)
-    assert place.part in (None, TRAIN, VALIDATION, TEST)
-    assert place.role in (None, CLEAN, NOISY)
-    if name.isascii():  # or else the lower case of a part may not be the part of the lower case
+    meaning = parse(name)
+    assert meaning.split in (None, TRAIN, VALIDATION, TEST)
+    assert meaning.role in (None, CLEAN, NOISY)
+    if name.isascii():  # or else the lower case of a split may not be the split of the lower case
         left = iter(name.lower())
-        assert all(character in left for character in place.key.lower())  # the others, in their order
-        if (place.part, place.role) == (None, None):
-            assert place.key.lower() in (name.lower(), name.lower().strip(" _-."))
+        assert all(character in left for character in meaning.key.lower())  # the others, in their order
+        if (meaning.split, meaning.role) == (None, None):
+            assert meaning.key.lower() in (name.lower(), name.lower().strip(" _-."))
 
 
 @given(st.data(), st.lists(KEYS, min_size=1, max_size=6, unique_by=str.lower))
 def test_pairs_are_found_in_all_layouts_of_folders(data, keys):
-    """The same pairs, with the folders of roles inside or outside of those of parts, or both words in one name."""
-    train = [word for word in PARTS if PARTS[word] == TRAIN]
-    part_words = data.draw(st.sampled_from([None, *train])), data.draw(st.sampled_from(["test", "Testing"]))
+    """The same pairs, with the folders of roles inside or outside of those of splits, or both words in one name."""
+    train = [word for word in SPLITS if SPLITS[word] == TRAIN]
+    split_words = data.draw(st.sampled_from([None, *train])), data.draw(st.sampled_from(["test", "Testing"]))
     role_words = [
         data.draw(SPELLINGS)(data.draw(st.sampled_from([word for word in ROLES if ROLES[word] == role])))
         for role in (CLEAN, NOISY)
     ]
     below = data.draw(st.sampled_from(["", "class 1/", "a/b/"]))
-    layout = data.draw(st.sampled_from(["{part}/{role}/", "{role}/{part}/", "{part}_{role}/", "{role} {part}/"]))
-    parts = [TRAIN] if part_words[0] is None else [TRAIN, TEST]
+    layout = data.draw(st.sampled_from(["{split}/{role}/", "{role}/{split}/", "{split}_{role}/", "{role} {split}/"]))
+    splits = [TRAIN] if split_words[0] is None else [TRAIN, TEST]
     expected = {}
-    for part, word in zip(parts, part_words, strict=False):
-        folders = [layout.format(part=word, role=role) if word else f"{role}/" for role in role_words]
+    for split, word in zip(splits, split_words, strict=False):
+        folders = [layout.format(split=word, role=role) if word else f"{role}/" for role in role_words]
         suffixes = [data.draw(SUFFIXES) for _ in folders]
-        expected[part] = sorted(
+        expected[split] = sorted(
             tuple(f"{folder}{below}{key}{suffix}" for folder, suffix in zip(folders, suffixes, strict=True))
             for key in keys
         )
     names = [name for pairs in expected.values() for pair in pairs for name in pair]
     found = divided(*data.draw(st.permutations(names)))
-    assert {part: sorted(pairs) for part, pairs in found.items()} == expected
+    assert {split: sorted(pairs) for split, pairs in found.items()} == expected
 
 
 @given(st.data(), st.lists(KEYS, min_size=1, max_size=6, unique_by=str.lower), SEPARATORS)
-def test_pairs_are_found_by_names_of_files(data, keys, separator):
+def test_pairs_are_found_by_names_parse_paths(data, keys, separator):
     clean_word = data.draw(st.sampled_from(["clean", "GT", "Target", ""]))  # "": 1.png beside 1_noisy.png
     noisy_word = data.draw(st.sampled_from(["noisy", "Input"]))
     in_front = data.draw(st.booleans())
@@ -122,7 +122,7 @@ def test_pairs_are_found_by_names_of_files(data, keys, separator):
 
     expected = sorted((name(key, clean_word), name(key, noisy_word)) for key in keys)
     found = divided(*data.draw(st.permutations([one for pair in expected for one in pair])))
-    assert {part: sorted(pairs) for part, pairs in found.items()} == {TRAIN: expected}
+    assert {split: sorted(pairs) for split, pairs in found.items()} == {TRAIN: expected}
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_pairs_are_found_by_names_of_files(data, keys, separator):
         pytest.param(
             ["Training/a/1.png", "Testing/a/1.png"],
             {TRAIN: [("Training/a/1.png", None)], TEST: [("Testing/a/1.png", None)]},
-            id="parts",
+            id="splits",
         ),
         pytest.param(
             ["train/1.png", "val/1.png", "test/1.png"],
             {TRAIN: [("train/1.png", None)], VALIDATION: [("val/1.png", None)], TEST: [("test/1.png", None)]},
-            id="three parts",
+            id="three splits",
         ),
         pytest.param(
             ["train/1.png", "train_cleaned/1.png"],
@@ -199,7 +199,9 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
             ["1_noisy.png", "1.png", "2_noisy.png"], r"no clean partner, such as 2_noisy\.png", id="no clean file"
         ),
         pytest.param(
-            ["noisy/1.png", "images/1.png"], r"no clean partner, such as noisy/1\.png", id="noisy and another folder"
+            ["noisy/1.png", "images/1.png"],
+            r"no clean partner, such as noisy/1\.png; .*images says neither",
+            id="noisy and another folder",
         ),
         pytest.param(
             ["noisy/1.png", "clean/1.png", "3.png"], r"noisy/1\.png is noisy .* and no others", id="a third kind"
@@ -210,7 +212,7 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
         pytest.param(
             ["train/noisy/1.png", "train/clean/1.png", "test/clean/1.png"],
             r"no noisy partner, such as test/clean/1",
-            id="part without noisy",
+            id="split without noisy",
         ),
         pytest.param(
             ["noisy/1.png", "clean/1.png", "clean/1.jpg"],
@@ -224,41 +226,41 @@ def test_layouts_are_divided_into_parts_and_pairs(names, expected):
         ),
         pytest.param(
             ["train/1.png", "test/1.png", "extra/1.png"],
-            r"extra/1\.png is in none of the parts test, train",
-            id="no part",
+            r"extra/1\.png is in none of the splits test, train",
+            id="no split",
         ),
         pytest.param(
             ["train/1.png", "test/1.png", "1.png"],
-            r"^1\.png is in none of the parts test, train",
-            id="outside of parts",
+            r"^1\.png is in none of the splits test, train",
+            id="outside of splits",
         ),
         pytest.param(
-            ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the parts train", id="class train"
+            ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the splits train", id="class train"
         ),
         pytest.param(
             ["BSDS/train/1.png", "BSDS/test/1.png"],
-            r"BSDS/train is named like a part of a data set, .* but lies in another folder",
-            id="part below",
+            r"BSDS/train is named like a split, .* but lies in another folder",
+            id="split below",
         ),
         pytest.param(
             ["train/images/noisy/1.png"],
-            r"train/images/noisy is named like a part of a data set, .* but lies in another folder",
+            r"train/images/noisy is named like a split, .* but lies in another folder",
             id="role below",
         ),
         pytest.param(
             ["train/test/1.png"],
-            r"train/test is named like a part of a data set, .* but lies in another folder",
-            id="two parts",
+            r"train/test is named like a split, .* but lies in another folder",
+            id="two splits",
         ),
         pytest.param(
             ["noisy/clean/1.png"],
-            r"noisy/clean is named like a part of a data set, .* but lies in another folder",
+            r"noisy/clean is named like a split, .* but lies in another folder",
             id="two roles",
         ),
         pytest.param(
             ["train_1.png", "test_1.png"],
-            r"names of the pictures say test and train; put them into folders",
-            id="files say parts",
+            r"names of the pictures say test and train; put them into folders instead",
+            id="files say splits",
         ),
     ],
 )
@@ -271,10 +273,11 @@ def test_ambiguous_layouts_are_refused_in_one_line(names, message):
 
 
 @pytest.mark.parametrize(
-    ("names", "note"),
+    ("names", "message"),
     [
-        (["before/1.png", "before/2.png", "after/1.jpg", "after/2.jpg"], "after and before hold"),
-        (["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png"], "train/a and train/b hold"),
+        (["before/1.png", "before/2.png", "after/1.jpg", "after/2.jpg"], "^after and before hold pictures of equal"),
+        (["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png"], "^train/a and train/b hold"),
+        (["trainA/1.png", "trainA/2.png", "trainB/1.png", "trainB/2.png"], "^trainA and trainB hold"),
         (["cats/1.png", "cats/2.png", "dogs/1.png", "dogs/3.png"], None),
         (["0/1.png", "0/2.png", "1/1.png", "1/2.png", "2/1.png", "2/2.png"], None),
         (["noisy/1.png", "noisy/2.png", "clean/1.png", "clean/2.png"], None),
@@ -282,14 +285,51 @@ def test_ambiguous_layouts_are_refused_in_one_line(names, message):
         (["1.png", "2.png"], None),
     ],
 )
-def test_two_folders_of_equal_names_without_a_known_word_are_noted(names, note):
-    notes = doubts(of_files(map(PurePath, names)))
-    assert [one[: len(note or "")] for one in notes] == ([] if note is None else [note])
+def test_two_folders_of_equal_names_that_do_not_say_their_roles_are_rejected(names, message):
+    if message is None:
+        divided(*names)
+        return
+    with pytest.raises(UsageError, match=message) as caught:
+        divided(*names)
+    assert "--noisy and --clean, or only --clean if all are clean" in str(caught.value)
+    stated = parse_paths(map(PurePath, names), CLEAN)
+    assert {meaning.role for meaning in stated.values()} == {CLEAN}
+
+
+@pytest.mark.parametrize("word", ["noisy", "low", "input"])
+def test_a_stated_role_stands_whatever_the_names_say(word):
+    paths = [PurePath("train") / "sky" / f"{word} 1.png", PurePath("test") / word / "test.png"]
+    meanings = parse_paths(paths, CLEAN)
+    assert list(meanings.values()) == [(TRAIN, CLEAN, f"sky/{word} 1"), (TEST, CLEAN, f"{word}/test")]
+
+
+@pytest.mark.parametrize(
+    ("noisy", "clean"),
+    [
+        ("low", "GT"),  # CARE
+        ("trainL", "trainH"),  # KAIR
+        ("train/lq", "train/gt"),  # BasicSR
+        ("train/LR", "train/HR"),
+        ("train/blur", "train/sharp"),  # GoPro
+        ("train/input", "train/groundtruth"),
+        ("low", "high"),
+        ("noisy_images", "clean_images"),
+    ],
+)
+def test_folders_of_common_tools_are_pairs(noisy, clean):
+    expected = sorted((f"{clean}/{key}.tif", f"{noisy}/{key}.tif") for key in ("a", "b"))
+    assert divided(*(path for pair in expected for path in pair)) == {TRAIN: expected}
+
+
+def test_short_words_say_a_role_only_alone():
+    for name in ("high mountains", "low light", "L1", "blur_2"):
+        assert parse(name).role is None
+    assert divided("2019/low/1.png", "2019/2.png") == {TRAIN: [("2019/2.png", None), ("2019/low/1.png", None)]}
 
 
 def test_names_of_arrays_are_divided_too():
-    places = {name: of_name(name)._replace(key="") for name in ("noisy_test", "clean_test", "train", "trainClean")}
+    meanings = {name: parse(name)._replace(key="") for name in ("noisy_test", "clean_test", "train", "trainClean")}
     with pytest.raises(UsageError, match=r"noisy_test is noisy by its name; expected a clean image"):
-        divide(places)
-    places = {name: of_name(name)._replace(key="") for name in ("noisy_test", "clean_test", "train_gt", "trainNoisy")}
-    assert divide(places) == {TEST: [("clean_test", "noisy_test")], TRAIN: [("train_gt", "trainNoisy")]}
+        divide(meanings)
+    meanings = {name: parse(name)._replace(key="") for name in ("noisy_test", "clean_test", "train_gt", "trainNoisy")}
+    assert divide(meanings) == {TEST: [("clean_test", "noisy_test")], TRAIN: [("train_gt", "trainNoisy")]}

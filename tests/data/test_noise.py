@@ -95,7 +95,7 @@ def test_probability_of_1_changes_every_value_and_a_higher_one_is_rejected(name)
     some = noisy(name, 0.5, 1.0, (1, 2))
     assert set(np.unique(some)) == ({0, 1} if name == "salt_pepper" else {0})
     with pytest.raises(UsageError, match=rf"--noise-level: .*0 to 1\b.*{name}.*1\.5"):
-        noise.build(name, 1.5)
+        noise.check(RunConfig(noise=name), (10, 10, 1), (0.0, 1.5))
 
 
 @pytest.mark.parametrize(

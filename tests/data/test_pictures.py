@@ -1,11 +1,12 @@
 import struct
-import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +17,11 @@ from dae.errors import UsageError
 
 LOSSLESS = {
     ".png": ("uint8", "uint16"),
-    ".tif": ("uint8", "uint16", "float32"),
+    ".tif": ("uint8", "uint16", "int16", "float32"),
     ".bmp": ("uint8",),
     ".webp": ("uint8",),
+    ".pgm": ("uint8", "uint16"),
+    ".ppm": ("uint8", "uint16"),
 }
 
 
@@ -26,7 +29,7 @@ def random_pixels(dtype: str, *shape: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     if dtype == "float32":
         return rng.normal(size=shape).astype(np.float32)
-    return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
 def png_bytes(pixels: np.ndarray, *chunks: tuple[bytes, bytes], last: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
@@ -65,9 +68,10 @@ def tiff_bytes(pixels: np.ndarray, **changes: int) -> bytes:
 
 
 def check_read(path: Path, expected: np.ndarray) -> None:
-    """Assert that the header and the pixels, blended with white, are as expected."""
+    """Assert that the header and the pixels, blended with white, are as expected: [H, W, C], or [N, H, W, C]."""
+    expected = expected if expected.ndim == 4 else expected[None]
     header = pictures.read_header(path)
-    assert (header.height, header.width, header.channels) == expected.shape
+    assert header[:4] == expected.shape
     pixels = pictures.read(path)
     assert header.dtype == pixels.dtype == expected.dtype
     np.testing.assert_array_equal(pixels, expected)
@@ -76,20 +80,21 @@ def check_read(path: Path, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("suffix", "dtype"), [(suffix, dtype) for suffix in LOSSLESS for dtype in LOSSLESS[suffix]])
 def test_written_pixels_are_read_back_exactly(suffix, dtype, channels, tmp_path):
-    pixels = random_pixels(dtype, 21, 30, channels)
+    pixels = random_pixels(dtype, 1, 21, 30, channels)
     pictures.write(tmp_path / f"a{suffix}", pixels)
     # WebP knows only colour.
-    check_read(tmp_path / f"a{suffix}", pixels.repeat(3, axis=2) if (suffix, channels) == (".webp", 1) else pixels)
+    check_read(tmp_path / f"a{suffix}", pixels.repeat(3, axis=3) if (suffix, channels) == (".webp", 1) else pixels)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "suffix"), [("uint8", ".png"), ("uint8", ".tif"), ("uint8", ".webp"), ("uint16", ".png")]
+    ("dtype", "suffix"),
+    [("uint8", ".png"), ("uint8", ".tif"), ("uint8", ".webp"), ("uint16", ".png"), ("uint16", ".tif")],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffix, dtype, channels, tmp_path):
-    pixels, alpha = random_pixels(dtype, 21, 30, channels), random_pixels(dtype, 21, 30)
+    pixels, alpha = random_pixels(dtype, 1, 21, 30, channels), random_pixels(dtype, 1, 21, 30)
     pictures.write(tmp_path / f"a{suffix}", pixels, alpha)
-    picture = pictures.read_with_alpha(tmp_path / f"a{suffix}")
+    picture = pictures.read_picture(tmp_path / f"a{suffix}")
     assert picture.alpha is not None
     np.testing.assert_array_equal(picture.alpha, alpha)
     np.testing.assert_array_equal(picture.pixels[..., :channels], pixels)
@@ -101,34 +106,164 @@ def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffi
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".JPG"])
 def test_jpeg_keeps_colours_almost_exactly(suffix, tmp_path):
-    pixels = random_pixels("uint8", 4, 5, 3).repeat(8, axis=0).repeat(8, axis=1)
+    pixels = random_pixels("uint8", 1, 4, 5, 3).repeat(8, axis=1).repeat(8, axis=2)
     pictures.write(tmp_path / f"a{suffix}", pixels)
-    assert pictures.read_header(tmp_path / f"a{suffix}") == (32, 40, 3, np.uint8)
+    assert pictures.read_header(tmp_path / f"a{suffix}") == (1, 32, 40, 3, np.uint8)
     np.testing.assert_allclose(pictures.read(tmp_path / f"a{suffix}").astype(int), pixels, atol=3)
 
 
-def test_gif_keeps_grey_and_few_colours_exactly_and_reads_the_first_frame(tmp_path):
-    grey, colour = random_pixels("uint8", 21, 30, 1), random_pixels("uint8", 2, 5, 3).repeat(6, axis=0)
-    for number, pixels in enumerate((grey, colour)):
-        pictures.write(tmp_path / f"{number}.gif", pixels)
-        check_read(tmp_path / f"{number}.gif", pixels)
-    frames = [Image.fromarray(np.full((20, 20), value, np.uint8)) for value in (40, 90, 200)]
-    for suffix in ("gif", "tif", "webp", "png"):
-        frames[0].save(tmp_path / f"frames.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
-        assert (pictures.read(tmp_path / f"frames.{suffix}") == 40).all()
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frames_are_images_and_are_written_as_frames_of_the_same_durations(suffix, channels, tmp_path):
+    frames = random_pixels("uint8", 4, 2, 5, channels).repeat(6, axis=1).repeat(4, axis=2)  # at most 256 colours
+    images = [Image.fromarray(frame.squeeze()) for frame in frames]
+    durations = [100, 200, 300, 400]
+    options: dict[str, Any] = {
+        "save_all": True,
+        "append_images": images[1:],
+        "duration": durations,
+        "loop": 3,
+        "lossless": True,
+    }
+    images[0].save(tmp_path / f"a{suffix}", **options)
+    frames = frames.repeat(3, axis=3) if (suffix, channels) == (".webp", 1) else frames
+    check_read(tmp_path / f"a{suffix}", frames)
+    picture = pictures.read_picture(tmp_path / f"a{suffix}")
+    pictures.write(tmp_path / f"b{suffix}", picture.pixels, picture.alpha, picture.icc_profile, picture.tags)
+    check_read(tmp_path / f"b{suffix}", frames)
+    written = pictures.read_picture(tmp_path / f"b{suffix}")
+    assert suffix == ".tif" or written.tags == {"loop": 3, "duration": durations} == picture.tags
+
+
+def test_an_animation_with_transparent_parts_is_read_with_them(tmp_path):
+    frames, alpha = random_pixels("uint8", 3, 21, 30, 3), random_pixels("uint8", 3, 21, 30)
+    pictures.write(tmp_path / "a.png", frames, alpha)
+    picture = pictures.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.pixels, frames)
+    np.testing.assert_array_equal(picture.alpha, alpha)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
+def test_pages_of_a_tiff_are_images(dtype, compression, tmp_path):
+    pages = random_pixels(dtype, 5, 21, 30)
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for byteorder in orders:
+        tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, byteorder=byteorder)
+        check_read(tmp_path / "a.tif", pages[..., None])
+
+
+def test_a_stack_of_imagej_is_written_as_one(tmp_path):
+    stack = random_pixels("uint16", 3, 4, 21, 30)
+    metadata = {"axes": "TZYX", "unit": "micron", "spacing": 0.5, "Info": "of a microscope", "Labels": ["a"] * 12}
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata=metadata, resolution=(9.5, 9.25))
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert picture.pixels.shape == (12, 21, 30, 1)
+    pictures.write(tmp_path / "b.tif", 65535 - picture.pixels, None, None, picture.tags)
+    with tifffile.TiffFile(tmp_path / "a.tif") as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
+        assert after.imagej_metadata == before.imagej_metadata
+        assert after.series[0].axes == "TZYX"
+        assert after.pages[0].resolution == (9.5, 9.25)
+        np.testing.assert_array_equal(after.asarray(), 65535 - stack)
+
+
+def test_a_stack_of_tifffile_or_ome_is_written_as_one(tmp_path):
+    stack = random_pixels("float32", 3, 4, 21, 30)
+    for ome in (False, True):
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            stack,
+            ome=ome,
+            photometric="minisblack",
+            metadata={"axes": "TZYX", "Name": "µ"} if ome else {},
+        )
+        picture = pictures.read_picture(tmp_path / "a.tif")
+        pictures.write(tmp_path / "b.tif", picture.pixels, None, None, picture.tags)
+        with tifffile.TiffFile(tmp_path / "b.tif") as after:
+            assert after.is_ome == ome
+            np.testing.assert_array_equal(after.asarray(), stack)
+
+
+def test_axes_and_pages_that_could_be_misread_are_rejected(tmp_path):
+    path, pages = tmp_path / "a.tif", random_pixels("uint16", 4, 21, 30)
+    tifffile.imwrite(path, pages[None], imagej=True, metadata={"axes": "ZCYX"})
+    with pytest.raises(pictures.BrokenPicture, match=r"axes CYX, \(4, 21, 30\); save each channel"):
+        pictures.read_header(path)
+    tifffile.imwrite(path, pages, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(pictures.BrokenPicture, match="4 x uint16"):
+        pictures.read_header(path)
+    with tifffile.TiffWriter(path) as writer:
+        for page in (pages[0], pages[1, :20]):
+            writer.write(page, photometric="minisblack")
+    with pytest.raises(pictures.BrokenPicture, match=r"several kinds or files, .*\(21, 30\), \(20, 30\)"):
+        pictures.read_header(path)
+
+
+def test_pages_of_an_ome_tiff_in_another_file_are_neither_read_nor_zero(tmp_path):
+    planes = "".join(
+        f'<TiffData IFD="0" FirstT="{number}" PlaneCount="1"><UUID FileName="{name}.tif">urn:uuid:{name}</UUID>'
+        "</TiffData>"
+        for number, name in enumerate("ab")
+    )
+    head = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:'
+    size = 'DimensionOrder="XYZCT" Type="uint16" SizeX="30" SizeY="21" SizeZ="1" SizeC="1" SizeT="2"'
+    for name in "ab":
+        xml = f'<?xml version="1.0"?>{head}{name}"><Image><Pixels {size}>{planes}</Pixels></Image></OME>'
+        tifffile.imwrite(tmp_path / f"{name}.tif", random_pixels("uint16", 21, 30), description=xml, metadata=None)
+    for _ in range(2):
+        with pytest.raises(pictures.BrokenPicture, match="of several kinds or files"):
+            pictures.read_header(tmp_path / "a.tif")
+        (tmp_path / "b.tif").unlink(missing_ok=True)
+
+
+def test_of_a_pyramid_the_full_size_is_read(tmp_path):
+    pixels = random_pixels("uint8", 64, 80, 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(pixels, photometric="rgb")
+        writer.write(pixels[::4, ::4], photometric="rgb", subfiletype=1)
+    check_read(tmp_path / "a.tif", pixels)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:  # of a kind that Pillow reads
+        writer.write(pixels[..., 0] > 99, photometric="minisblack")
+        writer.write(pixels[::4, ::4, 0] > 99, photometric="minisblack", subfiletype=1)
+    check_read(tmp_path / "a.tif", (pixels[..., :1] > 99) * np.uint8(255))
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
+def test_a_stack_that_was_cut_off_is_rejected(compression, tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", random_pixels("uint16", 4, 21, 30), compression=compression, photometric="minisblack"
+    )
+    content = (tmp_path / "a.tif").read_bytes()
+    for kept in (0.3, 0.6, 0.99):
+        (tmp_path / "a.tif").write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(pictures.BrokenPicture):
+            pictures.read(tmp_path / "a.tif")
+
+
+def test_white_of_a_pgm_or_ppm_is_the_largest_value(tmp_path):
+    for number, channels in ((5, 1), (6, 3)):
+        stored = random_pixels("uint16", 21, 30, channels) >> 4
+        head = f"P{number}\n# a comment\n30 21\n4095\n".encode()
+        (tmp_path / "a.pnm").write_bytes(head + stored.astype(">u2").tobytes())
+        check_read(tmp_path / "a.pnm", np.rint(stored / 4095 * 65535).astype(np.uint16))
+    (tmp_path / "a.pnm").write_text("P2 12 1 15 " + " ".join(map(str, range(12))))
+    check_read(tmp_path / "a.pnm", np.arange(0, 12 * 17, 17).reshape(1, 12, 1).astype(np.uint8))
+    (tmp_path / "a.pnm").write_text("P3 4 1 4095 " + " ".join(map(str, range(12))))
+    with pytest.raises(pictures.BrokenPicture, match="16 bits written as text"):
+        pictures.read(tmp_path / "a.pnm")
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_16_bit_png_is_read_exactly(channels, tmp_path):
     stored = random_pixels("uint16", 21, 30, channels)
     (tmp_path / "a.png").write_bytes(png_bytes(stored))
-    picture = pictures.read_with_alpha(tmp_path / "a.png")
+    picture = pictures.read_picture(tmp_path / "a.png")
     colours = 1 if channels < 3 else 3
-    assert pictures.read_header(tmp_path / "a.png") == (21, 30, colours, np.uint16)
-    np.testing.assert_array_equal(picture.pixels, stored[..., :colours])
+    assert pictures.read_header(tmp_path / "a.png") == (1, 21, 30, colours, np.uint16)
+    np.testing.assert_array_equal(picture.pixels[0], stored[..., :colours])
     assert (picture.alpha is not None) == (channels in (2, 4))
     if picture.alpha is not None:
-        np.testing.assert_array_equal(picture.alpha, stored[..., -1])
+        np.testing.assert_array_equal(picture.alpha[0], stored[..., -1])
 
 
 def test_the_transparent_colour_of_a_16_bit_png_becomes_white(tmp_path):
@@ -160,7 +295,7 @@ def test_black_and_white_and_cmyk_pictures_become_8_bit(tmp_path):
         check_read(tmp_path / f"a.{suffix}", np.asarray(image)[..., None] * np.uint8(255))
     cmyk = Image.fromarray(np.full((20, 20, 3), (200, 100, 50), np.uint8)).convert("CMYK")
     cmyk.save(tmp_path / "a.jpg", quality=100)
-    np.testing.assert_allclose(pictures.read(tmp_path / "a.jpg"), np.full((20, 20, 3), (200, 100, 50)), atol=6)
+    np.testing.assert_allclose(pictures.read(tmp_path / "a.jpg"), np.full((1, 20, 20, 3), (200, 100, 50)), atol=6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -176,13 +311,11 @@ def test_pictures_are_read_upright(orientation, tmp_path):
     stored = random_pixels("uint16", 21, 30, 3)
     chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     (tmp_path / "before.png").write_bytes(png_bytes(stored, chunk))
-    (tmp_path / "behind.png").write_bytes(png_bytes(stored, last=(chunk,)))
-    height, width, *_ = pictures.read_header(tmp_path / "before.png")
+    _, height, width, *_ = pictures.read_header(tmp_path / "before.png")
     assert (height, width) == ((30, 21) if orientation >= 5 else (21, 30))
     upright = pictures.read(tmp_path / "before.png")
     eighth = np.asarray(ImageOps.exif_transpose(with_orientation(Image.fromarray((stored >> 8).astype("uint8")), exif)))
-    np.testing.assert_array_equal(upright >> 8, eighth)
-    check_read(tmp_path / "behind.png", upright)
+    np.testing.assert_array_equal(upright[0] >> 8, eighth)
 
 
 def with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
@@ -203,11 +336,11 @@ def test_malformed_exif_does_not_make_a_picture_broken(exif, tmp_path):
 def test_icc_profile_is_kept(suffix, tmp_path):
     profiles = {3: ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), 1: b"of grey" * 30}
     for dtype, channels in (("uint8", 1), ("uint8", 3), ("uint16", 1), ("uint16", 3)):
-        if dtype == "uint16" and (suffix not in (".png", ".tif") or (suffix, channels) == (".tif", 3)):
+        if dtype == "uint16" and suffix not in (".png", ".tif"):
             continue
-        pixels = random_pixels(dtype, 21, 30, channels)
+        pixels = random_pixels(dtype, 1, 21, 30, channels)
         pictures.write(tmp_path / f"a{suffix}", pixels, icc_profile=profiles[channels])
-        picture = pictures.read_with_alpha(tmp_path / f"a{suffix}")
+        picture = pictures.read_picture(tmp_path / f"a{suffix}")
         assert picture.icc_profile == profiles[channels]
         if suffix != ".jpg":
             np.testing.assert_array_equal(picture.pixels[..., :channels], pixels)
@@ -217,16 +350,11 @@ def test_icc_profile_is_kept(suffix, tmp_path):
     ("dtype", "shape", "tags"),
     [
         ("int8", (9, 8, 1), {}),
-        ("int16", (9, 8, 1), {}),  # of which half are negative
         ("uint32", (9, 8, 1), {}),
-        ("float64", (9, 8, 1), {}),
-        ("float16", (9, 8, 1), {}),
         ("float32", (9, 8, 1), {"t262": 0}),
+        ("uint16", (9, 8, 1), {"t262": 0}),
         ("uint32", (9, 8, 3), {}),
-        ("float64", (9, 8, 3), {}),
         ("uint16", (9, 8, 2), {}),
-        ("uint16", (9, 8, 3), {"t284": 2}),
-        ("uint16", (9, 8, 3), {"t274": 6}),
         ("uint16", (9, 8, 4), {"t338": 1}),
         ("uint16", (9, 8, 4), {"t262": 5}),
     ],
@@ -240,29 +368,28 @@ def test_what_cannot_be_read_exactly_is_refused(dtype, shape, tags, tmp_path):
 
 
 def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
-    grey, colour = random_pixels("uint16", 21, 30, 1), random_pixels("uint16", 21, 30, 4)
-    floats = random_pixels("float32", 21, 30, 3)
+    colour, floats = random_pixels("uint16", 21, 30, 4), random_pixels("float32", 21, 30, 3)
+    planar = np.moveaxis(colour[..., :3], 2, 0)
     for content, expected in (
-        (tiff_bytes(grey, t262=0), 65535 - grey),
-        (tiff_bytes(grey.astype(np.uint32)), grey),
-        (tiff_bytes((grey // 2).astype(np.int16)), grey // 2),
         (tiff_bytes(colour, t338=0), colour[..., :3]),
+        (tiff_bytes(colour[..., :3], t274=6), np.rot90(colour[..., :3], -1)),
         (tiff_bytes(floats), floats),
+        (tiff_bytes(floats.astype(np.float16)), floats.astype(np.float16).astype(np.float32)),
+        (tiff_bytes(floats.astype(np.float64)), floats),
     ):
         (tmp_path / "a.tif").write_bytes(content)
         check_read(tmp_path / "a.tif", expected)
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(colour, t338=2))
-    picture = pictures.read_with_alpha(tmp_path / "a.tif")
-    np.testing.assert_array_equal(picture.pixels, colour[..., :3])
-    np.testing.assert_array_equal(picture.alpha, colour[..., 3])
+    tifffile.imwrite(tmp_path / "a.tif", planar, photometric="rgb", planarconfig="separate")
+    check_read(tmp_path / "a.tif", colour[..., :3])
 
 
 def test_large_pictures_are_read_and_larger_ones_than_the_limit_refused(tmp_path, monkeypatch):
     before = Image.MAX_IMAGE_PIXELS
     for suffix in ("png", "tif", "bmp"):
-        Image.new("1", (14_000, 13_500)).save(tmp_path / f"a.{suffix}")  # more than twice Pillow's limit
-        assert pictures.read_header(tmp_path / f"a.{suffix}")[:2] == (13_500, 14_000)
-    assert pictures.read(tmp_path / "a.tif").shape == (13_500, 14_000, 1)
+        image = Image.new("L" if suffix == "tif" else "1", (14_000, 13_500))  # more than twice Pillow's limit
+        image.save(tmp_path / f"a.{suffix}", compression="tiff_adobe_deflate")
+        assert pictures.read_header(tmp_path / f"a.{suffix}")[1:3] == (13_500, 14_000)
+    assert pictures.read(tmp_path / "a.png").shape == (1, 13_500, 14_000, 1)
     assert before == Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(pictures, "MAX_PIXELS", 13_500 * 14_000 - 1)
     with pytest.raises(pictures.BrokenPicture, match="at most 188,999,999"):
@@ -276,38 +403,36 @@ def test_pictures_that_claim_more_pixels_than_they_can_hold_are_refused(tmp_path
     (tmp_path / "a.png").write_bytes(content)
     (tmp_path / "a.tif").write_bytes(tiff_bytes(np.zeros((20, 20, 1), np.uint8), t256=20_000, t257=20_000))
     for name in ("a.png", "a.tif"):
-        with pytest.raises(pictures.BrokenPicture, match=r"20000 x 20000 pixels, more than its .* bytes can hold"):
-            pictures.read_header(tmp_path / name)
-
-
-def test_16_bit_colour_without_opencv_names_what_to_install(tmp_path, monkeypatch):
-    pictures.write(tmp_path / "a.png", random_pixels("uint16", 21, 30, 3))
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UsageError, match=r"a\.png: .*pip install '\.\[opencv\]'") as raised:
-        pictures.read_header(tmp_path / "a.png")
-    assert not isinstance(raised.value, pictures.BrokenPicture)  # which would be skipped
+        with pytest.raises(pictures.BrokenPicture, match=r"not readable"):
+            pictures.read(tmp_path / name)
 
 
 def test_jpeg_is_decoded_at_a_smaller_size_on_request(tmp_path):
-    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 25, 50, 3).repeat(8, axis=0).repeat(8, axis=1))
-    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (50, 100, 3)
-    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (200, 400, 3)
+    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2))
+    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (1, 50, 100, 3)
+    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
     for suffix, dtype in ((".jpg", "uint16"), (".png", "float32"), (".txt", "uint8")):
         with pytest.raises(UsageError, match=rf"a\{suffix}: "):
-            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 9, 8, 1))
+            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 1, 9, 8, 1))
+    for suffix, dtype in ((".jpg", "uint8"), (".bmp", "uint8"), (".ppm", "uint16"), (".png", "uint16")):
+        with pytest.raises(UsageError, match=rf"a\{suffix}: \{suffix} cannot hold 2 images of {dtype}; .tif holds"):
+            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 2, 9, 8, 1))
     with pytest.raises(ValueError, match="opacity"):
-        pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 9, 8, 1), random_pixels("uint8", 9, 8))
+        pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 9, 8, 1), random_pixels("uint8", 1, 9, 8))
     assert list(tmp_path.iterdir()) == []
 
 
 @fuzz
-@given(data=st.data(), suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif"]))
+@given(
+    data=st.data(),
+    suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif", ".ppm", "16.ppm"]),
+)
 def test_randomly_damaged_picture_is_read_as_its_header_says_or_refused(tmp_path_factory, mnist, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
-    pixels = mnist.test.pixels[0].repeat(3, axis=2)
+    pixels = mnist.test.pixels[: 2 if suffix in (".gif", ".tif", ".png", ".webp") else 1].repeat(3, axis=3)
     pictures.write(path, pixels.astype(np.uint16) * 257 if "16" in suffix else pixels)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -11,9 +11,8 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import check_fits, denoise_samples, make_evaluator
+from dae.evaluation.evaluate import check_fits, compiled_by_shape, make_evaluator
 from dae.evaluation.metrics import METRICS, psnr
-from dae.models import networks
 from dae.replicas import Replicas
 
 
@@ -56,16 +55,6 @@ def test_a_set_is_evaluated_with_the_metrics_that_are_given_under_its_name(ident
     }
 
 
-def test_samples_are_the_first_test_images_as_they_are_evaluated(mnist):
-    config = RunConfig(seed=3)
-    model = networks.build(config, (28, 28, 1))
-    samples = denoise_samples(model, config, mnist.test[:20], count=4)
-    (batch,) = evaluation_batches(mnist.test[:20], config, "test")
-    np.testing.assert_array_equal(samples.noisy, batch.noisy[:4])
-    np.testing.assert_array_equal(samples.clean, batch.clean[:4])
-    np.testing.assert_allclose(samples.denoised, model(batch.noisy[:4]), atol=1e-6)
-
-
 def test_images_that_the_model_does_not_take_are_rejected(identity, mnist):
     noisy = keras.Input((28, 28, 1))
     pixels = keras.layers.Dense(28 * 28, "sigmoid")(keras.layers.Flatten()(noisy))
@@ -78,6 +67,19 @@ def test_images_that_the_model_does_not_take_are_rejected(identity, mnist):
     check_fits(identity, tall)
     with pytest.raises(UsageError, match=r"^--data: the model takes images of \(28, 28, 1\), not of 56 x 28$"):
         check_fits(dense, tall)
+
+
+def test_graphs_of_the_last_32_sizes_are_kept():
+    traced = []
+
+    def total(images: tf.Tensor) -> tf.Tensor:
+        traced.append(images.shape[1])
+        return tf.reduce_sum(images)
+
+    compiled = compiled_by_shape(total)
+    for side in (*range(1, 41), 40, 9, 8):
+        assert compiled(tf.ones([1, side, side, 1])) == side**2
+    assert traced == [*range(1, 41), 8]
 
 
 MANY_SIZES = """

@@ -12,7 +12,7 @@ import pytest
 from helpers import EXPERIMENTS, run_in_process, run_subprocess
 
 from dae.config import RunConfig
-from dae.errors import RunError, UsageError
+from dae.errors import RunError
 from dae.models import networks
 from dae.workdir.model_files import load_model
 
@@ -35,8 +35,6 @@ def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count(script
     functions = {name: functools.partial(call, name) for name in "ab"}
     assert in_turn(functions, rounds=2) == {"a": [3, 5], "b": [4, 6]}
     assert calls == ["a", "b"] * 3
-    with pytest.raises(UsageError, match=r"^--rounds: .*got 0"):
-        in_turn(functions, rounds=0)
 
 
 def test_a_program_that_fails_is_reported_in_one_line_with_the_end_of_its_log(scripts):
@@ -75,8 +73,7 @@ def test_each_program_reports_its_seconds_memory_and_images(name, scripts):
     with Program(name, RunConfig(train_examples=640, epochs=3)) as program:
         reports = [program.epoch() for _ in range(2)]
     assert all(report["seconds"] > 0 and report["megabytes"] > 0 for report in reports)
-    expected = {"train step": 640, "pipeline": None, "PyTorch": None}.get(name, 144 * 215)
-    assert reports[1].get("images") == expected
+    assert reports[1].get("images") == {"train step": 640, "denoise": 144 * 215}.get(name)
 
 
 @pytest.mark.parametrize("name", ["conv", "patches", "unet"])

@@ -1,27 +1,28 @@
 import csv
-import os
-import resource
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_in_process, run_subprocess
+from helpers import EIGHT_BITS, file_size_limit, run_in_process, run_subprocess
 from PIL import Image
 
 import dae
 from dae.config import RunConfig
 from dae.data import pictures
+from dae.data.values import ValueRange
+from dae.inference import denoise_files
+from dae.inference.denoise import Denoiser
 from dae.models import networks, sizes
-from dae.workdir.model_files import save_model
+from dae.workdir.model_files import load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A grey network, saved."""
     path = tmp_path_factory.mktemp("model") / "patches.keras"
-    save_model(sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path)
+    save_model(sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1))), path, EIGHT_BITS)
     return path
 
 
@@ -31,11 +32,11 @@ def folder(tmp_path, mnist) -> Path:
     inputs = tmp_path / "in"
     (inputs / "sub").mkdir(parents=True)
     for number in range(5):
-        pictures.write(inputs / "sub" / f"{number}.png", mnist.test.pixels[number])
-    pictures.write(inputs / "deep.png", mnist.test.pixels[0].repeat(3, axis=2).astype(np.uint16) * 257)
-    pictures.write(inputs / "photo.JPG", mnist.test.pixels[1, :20].repeat(3, axis=2))
+        pictures.write(inputs / "sub" / f"{number}.png", mnist.test.pixels[number : number + 1])
+    pictures.write(inputs / "deep.png", mnist.test.pixels[:1].repeat(3, axis=3).astype(np.uint16) * 257)
+    pictures.write(inputs / "photo.JPG", mnist.test.pixels[1:2, :20].repeat(3, axis=3))
     pictures.write(
-        inputs / "clear.png", mnist.test.pixels[2], alpha=mnist.test.pixels[3, ..., 0], icc_profile=b"profile" * 30
+        inputs / "clear.png", mnist.test.pixels[2:3], alpha=mnist.test.pixels[3:4, ..., 0], icc_profile=b"profile" * 30
     )
     np.save(inputs / "digits.npy", mnist.test.pixels[:7, ..., 0])
     np.savez_compressed(
@@ -62,7 +63,7 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
     for name in ("sub/3.png", "deep.png"):
         expected = dae.denoise(network, pictures.read(folder / name))
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / name), expected)
-    clear, before = (pictures.read_with_alpha(path / "clear.png") for path in (tmp_path / "out", folder))
+    clear, before = (pictures.read_picture(path / "clear.png") for path in (tmp_path / "out", folder))
     np.testing.assert_array_equal(clear.alpha, before.alpha)
     np.testing.assert_array_equal(clear.pixels, dae.denoise(network, before.pixels))
     assert clear.icc_profile == before.icc_profile
@@ -76,8 +77,10 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
         np.testing.assert_array_equal(arrays["words"], sources["words"])
     assert "copied unchanged: y, words of in/set.npz" in done.stdout
     assert "skipped other files: 1 .txt" in done.stdout
-    assert "processing 2 colour pictures per channel with a grey network" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("denoised 8 pictures and 2 array files (")
+    assert "in/digits.npy: 7 images, 28 x 28, grey, uint8" in done.stdout
+    assert "in/set.npz:x: 3 images, 28 x 28, grey, float32" in done.stdout
+    assert "the network is grey: it denoises each channel of colour images separately" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("denoised 18 images in 10 files (")
     again = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "--overwrite" in again.stderr
@@ -86,9 +89,9 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
 
 def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, mnist):
     shutil.copytree(tiny_run, tmp_path / "run")
-    config = (tmp_path / "run" / "config.json").read_text().replace('"value_range": null', '"value_range": [0, 4095]')
-    (tmp_path / "run" / "config.json").write_text(config)
-    twelve_bits = np.rint(mnist.test.pixels[0] / 255 * 4095).astype(np.uint16)
+    model = tmp_path / "run" / "model.keras"
+    save_model(load_model(model), model, ValueRange(0, 4095, "uint16"))
+    twelve_bits = np.rint(mnist.test.pixels[:1] / 255 * 4095).astype(np.uint16)
     pictures.write(tmp_path / "a.tif", twelve_bits)
     for flags, expected in (((), (0, 4095)), (("--value-range", 0, 8000), (0, 8000))):
         done = run_in_process("denoise.py", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path)
@@ -97,16 +100,16 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "a.tif"), denoised)
 
 
-def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp_path, mnist):
+def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
     rng = np.random.default_rng(0)
     noisy = np.clip(mnist.test.pixels[:2] + rng.normal(0, 50, (2, 28, 28, 1)), 0, 255).astype(np.uint8)
     (tmp_path / "noisy").mkdir()
-    pictures.write(tmp_path / "noisy" / "0.png", noisy[0])
+    pictures.write(tmp_path / "noisy" / "0.png", noisy[:1])
     np.save(tmp_path / "noisy" / "digits.npy", noisy)
     (tmp_path / "clean").mkdir()
-    pictures.write(tmp_path / "clean" / "0.png", mnist.test.pixels[0])
+    pictures.write(tmp_path / "clean" / "0.png", mnist.test.pixels[:1])
     np.save(tmp_path / "clean" / "digits.npy", mnist.test.pixels[:2])
-    flags = ("--output", "out", "--clean", "clean", "--show")
+    flags = ("--output", "out", "--clean", "clean")
     done = run_in_process("denoise.py", model, "noisy", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "metrics.csv") as file:
@@ -124,36 +127,29 @@ def test_clean_images_give_metrics_and_show_gives_comparisons(model, folder, tmp
         assert 0 < float(row["ssim_input"]) < 1
     before, after = (np.mean([float(row[name]) for row in rows]) for name in ("psnr_input", "psnr_output"))
     assert f"PSNR {before:.2f} dB before, {after:.2f} dB after" in done.stdout
-    shown = pictures.read(tmp_path / "out" / "0-comparison.png")
-    expected = np.concatenate([noisy[0], pictures.read(tmp_path / "out" / "0.png"), mnist.test.pixels[0]], axis=1)
-    np.testing.assert_array_equal(shown, expected)
-    assert pictures.read(tmp_path / "out" / "digits-comparison.png").shape == (56, 84, 1)
 
 
-def test_what_is_no_image_in_an_npz_file_is_copied_and_any_name_can_be_shown(model, tmp_path, mnist):
+def test_what_is_no_image_in_an_npz_file_is_copied(model, tmp_path, mnist):
     labels = np.eye(10, dtype=np.float32)[:3]
-    np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels})
+    masks = np.ones((3, 28, 28), np.int64)
+    np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels, "z": masks})
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("notes.txt", "text")
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
+    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "copied unchanged: notes.txt, y of a.npz" in done.stdout
+    assert "copied unchanged: y, z of a.npz" in done.stdout
     with np.load(tmp_path / "out" / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays["y"], labels)
+        np.testing.assert_array_equal(arrays["z"], masks)
     with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
         assert archive.read("notes.txt") == b"text"
-    assert (tmp_path / "out" / "a-comparison-x-1.png").exists()
-    (tmp_path / "out" / "a.npz").unlink()
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", "--show", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--output: would replace out/a-comparison-x-1.png" in done.stderr
 
 
 @pytest.mark.slow
 def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, mnist, monkeypatch):
     for folder in ("in", "clean"):
         (tmp_path / folder).mkdir()
-        pictures.write(tmp_path / folder / "\udcff.png", mnist.test.pixels[0])
+        pictures.write(tmp_path / folder / "\udcff.png", mnist.test.pixels[:1])
     (tmp_path / "in" / "\udcfe.png").write_text("broken")
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     flags = ("--output", "out", "--clean", "clean", "--skip-broken")
@@ -165,12 +161,8 @@ def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, m
 
 def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((300, 300), np.uint8))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
-    try:
+    with file_size_limit(60_000):
         done = run_in_process("denoise.py", model, "a.npy", "--output", "out", cwd=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
 
@@ -187,41 +179,87 @@ def test_broken_pictures_are_rejected_or_skipped(model, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "skipped broken files: in/empty.png" in done.stdout
     assert "skipped broken files: in/sub/2.png" in done.stdout
-    assert "denoised 7 pictures" in done.stdout
+    assert "denoised 17 images in 9 files" in done.stdout
     assert not (tmp_path / "out" / "sub" / "2.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["in", "--output", "in"], "--output: in is an input"),
-        (["in/sub", "in/sub/0.png", "--output", "out"], "would both write out/0.png"),
-        (["nowhere", "--output", "out"], "nowhere: no such file or folder"),
-        (["in/notes.txt", "--output", "out"], "in/notes.txt: expected a folder"),
-        (["in/labels.npy", "--output", "out"], "in/labels.npy: expected uint8"),
-        (["empty", "--output", "out"], "empty: nothing to denoise"),
-        (["in", "--output", "in/notes.txt"], "--output: in/notes.txt is not a folder"),
-        (["in", "--output", "out", "--clean", "empty"], "--clean: empty/"),
-        (["in", "--output", "out", "--value-range", 1, 0], "--value-range: expected two finite numbers"),
-        (["--output", "out"], "expected one or more pictures"),
-    ],
-)
-def test_mistakes_are_rejected_before_anything_is_written(arguments, words, model, folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    if "in/labels.npy" in arguments:
-        np.save(folder / "labels.npy", np.arange(9))
-    before = sorted(tmp_path.rglob("*"))
-    done = run_in_process("denoise.py", model, *arguments, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert words in done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
+def test_a_broken_file_does_not_keep_others_from_being_denoised(model, folder, tmp_path):
+    cut = folder / "sub" / "2.png"  # whose header is readable
+    cut.write_bytes(cut.read_bytes()[:-30])
+    values = np.ones((2, 30, 30), np.float32)
+    values[1, 3, 4] = np.nan
+    np.save(folder / "nan.npy", values)
+    done = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "in/nan.npy: expected finite values" in done.stderr
+    assert done.stderr.endswith("denoised all files but in/nan.npy, in/sub/2.png\n")
+    written = {path.name for path in (tmp_path / "out").rglob("*.*")}
+    names = {path.name for path in folder.rglob("*.*")}
+    assert names - written == {"2.png", "nan.npy", "notes.txt", ".hidden.png"}
 
 
-def test_a_missing_model_or_picture_is_reported_without_tensorflow(tmp_path, monkeypatch):
-    (tmp_path / "tensorflow.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    Image.new("L", (30, 30)).save(tmp_path / "a.png")
-    for arguments in (("runs/none", "a.png"), ("a.png", "none.png")):
-        done = run_subprocess("denoise.py", *arguments, "--output", "out", cwd=tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "no such" in done.stderr
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def replace(path: Path) -> None:
+    images = np.zeros((4, 30, 30), np.uint8)
+    if path.suffix == ".png":
+        Image.new("L", (30, 30)).save(path)
+    else:
+        np.savez(path, x=images) if path.suffix == ".npz" else np.save(path, images)
+
+
+@pytest.mark.parametrize("name", ["sub/1.png", "digits.npy", "set.npz"])
+@pytest.mark.parametrize("happens", [change, replace, Path.unlink])
+def test_a_file_that_changes_after_it_was_checked_fails_in_one_line(happens, name, model, folder, tmp_path):
+    files, _ = denoise_files.plan([folder], tmp_path / "out")
+    happens(folder / name)
+    _, failed = denoise_files.process(Denoiser(dae.load_model(model)), files)
+    assert list(failed) == [folder / name]
+    assert str(failed[folder / name]).startswith(f"{folder / name}: not readable (")
+    assert "\n" not in str(failed[folder / name])
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == sorted(
+        file.target.name for file in files if file.source != folder / name
+    )
+
+
+def test_slices_of_a_volume_are_denoised_one_by_one_along_any_axis(model, tmp_path, mnist):
+    slices = mnist.test.pixels[:30, ..., 0] / np.float32(255)
+    expected = dae.denoise(dae.load_model(model), slices)
+    np.save(tmp_path / "last.npy", np.asfortranarray(slices.transpose(1, 2, 0)))
+    np.savez(tmp_path / "set.npz", volume=slices.transpose(1, 2, 0), age=np.arange(3))
+    done = run_in_process("denoise.py", model, "last.npy", "set.npz", "--output", "out", "--axes", "YXZ", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "last.npy, set.npz:volume: each 30 images, 28 x 28, grey, float32" in done.stdout
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "last.npy").transpose(2, 0, 1), expected, atol=1e-6)
+    with np.load(tmp_path / "out" / "set.npz") as arrays:
+        np.testing.assert_allclose(arrays["volume"].transpose(2, 0, 1), expected, atol=1e-6)
+    four = slices.reshape(5, 6, 28, 28)
+    np.testing.assert_allclose(
+        dae.denoise(dae.load_model(model), four, axes="TZYX").reshape(-1, 28, 28), expected, atol=1e-6
+    )
+
+
+def test_a_stack_comes_out_as_a_stack(model, tmp_path, mnist):
+    pictures.write(tmp_path / "movie.tif", mnist.test.pixels[:5])
+    done = run_in_process("denoise.py", model, "movie.tif", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "movie.tif: 5 images, 28 x 28, grey, uint8" in done.stdout
+    expected = dae.denoise(dae.load_model(model), mnist.test.pixels[:5])
+    np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "movie.tif"), expected)
+
+
+def test_hounsfield_units_are_denoised_with_a_value_range(model, tmp_path, mnist):
+    hounsfield = (mnist.test.pixels[:5, ..., 0].astype(np.int16) - 128) * 8
+    np.savez(tmp_path / "ct.npz", ct=hounsfield)
+    done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ct.npz:ct: expected uint8, uint16, or floats" in done.stderr
+    assert "got int16; --value-range BLACK WHITE allows other integers" in done.stderr
+    done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "ct.npz") as arrays:
+        expected = dae.denoise(dae.load_model(model), mnist.test.pixels[:5, ..., 0])
+        assert arrays["ct"].dtype == np.int16
+        np.testing.assert_allclose(arrays["ct"] / 8 + 128, expected, atol=1)

@@ -1,12 +1,9 @@
 """experiments/score_table.py, on few images."""
 
 import csv
-import sys
 
 import pytest
-from helpers import run_in_process, run_subprocess
-
-from dae import analysis
+from helpers import run_subprocess
 
 
 @pytest.mark.slow
@@ -30,15 +27,3 @@ def test_score_table_trains_measures_and_resumes(tiny_run, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "training" not in done.stdout.splitlines()[0]
     assert report.stat().st_mtime_ns == finished
-
-
-def test_score_table_without_its_extra_names_what_to_install(monkeypatch, tmp_path):
-    for name in list(sys.modules):
-        if name.startswith(("bm3d", "dae.analysis.")):
-            monkeypatch.delitem(sys.modules, name)
-    for name in ("classical", "score_table"):
-        monkeypatch.delattr(analysis, name, raising=False)  # so that the script imports it anew
-    monkeypatch.setitem(sys.modules, "bm3d", None)
-    done = run_in_process("score_table.py", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "pip install '.[baselines]'" in done.stderr

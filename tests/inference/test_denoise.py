@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 import dae
 from dae.config import RunConfig
+from dae.data.values import ValueRange
 from dae.errors import UsageError
 from dae.inference.denoise import Denoiser, _intervals
 from dae.models import networks, sizes
+from dae.workdir.model_files import save_model
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,7 @@ def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(mo
         ([[0.5]], "NumPy array, got list"),
         (np.zeros((28, 28), np.int64), "int64"),
         (np.full((28, 28), np.nan), "NaN"),
-        (np.full((28, 28), 255.0), "value range"),
+        (np.full((28, 28), 255.0), "--value-range 0 255 fits"),
     ],
 )
 def test_images_of_other_kinds_and_empty_ranges_are_rejected(image, words, patches):
@@ -179,3 +181,39 @@ def test_progress_counts_every_pixel_once(patches):
     Denoiser(patches, tile_bytes=1)(np.zeros((2, 151, 233, 3), np.uint8), progress=counted.append)
     assert len(counted) > 4
     assert sum(counted) == 2 * 151 * 233
+
+
+@pytest.mark.parametrize(
+    ("ends", "dtype"), [((0, 4095), np.uint16), ((-1, 1), np.float32), ((-1000, 2000), np.int16), (None, np.uint8)]
+)
+def test_a_run_denoises_its_type_of_images_in_its_value_range_and_others_in_theirs(
+    ends, dtype, patches, mnist, tmp_path
+):
+    trained_on = ValueRange.requested(ends, dtype)
+    save_model(patches, tmp_path / "model.keras", trained_on)
+    save_model(patches, tmp_path / "model.h5", trained_on)
+    noisy = mnist.test.pixels[:3] / np.float32(255)
+    expected = dae.denoise(patches, noisy)
+    for name in ("model.keras", "model.h5"):
+        for used in map(trained_on.of, (dtype, np.uint8, np.uint16, np.float64)):
+            denoised = dae.denoise(tmp_path / name, used.from_unit(noisy, np.dtype(used.dtype)))
+            np.testing.assert_allclose(used.to_unit(denoised), expected, atol=4e-3)
+
+
+def test_a_model_that_is_not_a_runs_must_take_and_return_values_from_0_to_1(tmp_path, capsys):
+    image = keras.Input((None, None, 1))
+    inside = keras.layers.Rescaling(255)(keras.layers.Activation("sigmoid")(keras.layers.Rescaling(1 / 255)(image)))
+    save_model(keras.Model(image, inside), tmp_path / "bytes.keras")
+    with pytest.raises(UsageError, match=r"outputs from 12\d to 12\d for images from 0 \(black\) to 1 \(white\)"):
+        dae.denoise(tmp_path / "bytes.keras", np.zeros((28, 28)))
+    save_model(keras.Model(image, keras.layers.Rescaling(1 / 255)(image)), tmp_path / "dark.keras")
+    dae.denoise(tmp_path / "dark.keras", np.zeros((28, 28), np.uint8))
+    assert "dark.keras: white images come out hardly brighter than black ones" in capsys.readouterr().err
+    save_model(keras.Model(image, keras.layers.Activation("linear")(image)), tmp_path / "unchanged.keras")
+    dae.denoise(tmp_path / "unchanged.keras", np.zeros((28, 28), np.uint8))
+    assert capsys.readouterr().err == ""
+
+
+def test_images_of_12_bits_in_16_are_denoised_with_a_warning(patches, mnist, capsys):
+    dae.denoise(patches, mnist.test.pixels[0].astype(np.uint16) * 16)
+    assert "--value-range 0 4095 if 4095 is white" in capsys.readouterr().err

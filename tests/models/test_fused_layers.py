@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import objective
+from keras import layers
 
 from dae.config import RunConfig
 from dae.data.pipeline import training_batches
@@ -192,3 +193,97 @@ def test_network_without_the_layer_encoder_has_no_latents():
     layers = [keras.layers.Conv2D(2, 3, activation="relu"), keras.layers.MaxPooling2D(2)]
     model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
     assert fused(model)(tf.zeros((1, 6, 6, 2))).latents is None
+
+
+def residual(activation: Callable, connect: str = "conv_add") -> keras.Model:
+    """Return a network with an activation after layers that TensorFlow fuses with some activations."""
+    noisy = keras.Input((12, 12, 4))
+    settings = {"padding": "same", "bias_initializer": keras.initializers.RandomNormal(0, 0.5, seed=1)}
+    convolve = layers.Conv2D(4, 3, **settings)
+    x = {
+        "conv": lambda: convolve(noisy),
+        "conv_add": lambda: layers.Add()([noisy, convolve(noisy)]),
+        "conv_1x1_add": lambda: layers.Add()([layers.Conv2D(4, 1, **settings)(noisy), noisy]),
+        "pad_conv_add": lambda: layers.Add()([noisy, layers.Conv2D(4, 3)(layers.ZeroPadding2D(1)(noisy))]),
+        "conv_normalized": lambda: layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(noisy)),
+        "conv_normalized_add": lambda: layers.Add()([noisy, layers.BatchNormalization()(convolve(noisy))]),
+        "depthwise_add": lambda: layers.Add()([noisy, layers.DepthwiseConv2D(3, **settings)(noisy)]),
+        "separable_add": lambda: layers.Add()([noisy, layers.SeparableConv2D(4, 3, **settings)(noisy)]),
+        "dense_add": lambda: layers.Add()([noisy, layers.Dense(4)(noisy)]),
+        "transposed_add": lambda: layers.Add()([noisy, layers.Conv2DTranspose(4, 3, **settings)(noisy)]),
+    }
+    return keras.Model(noisy, layers.Conv2D(4, 1)(activation(x[connect]())))
+
+
+def check_graph(model: keras.Model, tolerance: float = 1e-5) -> None:
+    """Assert that the graph of the fused form computes what Keras computes without a graph."""
+    images = tf.random.stateless_normal([2, 12, 12, 4], seed=(1, 2))
+    compiled = tf.function(lambda images: fused(model, training=False)(images).denoised)(images)
+    np.testing.assert_allclose(compiled, model(images, training=False), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        layers.LeakyReLU(0.3),
+        layers.ReLU(negative_slope=0.1),
+        layers.Activation("mish"),
+        layers.Activation("leaky_relu"),
+    ],
+    ids=["LeakyReLU", "ReLU", "mish", "leaky_relu"],
+)
+def test_an_activation_after_the_sum_of_a_residual_block_is_computed_as_keras_does(activation):
+    check_graph(residual(activation))
+    model = residual(activation)
+    images = tf.random.stateless_normal([2, 12, 12, 4], seed=(1, 2))
+    reduced = fused_layers.in_bfloat16(model)
+    compiled = tf.function(lambda images: reduced(images).denoised)(images)
+    np.testing.assert_allclose(compiled, model(images, training=True), atol=0.1)
+
+
+ACTIVATIONS = [
+    "relu",
+    "relu6",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "softsign",
+    "tanh",
+    "sigmoid",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+    "leaky_relu",
+    "log_sigmoid",
+    "exponential",
+    "celu",
+    "sparse_plus",
+    "squareplus",
+    "soft_shrink",
+    "tanh_shrink",
+    "softmax",
+]
+CONNECTIONS = [
+    "conv",
+    "conv_add",
+    "conv_1x1_add",
+    "pad_conv_add",
+    "conv_normalized",
+    "conv_normalized_add",
+    "depthwise_add",
+    "separable_add",
+    "dense_add",
+    "transposed_add",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connect", CONNECTIONS)
+def test_every_activation_of_keras_is_computed_in_graphs_as_without(connect):
+    for activation in ACTIVATIONS:
+        check_graph(residual(layers.Activation(activation), connect), tolerance=1e-4)
+    for activation in (layers.LeakyReLU(0.05), layers.PReLU(), layers.ELU(2.0), layers.ReLU(max_value=1.0)):
+        check_graph(residual(activation, connect), tolerance=1e-4)

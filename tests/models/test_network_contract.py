@@ -77,6 +77,13 @@ def operations(image_shape):
     return keras.Model(noisy, keras.ops.clip(noisy + convolution(noisy), 0, 1))
 
 
+def other_in_graphs(image_shape):
+    noisy = keras.Input(image_shape)
+    x = layers.Conv2D(8, 3, padding="same")(noisy)
+    x = layers.Add()([x, layers.Conv2D(8, 3, padding="same")(x)])
+    return keras.Model(noisy, convolution(keras.ops.leaky_relu(x, 0.9)))
+
+
 @keras.saving.register_keras_serializable()
 def registered(x):
     return 2 * x
@@ -117,6 +124,7 @@ def networks_file(tmp_path) -> Path:
         ("same_network", ["the same weights", "build a new network"]),
         ("own_layer", ["layer own of the class Twice"]),
         ("operations", ["plain Keras cannot load it from model.h5", "keras.ops"]),
+        ("other_in_graphs", ["TensorFlow computes other outputs in a graph, different by 0.", "LeakyReLU"]),
         ("registered_activation", ["plain Keras cannot load it from model.keras"]),
         ("fails", [f"fails in line {FAILING_LINE} ("]),
     ],

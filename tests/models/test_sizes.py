@@ -86,3 +86,26 @@ def test_network_for_one_size_takes_no_other():
     for size in ((28, 29), (14, 56), (29, 11), (27, 12)):
         with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
             fitting_size(model, *size)
+
+
+def concatenating(image_shape: tuple[int | None, int | None, int], depth: int = 1) -> keras.Model:
+    """Return a U-Net of Keras's plainest layers, which takes only sides that 2^depth divides."""
+    noisy = x = keras.Input(image_shape)
+    skips = []
+    for _ in range(depth):
+        skips.append(x)
+        x = layers.MaxPooling2D(2)(layers.Conv2D(2, 3, padding="same")(x))
+    for skip in reversed(skips):
+        x = layers.Concatenate()([skip, layers.UpSampling2D(2)(x)])
+    return keras.Model(noisy, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (None, None, 1)])
+@pytest.mark.parametrize(("height", "width", "fitting"), [(13, 16, (16, 16)), (17, 23, (20, 24)), (20, 24, (20, 24))])
+def test_images_are_padded_to_a_size_that_branches_agree_on_though_keras_computes_a_shape_for_others(
+    shape, height, width, fitting
+):
+    model = concatenating(shape, depth=2)
+    assert fitting_size(model, height, width) == fitting
+    images = tf.random.stateless_uniform([1, height, width, 1], seed=(1, 2))
+    assert fused(model, training=False)(images).denoised.shape == images.shape

@@ -33,6 +33,14 @@ def text(accumulator: EventAccumulator, tag: str) -> str:
     return tf.make_ndarray(event.tensor_proto).item().decode()
 
 
+def test_each_writer_is_a_run_and_each_plugin_of_tensorboard_finds_data(tiny_run):
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tiny_run)).Reload()
+    writers = (f"tensorboard/{name}" for name in ("test", "train", "validation"))
+    assert sorted(multiplexer.Runs()) == ["tensorboard", *writers]
+    active = MultiplexerDataProvider(multiplexer, str(tiny_run)).list_plugins(RequestContext(), experiment_id="")
+    assert {"scalars", "images", "histograms", "graphs", "text", "hparams"} == active
+
+
 def test_curves_have_the_values_of_the_run(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
@@ -171,7 +179,7 @@ def write_events(tiny_run, mnist):
 
 
 def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(write_events, tmp_path):
-    config = replace(TINY, value_range=(0.1, 0.8), epochs=1)
+    config = replace(TINY, epochs=1)
     write_events(tmp_path / "run", config, epoch=1, loss=1.0)
     for file in (tmp_path / "run").rglob("events*"):  # a resume happens in a later second, and with another process
         file.rename(file.with_name("events.out.tfevents.1000000000.host.1.1.v2"))
@@ -179,7 +187,8 @@ def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(wri
     (group,) = session_groups(tmp_path)
     assert len(group.sessions) == 1
     assert group.hparams["epochs"].number_value == 2
-    assert group.hparams["value_range"].string_value == "(0.1, 0.8)"
+    assert group.hparams["value_range"].string_value == "(0.0, 255.0)"
+    assert group.hparams["dtype"].string_value == "uint8"
     assert last_metrics(group) == {
         ("train", "loss/total"): 0.5,
         ("validation", "quality/psnr"): 10.0,

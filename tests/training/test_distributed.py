@@ -235,17 +235,6 @@ def test_workers_with_other_settings_are_rejected(folder):
     assert not (folder / "run").exists()
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_updated_needs_one_process(files, folder):
-    workers = start_workers(
-        2, "--config", "losses.json", "--loss", f"mse + {files}/losses.py:Moving", "--run-dir", "run", cwd=folder
-    )
-    for status, _, errors in ended(workers):
-        assert status == 2
-        assert "has a method `update`, which needs whole batches; train one process, --shards 1" in errors
-    assert not (folder / "run").exists()
-
-
 def test_waiting_for_a_worker_that_does_not_start_ends(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as other:
         addresses = tuple(f"127.0.0.1:{server.getsockname()[1]}" for server in (own, other))

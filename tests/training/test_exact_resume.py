@@ -23,7 +23,6 @@ from dae.errors import Interrupted
 from dae.reporting.logger import Logger
 from dae.training import trainer
 from dae.training.checkpoints import saved_in
-from dae.workdir.workdir import read_metrics
 
 
 class Stop(Exception):
@@ -122,16 +121,6 @@ def test_a_run_that_was_stopped_within_an_epoch_is_resumed_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_at_the_end_of_an_epoch_is_resumed_to_the_same_bits(finished_run, files, tmp_path):
-    config = config_of(files, "sum")
-    with pytest.raises(Stop):
-        trainer.train(config, tmp_path / "run", quiet=True, on_epoch_end=lambda line: raise_stop())
-    assert len(read_metrics(tmp_path / "run")) == 1
-    trainer.train(config, tmp_path / "run", resume=True, quiet=True)
-    assert_same(tmp_path / "run", finished_run("sum"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"),
     [("network", signal.SIGKILL), ("pairs", signal.SIGTERM), ("sum", signal.SIGINT), ("start_from", signal.SIGHUP)],
@@ -158,12 +147,6 @@ def test_a_process_that_was_killed_is_resumed_to_the_same_bits(name, number, fin
     done = subprocess.run([*command[:2], "--resume", "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
     assert_same(run, expected)
-
-
-@pytest.mark.slow
-def test_the_same_configuration_gives_the_same_bits(finished_run, files, tmp_path):
-    trainer.train(config_of(files, "sum"), tmp_path / "again", quiet=True)
-    assert_same(tmp_path / "again", finished_run("sum"))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import denoised_by_hand
 from PIL import Image
 from runs import PAIR_SIZES, config_of
 
@@ -27,13 +28,6 @@ def test_run_on_pairs_adds_no_noise_and_trains_on_as_many_patches_as_their_areas
     assert resolved.read(run).noise_level == (0, 0)
     patches = sum(max(1, height * width // 16**2) for height, width in PAIR_SIZES["train"])
     assert [line["step"] for line in read_metrics(run)] == [-(-patches // 8), 2 * -(-patches // 8)]
-
-
-def denoised_by_hand(model, noisy: np.ndarray) -> np.ndarray:
-    """Return the denoised image of [H, W], which is mirrored at the bottom and right up to even sides."""
-    height, width = noisy.shape
-    mirrored = np.pad(noisy, ((0, -height % 2), (0, -width % 2)), "symmetric")
-    return model(mirrored[None, ..., None], training=False).numpy()[:, :height, :width]
 
 
 def test_metrics_of_whole_test_pictures_are_those_of_the_saved_model_computed_by_hand(finished_run, files):
@@ -67,10 +61,6 @@ def test_data_may_be_moved_before_a_resume_but_not_change(finished_run, files, t
     changed[3, 4] ^= 1
     Image.fromarray(changed).save(moved / "test" / "noisy" / "8.png")
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    longer = replace(config, epochs=3)
     with pytest.raises(UsageError, match=rf"^--data: {moved}: the images differ from those the run was made with"):
-        trainer.train(replace(longer, data=str(moved)), copy, resume=True)
-    shutil.rmtree(moved)
-    with pytest.raises(UsageError, match=r"moved: no such file .*; if it was moved, "):
-        trainer.train(replace(longer, data=str(moved)), copy, resume=True)
+        trainer.train(replace(config, epochs=3, data=str(moved)), copy, resume=True)
     assert (copy / "config.json").read_bytes() == (run / "config.json").read_bytes()

@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-from helpers import TINY, new_state, new_train_loop, run_in_process
+from helpers import TINY, new_state, new_train_loop
 
-from dae import config as config_module
 from dae.data.pipeline import training_batches
 from dae.training.profiler import PROFILED_CALL, profiled
 
@@ -25,15 +24,6 @@ def test_profiler_profiles_one_call_of_the_train_loop(mnist, tmp_path, capsys):
     assert int(state.step) == 2 * (PROFILED_CALL + 1)
     assert capsys.readouterr().err == ""
     check_profile(tmp_path)
-
-
-@pytest.mark.slow
-def test_profile_flag_profiles_a_run(tmp_path):
-    (tmp_path / "tiny.json").write_text(config_module.to_json(TINY))
-    completed = run_in_process("run.py", "--config", "tiny.json", "--run-dir", "run", "--profile", cwd=tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    assert "--profile" not in completed.stderr
-    check_profile(tmp_path / "run" / "tensorboard")
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -92,13 +92,6 @@ def test_fifty_fused_sharded_clipped_steps_with_adam_equal_keras_fit(mnist):
     compare_with_fit(*adams, mnist.train, shards=2, max_gradient_norm=0.1)
 
 
-@pytest.mark.slow
-def test_fifty_fused_sharded_steps_with_sgd_equal_keras_fit(mnist):
-    sgds = keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05)
-    for weight, keras_weight in compare_with_fit(*sgds, mnist.train, shards=2):
-        np.testing.assert_allclose(weight, keras_weight, rtol=1e-4, atol=1e-5)
-
-
 def first_batch(images: Images, size: int) -> Batch:
     return next(iter(training_batches(images, RunConfig(batch_size=size))))
 
@@ -136,13 +129,10 @@ def test_clipping_equals_global_clipnorm_of_keras(fraction, mnist):
     keras.optimizers.SGD(1.0, global_clipnorm=limit).apply(gradients, expected.trainable_variables)
     config = replace(MSE, max_gradient_norm=limit)
     new_train_step(new_state(config, keras.optimizers.SGD(1.0), state.model), config)(batch)
-    moved = 0.0
     for old, new, keras_new, gradient in zip(
         before, state.model.get_weights(), expected.get_weights(), gradients, strict=True
     ):
         np.testing.assert_allclose(old - new, old - keras_new, atol=1e-4 * np.abs(gradient).max() + 1e-7)
-        moved += float(np.sum(np.square(old - new, dtype=np.float64)))
-    assert np.sqrt(moved) == pytest.approx(min(fraction, 1.0) * limit / fraction, rel=1e-3)
 
 
 def test_train_step_records_the_norm_before_clipping_and_the_update_ratio(mnist):

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import TINY, fuzz, run_in_process, run_subprocess
+from helpers import EIGHT_BITS, TINY, fuzz, run_in_process, run_subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,7 +164,7 @@ def test_models_of_other_kinds_are_rejected_in_one_line(suffix, tmp_path):
 def test_a_model_of_free_size_is_loaded_and_evaluated(shape, suffix, tmp_path, mnist):
     images = keras.Input(shape)
     layer = convolution if shape[-1] else keras.layers.Activation("sigmoid")
-    save_model(keras.Model(images, layer(images)), tmp_path / f"free{suffix}")
+    save_model(keras.Model(images, layer(images)), tmp_path / f"free{suffix}", EIGHT_BITS)
     model = load_model(tmp_path / f"free{suffix}")
     assert model.input_shape == (None, *shape)
     check_fits(model, mnist.test)
@@ -234,10 +235,37 @@ def test_file_on_which_the_hdf5_library_loops_forever_is_rejected(tiny_run, tmp_
         load_model(tmp_path / "endless.h5")
 
 
-def test_hdf5_check_accepts_an_array_that_claims_terabytes_without_reading_it(tmp_path):
-    with h5py.File(tmp_path / "sparse.h5", "w") as file:
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_an_array_that_claims_far_more_bytes_than_the_file_has_is_rejected_without_reading_it(name, tiny_run, tmp_path):
+    def enlarge(file: h5py.File) -> None:
         file.create_dataset("claim", shape=(10**12,), dtype="f8", chunks=(1000,))
-    hdf5_check.check(tmp_path / "sparse.h5")
+
+    path = Path(shutil.copy(tiny_run / name, tmp_path))
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            enlarge(file)
+    else:
+        with zipfile.ZipFile(tiny_run / name) as model, zipfile.ZipFile(path, "w") as changed:
+            for member in model.namelist():
+                content = io.BytesIO(model.read(member))
+                if member.endswith(".h5"):
+                    with h5py.File(content, "r+") as file:
+                        enlarge(file)
+                changed.writestr(member, content.getvalue())
+    with pytest.raises(UsageError, match=r"not a readable model .*its arrays claim 8,000,000,"):
+        load_model(path)
+
+
+def test_a_compressed_text_of_far_more_bytes_than_the_archive_has_is_rejected_without_reading_it(tiny_run, tmp_path):
+    with (
+        zipfile.ZipFile(tiny_run / "model.keras") as model,
+        zipfile.ZipFile(tmp_path / "model.keras", "w", zipfile.ZIP_DEFLATED) as changed,
+    ):
+        for member in model.namelist():
+            content = model.read(member)
+            changed.writestr(member, content + b" " * 10**7 if member == "config.json" else content)
+    with pytest.raises(UsageError, match=r"not a readable model .its files claim 10,"):
+        load_model(tmp_path / "model.keras")
 
 
 def test_a_model_that_is_missing_from_a_finished_run_is_rejected_with_what_to_do(tmp_path):
