@@ -97,6 +97,8 @@ def test_values_of_any_type_and_range_are_read_at_full_precision(dtype, values, 
         (1e300, None, "train has values from inf to inf, but black is 0 and white 1; --value-range sets others"),
         (-2, (-1, 1), "train has values from -2 to -2, but black is -1 and white 1"),
         (256, (0, 255), "train has values from 256 to 256, but black is 0 and white 255"),
+        (np.uint16(4095), (0, 1000), "train has values from 4095 to 4095, but black is 0 and white 1000"),
+        (np.uint8(99), (100, 200), "train has values from 99 to 99, but black is 100 and white 200"),
         (1j, (0, 1), "got complex128"),
     ],
 )
