@@ -117,29 +117,19 @@ def test_pairs_are_found_by_names_parse_paths(data, keys, separator):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        pytest.param(["b.png", "a/c.png"], {TRAIN: [("a/c.png", None), ("b.png", None)]}, id="only pictures"),
-        pytest.param(
-            ["clean/1.png", "clean/2.png"], {TRAIN: [("clean/1.png", None), ("clean/2.png", None)]}, id="clean"
-        ),
-        pytest.param(
+        (["b.png", "a/c.png"], {TRAIN: [("a/c.png", None), ("b.png", None)]}),
+        (["clean/1.png", "clean/2.png"], {TRAIN: [("clean/1.png", None), ("clean/2.png", None)]}),
+        (
             ["train/1.png", "val/1.png", "test/1.png"],
             {TRAIN: [("train/1.png", None)], VALIDATION: [("val/1.png", None)], TEST: [("test/1.png", None)]},
-            id="three splits",
         ),
-        pytest.param(
-            ["train/1.png", "train_cleaned/1.png"],
-            {TRAIN: [("train_cleaned/1.png", "train/1.png")]},
-            id="train_cleaned",
-        ),
-        pytest.param(["noisy/1.jpg", "clean/1.PNG"], {TRAIN: [("clean/1.PNG", "noisy/1.jpg")]}, id="other suffix"),
-        pytest.param(
+        (["train/1.png", "train_cleaned/1.png"], {TRAIN: [("train_cleaned/1.png", "train/1.png")]}),
+        (["noisy/1.jpg", "clean/1.PNG"], {TRAIN: [("clean/1.PNG", "noisy/1.jpg")]}),
+        (
             ["a/1_noisy.png", "a/1_clean.png", "b/1_noisy.png", "b/1_clean.png"],
             {TRAIN: [("a/1_clean.png", "a/1_noisy.png"), ("b/1_clean.png", "b/1_noisy.png")]},
-            id="equal names in two folders",
         ),
-        pytest.param(
-            ["clean/noisy street.jpg"], {TRAIN: [("clean/noisy street.jpg", None)]}, id="a folder says it, the file not"
-        ),
+        (["clean/noisy street.jpg"], {TRAIN: [("clean/noisy street.jpg", None)]}),
     ],
 )
 def test_layouts_are_divided_into_parts_and_pairs(names, expected):
@@ -155,52 +145,18 @@ def test_a_word_in_one_of_many_photos_says_nothing(name):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        pytest.param(
-            ["noisy/1.png", "noisy/2.png"], r"noisy/1\.png is noisy by its name; expected a clean", id="only noisy"
-        ),
-        pytest.param(["1_noisy.png", "2_noisy.png"], r"1_noisy\.png is noisy by its name", id="only noisy files"),
-        pytest.param(
-            ["noisy/1.png", "noisy/2.png", "clean/1.png"],
-            r"^1 images have no clean partner, such as noisy/2\.png",
-            id="no clean",
-        ),
-        pytest.param(
-            ["noisy/1.png", "clean/1.png", "clean/2.png"],
-            r"^1 images have no noisy partner, such as clean/2\.png",
-            id="no noisy",
-        ),
-        pytest.param(
-            ["1_noisy.png", "1.png", "2_noisy.png"], r"no clean partner, such as 2_noisy\.png", id="no clean file"
-        ),
-        pytest.param(
-            ["noisy/1.png", "images/1.png"],
-            r"no clean partner, such as noisy/1\.png; .*images says neither",
-            id="noisy and another folder",
-        ),
-        pytest.param(
-            ["noisy/1.png", "clean/1.png", "3.png"], r"noisy/1\.png is noisy .* and no others", id="a third kind"
-        ),
-        pytest.param(
-            ["1_noisy.png", "1_clean.png", "a.png"], r"1_noisy\.png is noisy .* and no others", id="a third file"
-        ),
-        pytest.param(
-            ["noisy/1.png", "clean/1.png", "clean/1.jpg"],
-            r"clean/1\.png and clean/1\.jpg have the same partner",
-            id="two clean",
-        ),
-        pytest.param(
-            ["train/1.png", "test/1.png", "1.png"],
-            r"^1\.png is in none of the splits test, train",
-            id="outside of splits",
-        ),
-        pytest.param(
-            ["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the splits train", id="class train"
-        ),
-        pytest.param(
-            ["train_1.png", "test_1.png"],
-            r"names of the pictures say test and train; put them into folders instead",
-            id="files say splits",
-        ),
+        (["noisy/1.png", "noisy/2.png"], r"noisy/1\.png is noisy by its name; expected a clean"),
+        (["1_noisy.png", "2_noisy.png"], r"1_noisy\.png is noisy by its name"),
+        (["noisy/1.png", "noisy/2.png", "clean/1.png"], r"^1 images have no clean partner, such as noisy/2\.png"),
+        (["noisy/1.png", "clean/1.png", "clean/2.png"], r"^1 images have no noisy partner, such as clean/2\.png"),
+        (["1_noisy.png", "1.png", "2_noisy.png"], r"no clean partner, such as 2_noisy\.png"),
+        (["noisy/1.png", "images/1.png"], r"no clean partner, such as noisy/1\.png; .*images says neither"),
+        (["noisy/1.png", "clean/1.png", "3.png"], r"noisy/1\.png is noisy .* and no others"),
+        (["1_noisy.png", "1_clean.png", "a.png"], r"1_noisy\.png is noisy .* and no others"),
+        (["noisy/1.png", "clean/1.png", "clean/1.jpg"], r"clean/1\.png and clean/1\.jpg have the same partner"),
+        (["train/1.png", "test/1.png", "1.png"], r"^1\.png is in none of the splits test, train"),
+        (["car/1.png", "bus/1.png", "train/1.png"], r"car/1\.png is in none of the splits train"),
+        (["train_1.png", "test_1.png"], r"names of the pictures say test and train; put them into folders instead"),
     ],
 )
 def test_ambiguous_layouts_are_refused_in_one_line(names, message):
