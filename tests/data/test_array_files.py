@@ -1,6 +1,5 @@
 """Tests of .npz, .npy and IDX files, loaded as a user's --data."""
 
-import dataclasses
 import gzip
 import io
 import pickle
@@ -53,42 +52,28 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def test_npz_file_keeps_images_and_their_order(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
-    np.savez_compressed(tmp_path / "own.npz", x_train=images[:30], x_test=images[30:])
-    splits = load(tmp_path / "own.npz", validation_examples=5)
-    np.testing.assert_array_equal(splits.train.pixels[..., 0], images[:25])
-    np.testing.assert_array_equal(splits.validation.pixels[..., 0], images[25:30])
-    np.testing.assert_array_equal(splits.test.pixels[..., 0], images[30:])
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floats_from_0_to_1_keep_their_values(dtype, tmp_path, mnist):
-    digits = (mnist.test.pixels[:20] / 255 + np.pi / 1000).clip(0, 1).astype(dtype)
-    np.savez(tmp_path / "own.npz", x_train=digits, x_test=digits)
-    splits = load(tmp_path / "own.npz", validation_examples=0, batch_size=4)
-    for images in (splits.train, splits.test):
-        assert images.pixels.dtype == np.float32
-        np.testing.assert_array_equal(images.pixels, digits.astype(np.float32))
-    lowest = digits.astype(np.float32).min()
-    assert splits.notes[0] == f"train: 20 images, 28 x 28, grey, float32 from {lowest:g} to 1"
-
-
 @pytest.mark.parametrize(
     ("dtype", "values", "value_range"),
     [
+        (np.float16, lambda digits: (digits / 255 + np.pi / 1000).clip(0, 1), None),
+        (np.float32, lambda digits: (digits / 255 + np.pi / 1000).clip(0, 1), None),
+        (np.float64, lambda digits: (digits / 255 + np.pi / 1000).clip(0, 1), None),
         (np.float32, lambda digits: digits / 127.5 - 1, (-1, 1)),
         (np.float64, lambda digits: digits + 0.25, (0, 255.25)),
-        (np.int64, lambda digits: digits.astype(np.int64) * 16 + 7, (0, 4095)),
+        (">f4", lambda digits: digits / 51, (0, 5)),
+        (np.float32, lambda digits: digits / 255 * 0.2 - 0.1, (-0.1, 0.1)),  # in float32, 0.1 is greater
+        (np.uint8, lambda digits: digits, None),
+        (np.uint8, lambda digits: digits // 255, (0, 1)),
+        (np.uint8, lambda digits: digits // 2 + 50, (50, 250)),
+        (np.uint16, lambda digits: digits.astype(np.uint16) * 257, None),
         (np.uint16, lambda digits: digits.astype(np.uint16) * 16, (0, 4080)),
         (">u2", lambda digits: digits.astype(np.uint16) * 16, (0, 4080)),
-        (">f4", lambda digits: digits / 51, (0, 5)),
         (np.uint32, lambda digits: digits.astype(np.uint32) * 2**16, (0, 255 * 2**16)),
+        (np.int64, lambda digits: digits.astype(np.int64) * 16 + 7, (0, 4095)),
         (np.bool_, lambda digits: digits > 127, (0, 1)),
-        (np.float32, lambda digits: digits / 255 * 0.2 - 0.1, (-0.1, 0.1)),  # in float32, 0.1 is greater
     ],
 )
-def test_values_of_any_range_are_read_at_full_precision(dtype, values, value_range, tmp_path, mnist):
+def test_values_of_any_type_and_range_are_read_at_full_precision(dtype, values, value_range, tmp_path, mnist):
     array = values(mnist.test.pixels[:20, ..., 0]).astype(dtype)
     np.savez(tmp_path / "own.npz", x_train=array, x_test=array)
     config = RunConfig(
@@ -96,21 +81,24 @@ def test_values_of_any_range_are_read_at_full_precision(dtype, values, value_ran
     )
     splits = datasets.load(config)
     (batch,) = evaluation_batches(splits.test, config, "test")
-    low, high = value_range
+    low, high = value_range or (0, 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max)
     expected = (array.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    np.testing.assert_array_equal(batch.clean[..., 0], expected)
+    for images in (batch.clean, batch.noisy):
+        np.testing.assert_array_equal(images[..., 0], expected)
     assert splits.test.dtype.isnative
-    if splits.test.dtype == np.float32:
-        with pytest.raises(UsageError, match="--value-range"):
-            datasets.load(dataclasses.replace(config, value_range=None))
+    least, most = array.astype(np.float32).min(), array.astype(np.float32).max()
+    assert splits.notes[0] == f"train: 20 images, 28 x 28, grey, {splits.train.dtype} from {least:g} to {most:g}"
 
 
 @pytest.mark.parametrize(
     ("value", "value_range", "message"),
     [
+        (255.0, None, "train has values from 255 to 255, but black is 0 and white 1"),
         (1e300, None, "train has values from inf to inf, but black is 0 and white 1; --value-range sets others"),
         (-2, (-1, 1), "train has values from -2 to -2, but black is -1 and white 1"),
         (256, (0, 255), "train has values from 256 to 256, but black is 0 and white 255"),
+        (np.uint16(4095), (0, 1000), "train has values from 4095 to 4095, but black is 0 and white 1000"),
+        (np.uint8(99), (100, 200), "train has values from 99 to 99, but black is 100 and white 200"),
         (1j, (0, 1), "got complex128"),
     ],
 )
@@ -145,17 +133,12 @@ def test_grey_converts_arrays_as_pillow_does(tmp_path):
 
 
 def test_highly_compressible_floats_are_accepted(tmp_path):
-    """Black images with a white square, packed several hundredfold."""
     squares = np.zeros((2000, 32, 32))
-    for number, square in enumerate(squares):
-        square[number % 20 : number % 20 + 8, number % 17 : number % 17 + 8] = 1
+    squares[:, 8:16, 8:16] = 1
     path = tmp_path / "squares.npz"
     np.savez_compressed(path, squares)
     assert squares.nbytes > 100 * path.stat().st_size
-    splits = load(path)
-    assert len(splits.train) + len(splits.validation) + len(splits.test) == 2000
-    assert splits.train.pixels.dtype == np.float32
-    assert set(np.unique(splits.train.pixels)) == {0, 1}
+    assert len(load(path).test) == 200
 
 
 def test_arrays_in_fortran_order_are_read(tmp_path, mnist):
@@ -226,11 +209,7 @@ def zeros(shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
         pytest.param(npz_bytes(x_test=GOOD, y_test=GOOD), "no training images, only test; expected", id="no x_train"),
         pytest.param(npz_bytes(), "expected images.* got none", id="no arrays"),
         pytest.param(npz_bytes(x_train=zeros((9, 28, 28), np.int64)), "x_train: .*uint8.* got int64", id="int64"),
-        pytest.param(
-            npz_bytes(x_train=npy_bytes(np.full((9, 28, 28), 255.0))), "values from 255 to 255, but", id="255.0"
-        ),
         pytest.param(npz_bytes(x_train=npy_bytes(WITH_NAN)), "values from nan to nan,", id="nan"),
-        pytest.param(npz_bytes(x_train=npy_bytes(-np.ones((9, 28, 28)))), "values from -1 to -1,", id="-1.0"),
         pytest.param(npz_bytes(x_train=zeros((9, 784))), r"got x_train \(9, 784\)", id="flat images"),
         pytest.param(npz_bytes(x_train=zeros((9, 28, 28, 2))), r"C 1 or 3, got \(9, 28, 28, 2\)", id="two channels"),
         pytest.param(npz_bytes(x_train=zeros((9, 10, 28, 1))), r"SSIM, got 10 x 28", id="small, with channels"),

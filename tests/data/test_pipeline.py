@@ -4,11 +4,10 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dae.config import RunConfig
-from dae.data import pipeline
 from dae.data.images import Images, examples_per_epoch, examples_per_image
 from dae.data.noise import NOISES, standard_normal
 from dae.data.pipeline import (
@@ -19,7 +18,6 @@ from dae.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
-from dae.data.values import ValueRange
 from dae.seeding import stateless_seed
 
 CONFIG = RunConfig(batch_size=32, epochs=2)
@@ -41,35 +39,17 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
             np.testing.assert_array_equal(part, other_part)
 
 
-def test_batches_are_floats_from_0_to_1_and_the_last_of_an_epoch_is_smaller(images):
-    batches = arrays(training_batches(images, CONFIG))
-    assert [batch.clean.shape for batch in batches] == 2 * [*3 * [(32, 28, 28, 1)], (4, 28, 28, 1)]
-    for batch in batches:
-        for part in (batch.noisy, batch.clean):
-            assert part.dtype == np.float32
-            assert part.min() >= 0
-            assert part.max() <= 1
-
-
-def test_every_epoch_has_each_image_once_in_another_order_with_other_noise(images):
+def test_every_epoch_has_each_image_once_in_another_order(images):
     batches = arrays(training_batches(images, CONFIG))
     steps = steps_per_epoch(len(images), CONFIG.batch_size)
-    epochs = (batches[:steps], batches[steps:])
-    first_noisy, second_noisy = (np.concatenate([batch.noisy for batch in epoch]) for epoch in epochs)
-    first_clean, second_clean = (np.concatenate([batch.clean for batch in epoch]) for epoch in epochs)
-
-    def indices(clean: np.ndarray) -> list[int]:
-        flat = (images.pixels / np.float32(255)).reshape(len(images), -1)
-        return [int(np.flatnonzero((flat == image.ravel()).all(axis=1))[0]) for image in clean]
-
-    first, second = indices(first_clean), indices(second_clean)
+    number_of = {image.tobytes(): number for number, image in enumerate(images.pixels / np.float32(255))}
+    first, second = (
+        [number_of[image.tobytes()] for batch in epoch for image in batch.clean]
+        for epoch in (batches[:steps], batches[steps:])
+    )
     assert sorted(first) == sorted(second) == list(range(100))
     assert first != second
     assert first != sorted(first)
-    same_images = [second.index(index) for index in first]
-    noise_of_first, noise_of_second = first_noisy - first_clean, (second_noisy - second_clean)[same_images]
-    assert abs(np.corrcoef(noise_of_first.ravel(), noise_of_second.ravel())[0, 1]) < 0.5
-    assert not (noise_of_first == noise_of_second).all(axis=(1, 2, 3)).any()
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -80,15 +60,6 @@ def test_the_batches_of_an_evaluation_are_divided_among_the_workers(images, work
     assert len(whole) >= workers
     for worker in range(workers):
         assert_same(arrays(evaluation_batches(of_one_size, CONFIG, "test", worker, workers)), whole[worker::workers])
-
-
-def test_unclipped_noise_of_two_steps_is_uncorrelated(images):
-    config = dataclasses.replace(CONFIG, clip_noise=False, batch_size=100)
-    first, second = ((batch.noisy - batch.clean).ravel() for batch in arrays(training_batches(images, config)))
-    # 78,400 pixels: the correlation of independent noise is within 5 / sqrt(78,400) of 0.
-    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / 280
-    assert first.mean() == pytest.approx(0, abs=5 * 0.5 / 280)
-    assert first.std() == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -126,17 +97,11 @@ def test_first_batch_is_the_documented_function_of_seed_and_step(images):
 
 
 def test_range_of_noise_levels_gives_each_image_a_level_of_its_own(images):
-    config = dataclasses.replace(CONFIG, noise_level=(0.1, 0.8), clip_noise=False, batch_size=100, epochs=20)
-    batches = training_batches(images, config)
-    assert_same(arrays(batches), arrays(batches))
-    levels = np.concatenate([(batch.noisy - batch.clean).std(axis=(1, 2, 3)) for batch in arrays(batches)])
-    # 2,000 levels, each measured with an error of at most 0.8 / sqrt(2 * 784).
-    assert 0.09 < levels.min() < 0.11
-    assert 0.75 < levels.max() < 0.87
+    config = dataclasses.replace(CONFIG, noise_level=(0.1, 0.8), batch_size=100, epochs=20)
+    levels = np.concatenate([batch.noise_level for batch in arrays(training_batches(images, config))])
+    assert 0.1 <= levels.min() < 0.105
+    assert 0.795 < levels.max() < 0.8
     assert levels.mean() == pytest.approx(0.45, abs=5 * 0.7 / math.sqrt(12 * 2000))
-    first, second = (arrays(evaluation_batches(images, config, "test"))[0] for _ in range(2))
-    assert_same([first], [second])
-    assert (first.noisy - first.clean).std(axis=(1, 2, 3)).std() > 0.1
 
 
 @pytest.mark.parametrize("level", [0.3, (0.1, 0.8)])
@@ -173,28 +138,11 @@ def test_large_images_are_evaluated_in_smaller_batches():
     assert [len(batch.clean) for batch in arrays(evaluation_batches(large, CONFIG, "test"))] == [10, 10, 5]
 
 
-def test_sample_batch_is_the_first_evaluation_batch(mnist):
-    images = mnist.test[:600]
-    first = next(evaluation_batches(images, CONFIG, "test").as_numpy_iterator())
-    assert len(first.noisy) == 500
-    assert_same([sample_batch(images, CONFIG, "test")], [first])
-
-
-@pytest.mark.parametrize(
-    ("examples", "step", "expected"),
-    [
-        (100, 0, (3, 32)),
-        (100, 2, (1, 32)),
-        (100, 3, (1, 4)),
-        (100, 7, (1, 4)),
-        (100, 9, (2, 32)),
-        (64, 0, (2, 32)),
-        (64, 1, (1, 32)),
-        (64, 2, (2, 32)),
-    ],
-)
-def test_equal_batches_are_counted_up_to_the_end_of_the_epoch(examples, step, expected):
-    assert equal_batches(examples, 32, step) == expected
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 500))
+def test_equal_batches_are_counted_up_to_the_end_of_the_epoch(examples, batch_size, step):
+    sizes = [len(range(examples)[start : start + batch_size]) for start in range(0, examples, batch_size)]
+    left = sizes[step % len(sizes) :]
+    assert equal_batches(examples, batch_size, step) == (left.count(left[0]), left[0])
 
 
 def numbered(*shapes: tuple[int, int], is_paired: bool = False) -> Images:
@@ -206,12 +154,15 @@ def numbered(*shapes: tuple[int, int], is_paired: bool = False) -> Images:
 
 
 def position(images: Images, patch: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the number of the image of a patch [H, W, 1], its upper left corner in it, and its symmetry."""
+    """Return the number of the image of a patch [H, W, 1], its upper left corner in it, and its symmetry.
+
+    The bits of the symmetry: 1 for a mirrored second axis, 2 for a mirrored first one, 4 if both axes are exchanged.
+    """
     numbers = np.rint(patch[..., 0].astype(np.float64) * 65535).astype(np.int64)
     ends = np.cumsum(images.shapes.prod(axis=1))
     (image,) = np.unique(np.searchsorted(ends, numbers, side="right"))
     rows, columns = np.divmod(numbers - (ends[image] - images.shapes[image].prod()), images.shapes[image, 1])
-    transposed = rows[0, 0] == rows[-1, 0]
+    transposed = int(rows[0, 0] == rows[-1, 0])
     if transposed:
         rows, columns = rows.T, columns.T
     mirrored = rows[0, 0] > rows[-1, 0], columns[0, 0] > columns[0, -1]
@@ -221,53 +172,12 @@ def position(images: Images, patch: np.ndarray) -> tuple[int, int, int, int]:
         if mirrored[axis]:
             expected = np.flip(expected, 1 + axis)
     np.testing.assert_array_equal([rows, columns], expected)  # it is a whole rectangle of the image
-    return int(image), int(top), int(left), 4 * transposed + 2 * mirrored[0] + mirrored[1]
+    return int(image), int(top), int(left), 4 * transposed + 2 * mirrored[transposed] + mirrored[1 - transposed]
 
 
 SEVERAL = numbered((20, 30), (16, 16), (41, 17), (64, 50), (16, 90))
+ONE_SIZE = Images(numbered(*20 * [(12, 14)]).pixels.reshape(20, 12, 14, 1))
 PATCHES = RunConfig(batch_size=8, epochs=3, patch_size=16, noise_level=0)
-
-
-@settings(max_examples=40)
-@given(st.data(), st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6))
-def test_patches_are_those_that_slices_of_numpy_cut(data, shapes):
-    height, width = (data.draw(st.integers(1, min(sides))) for sides in zip(*shapes, strict=True))
-    channels, dtype = (
-        data.draw(st.sampled_from([1, 2, 3])),
-        data.draw(st.sampled_from([np.uint8, np.uint16, np.float32])),
-    )
-    rng = np.random.default_rng(0)
-    images = [(rng.random((*shape, channels)) * 250).astype(dtype) for shape in shapes]
-    rows = np.concatenate([image.reshape(-1, channels) for image in images])
-    cut = pipeline._patch_cutter(Images(rows, sizes=np.array(shapes, np.int64)))
-    count = data.draw(st.integers(1, 5))
-    indices = [data.draw(st.integers(0, len(shapes) - 1)) for _ in range(count)]
-    corners = [
-        tuple(data.draw(st.integers(0, side - size)) for side, size in zip(shapes[index], (height, width), strict=True))
-        for index in indices
-    ]
-    symmetries = [data.draw(st.integers(0, 7 if height == width else 3)) for _ in range(count)]
-    expected = []
-    for index, (top, left), symmetry in zip(indices, corners, symmetries, strict=True):
-        patch = images[index][top : top + height, left : left + width]
-        patch = patch.swapaxes(0, 1) if symmetry & 4 else patch
-        patch = patch[::-1] if symmetry & 2 else patch
-        expected.append(patch[:, ::-1] if symmetry & 1 else patch)
-    of = (tf.constant(indices, tf.int64), tf.constant(corners, tf.int64), (height, width))
-    np.testing.assert_array_equal(cut(*of, tf.constant(symmetries, tf.int64)), np.stack(expected))
-    if not any(symmetries):
-        np.testing.assert_array_equal(cut(*of), np.stack(expected))
-
-
-def test_the_eight_symmetries_are_the_quarter_turns_of_a_square_and_of_its_mirror_image():
-    square = numbered((5, 5))
-    cut = pipeline._patch_cutter(square)
-    found = cut(tf.zeros(8, tf.int64), tf.zeros((8, 2), tf.int64), (5, 5), tf.range(8, dtype=tf.int64)).numpy()
-    plain = square.pixels.reshape(5, 5)
-    turned = [np.rot90(pixels, count) for pixels in (plain, plain.T) for count in range(4)]
-    assert {patch.tobytes() for patch in found} == {patch.tobytes() for patch in turned}
-    assert len({patch.tobytes() for patch in found}) == 8
-    np.testing.assert_array_equal(found[0, ..., 0], plain)
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -287,6 +197,9 @@ def test_an_epoch_has_as_many_patches_of_each_image_as_its_area_holds(augment):
     # Other corners in every epoch, not only another order.
     assert len({patch for found in epochs for patch in found}) > 3 * 22 / 2
     assert {symmetry for found in epochs for *_, symmetry in found} == (set(range(8)) if augment else {0})
+    if augment:  # the documented function of seed and step
+        drawn = tf.random.stateless_uniform([8], stateless_seed(0, "symmetries", 0), 0, 8, tf.int64)
+        assert [symmetry for *_, symmetry in epochs[0][:8]] == drawn.numpy().tolist()
 
 
 def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_frequent():
@@ -307,14 +220,11 @@ def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_f
 @pytest.mark.parametrize(
     ("images", "changes"),
     [
-        (Images(np.arange(20 * 12 * 14, dtype=np.uint16).reshape(20, 12, 14, 1)), {"patch_size": None}),
+        (ONE_SIZE, {"patch_size": None}),
         (SEVERAL, {"noise_level": (0.1, 0.8)}),
         (SEVERAL, {"augment": True, "noise_level": 0.3}),
         (numbered((20, 30), (40, 40), (17, 50), is_paired=True), {"augment": True}),
-        (
-            Images(np.arange(20 * 12 * 14, dtype=np.uint16).reshape(20, 12, 14, 1)),
-            {"patch_size": None, "augment": True},
-        ),
+        (ONE_SIZE, {"patch_size": None, "augment": True}),
     ],
 )
 def test_batches_from_a_later_step_are_the_last_ones_from_step_0(images, changes):
@@ -329,10 +239,8 @@ def test_batches_from_a_later_step_are_the_last_ones_from_step_0(images, changes
 
 @pytest.mark.parametrize("patch_size", [None, 12])
 def test_images_that_are_no_squares_are_flipped_and_not_turned(patch_size):
-    images = numbered(*20 * [(12, 14)])
-    images = Images(images.pixels.reshape(20, 12, 14, 1))
     config = dataclasses.replace(PATCHES, patch_size=patch_size, augment=True, epochs=8)
-    found = [position(images, patch) for batch in arrays(training_batches(images, config)) for patch in batch.clean]
+    found = [position(ONE_SIZE, patch) for batch in arrays(training_batches(ONE_SIZE, config)) for patch in batch.clean]
     assert {symmetry for *_, symmetry in found} == set(range(4 if patch_size is None else 8))
     if patch_size is None:
         assert sorted(image for image, *_ in found) == sorted(8 * list(range(20)))
@@ -365,25 +273,3 @@ def test_sample_of_patches_is_cut_from_the_centres_of_images_that_are_large_enou
     small = numbered((15, 20), (14, 14))
     (expected, _) = arrays(evaluation_batches(small, PATCHES, "test"))
     assert_same([sample_batch(small, PATCHES, "test")], [expected])
-
-
-@pytest.mark.parametrize(
-    ("values", "value_range", "expected"),
-    [
-        (np.array([0, 51, 255], np.uint8), None, np.array([0, 51, 255], np.float32) / np.float32(255)),
-        (np.array([0, 51, 102], np.uint8), (0, 102), [0, 0.5, 1]),
-        (np.array([50, 100, 250], np.uint8), (50, 250), [0, 0.25, 1]),
-        (np.array([0, 13107, 65535], np.uint16), None, np.array([0, 13107, 65535], np.float32) / np.float32(65535)),
-        (np.array([0, 1, 4095], np.uint16), (0, 4095), np.array([0, 1, 4095], np.float32) / np.float32(4095)),
-        (np.array([0, np.pi / 10, 1], np.float32), None, np.array([0, np.pi / 10, 1], np.float32)),
-        (np.array([-1, -0.5, 1], np.float32), (-1, 1), [0, 0.25, 1]),
-        (np.array([0, 51, 255], np.float32), (0, 255), np.array([0, 51, 255], np.float32) / np.float32(255)),
-    ],
-)
-def test_batches_have_the_values_between_black_and_white_as_floats(values, value_range, expected):
-    pixels = values.reshape(1, 1, -1, 1).repeat(12, axis=1)
-    images = Images(pixels, given_range=ValueRange.requested(value_range, pixels.dtype))
-    config = RunConfig(noise_level=0, batch_size=1, epochs=1)
-    (batch,) = arrays(training_batches(images, config))
-    np.testing.assert_array_equal(batch.clean[0, 0, :, 0], np.float32(expected))
-    np.testing.assert_array_equal(batch.noisy, batch.clean)

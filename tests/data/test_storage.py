@@ -40,13 +40,6 @@ def check_equal_batches(batches: tf.data.Dataset, expected: tf.data.Dataset) -> 
             np.testing.assert_array_equal(values, expected_values)
 
 
-def test_training_batches_of_mapped_images_are_those_of_images_in_memory(mapped, mnist):
-    config = RunConfig(batch_size=32, epochs=2)
-    images = storage.materialize((100, 28, 28, 1), [mnist.test.pixels[:100]], np.uint8)
-    assert isinstance(images, np.memmap)
-    check_equal_batches(training_batches(Images(images), config), training_batches(mnist.test[:100], config))
-
-
 @pytest.mark.parametrize(("dtype", "is_paired"), [(np.uint16, True), (np.float32, False)])
 def test_batches_of_mapped_images_of_several_sizes_are_those_of_images_in_memory(dtype, is_paired, mapped):
     config = RunConfig(batch_size=8, epochs=1, patch_size=16, augment=True, noise_level=0.1)

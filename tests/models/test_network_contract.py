@@ -4,10 +4,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import keras
 import pytest
 from helpers import TINY, run_in_process
-from keras import layers
 
 from dae.errors import UsageError
 from dae.training import trainer
@@ -104,11 +102,6 @@ def registered_activation(image_shape):
 def fails(image_shape):
     noisy = keras.Input(image_shape)
     return keras.Model(noisy, layers.Add()([noisy, 1]).none)
-
-
-def good(image_shape):
-    noisy = keras.Input(image_shape)
-    return keras.Model(noisy, convolution(noisy))
 """
 FAILING_LINE = 1 + NETWORKS.splitlines().index("    return keras.Model(noisy, layers.Add()([noisy, 1]).none)")
 
@@ -146,31 +139,6 @@ def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written
         assert word in message
     assert "\n" not in message
     assert not runs.exists()
-
-
-def test_width_needs_a_parameter_of_the_network(networks_file):
-    with pytest.raises(UsageError, match="--width: good has no parameter `width`"):
-        trainer.train(replace(SMALL, model=f"{networks_file}:good", width=2), networks_file.parent / "runs" / "run")
-    assert not (networks_file.parent / "runs").exists()
-
-
-def dense(image_shape):
-    """A network for one image size only."""
-    noisy = keras.Input(image_shape)
-    x = layers.Dense(4, activation="relu", name="encoder")(layers.Flatten()(noisy))
-    return keras.Model(noisy, layers.Reshape(image_shape)(layers.Dense(784, activation="sigmoid")(x)))
-
-
-@pytest.mark.slow
-def test_python_function_as_network_is_recorded_and_must_be_passed_again(tmp_path):
-    config = replace(SMALL, model=dense)  # type: ignore[arg-type]
-    report = trainer.train(config, tmp_path / "run", quiet=True)
-    assert report["parameters"] == 785 * 4 + 5 * 784
-    assert keras.models.load_model(tmp_path / "run" / "model.keras").input_shape == (None, 28, 28, 1)
-    assert (tmp_path / "run" / "code" / "dense.py").read_text().startswith("def dense(image_shape):")
-    with pytest.raises(UsageError, match=r"--resume: .*--model was"):
-        trainer.train(SMALL, tmp_path / "run", resume=True)
-    assert trainer.train(config, tmp_path / "run", resume=True, quiet=True) == report
 
 
 @pytest.mark.slow

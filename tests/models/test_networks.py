@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dae.config import RunConfig
-from dae.errors import UsageError
 from dae.models import networks
 
 SHAPE = (28, 28, 1)
@@ -65,11 +64,6 @@ def test_padding_and_cropping_do_not_shift_the_image():
     image[0, 16:, 24:] = 1
     output = model(image).numpy()[0, :, :, 0]
     np.testing.assert_array_equal(output > 0.6, image[0, :, :, 0] == 1)
-
-
-def test_unknown_model_is_rejected_with_the_most_similar_name():
-    with pytest.raises(UsageError, match=r"--model: .*'convv'.*'conv'"):
-        networks.build(RunConfig(model="convv"), SHAPE)
 
 
 @pytest.mark.parametrize("side", [28, 30])

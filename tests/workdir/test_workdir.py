@@ -81,11 +81,6 @@ def test_folder_is_locked_while_it_is_open_and_removed_after_a_mistake(resume, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_needs_a_folder():
-    with pytest.raises(UsageError, match=r"--resume.*--run-dir"), workdir.opened(None, TINY, resume=True):
-        pass
-
-
 def test_resume_finds_the_run_if_there_is_one_with_its_record_and_report(tmp_path):
     path = tmp_path / "run"
     with workdir.opened(path, TINY, resume=True) as run:
@@ -106,24 +101,6 @@ def test_workers_other_than_the_chief_write_to_another_folder_and_lock_none(tmp_
         assert run.output.is_dir()
         assert tmp_path / "run" not in (run.output, *run.output.parents)
     assert not run.output.exists()
-
-
-def test_second_start_of_a_run_is_rejected_and_changes_nothing(tmp_path):
-    start(tmp_path / "run")
-    before = content(tmp_path)
-    with pytest.raises(UsageError, match="--resume"), workdir.opened(tmp_path / "run", TINY, resume=False):
-        pass
-    assert content(tmp_path) == before
-
-
-def test_resume_with_another_configuration_is_rejected(tmp_path):
-    start(tmp_path / "run")
-    other = replace(TINY, batch_size=32, seed=1)
-    with (
-        pytest.raises(UsageError, match=r"--batch-size was 64, now 32; --seed was 0, now 1"),
-        workdir.opened(tmp_path / "run", other, resume=True),
-    ):
-        pass
 
 
 # What a folder holds
