@@ -12,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import EIGHT_BITS, TINY, fuzz, run_in_process, run_subprocess
+from helpers import EIGHT_BITS, TINY, fuzz, run_in_process
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,19 +65,12 @@ def test_saved_model_has_the_same_weights_and_no_other_file_is_left(name, tiny_r
         np.testing.assert_array_equal(weight, expected)
 
 
-EVALUATIONS = [
-    pytest.param("run", run_subprocess, marks=pytest.mark.slow),
-    ("run/model.keras", run_in_process),
-    ("alone.h5", run_in_process),
-]
-
-
-@pytest.mark.parametrize(("model", "run_script"), EVALUATIONS)
-def test_evaluate_reports_the_metrics_of_the_run(model, run_script, tiny_run, tmp_path):
+@pytest.mark.parametrize("model", ["run/model.keras", "alone.h5"])
+def test_evaluate_reports_the_metrics_of_the_run(model, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copy(run / "model.h5", tmp_path / "alone.h5")
     report = json.loads((run / "report.json").read_text())
-    completed = run_script("evaluate.py", model, cwd=tmp_path)
+    completed = run_in_process("evaluate.py", model, cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == ""
     assert f"BCE {report['test_bce']:.4f}" in completed.stdout
