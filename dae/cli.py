@@ -57,6 +57,8 @@ class _BaseArguments(PresetArguments):
     """Folder of the run (default: a new folder below runs/)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Resume the run in --run-dir; start it if there is none; do nothing if it is finished."""
+    finish: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --resume: train no further, but evaluate and write the model of the epochs that are complete."""
     devices: tuple[str, ...] = ()
     """Compute on these devices, such as gpu:0 gpu:2, or cpu (default: all GPUs, or else the CPU)."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -152,10 +154,15 @@ def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) 
     Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
     captured = io.StringIO()
+    # Shells expand --flag ~/path, but not --flag=~/path.
+    expanded = [
+        re.sub("(?<==)~(?=/|$).*", lambda path: os.path.expanduser(path[0]), argument)
+        for argument in (sys.argv[1:] if argv is None else argv)
+    ]
     try:
         with contextlib.redirect_stderr(captured):
             config = [tyro.conf.OmitArgPrefixes]
-            return tyro.cli(arguments_class, args=argv, config=config, registry=_registry, **options)
+            return tyro.cli(arguments_class, args=expanded, config=config, registry=_registry, **options)
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -58,6 +58,10 @@ _PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack tr
 _KERAS_PREAMBLE = re.compile(r"Exception encountered: |Example error message for object <.*?>:")
 
 
+# The operation and the device that it names before and after that reason.
+_OPERATION = re.compile(r"^\{\{function_node [^}]*\}\} | \[Op:\w+\].*$")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first informative line of an exception's message, or its type if it has no message.
 
@@ -65,6 +69,7 @@ def first_line(error: BaseException) -> str:
     """
     message = _KERAS_PREAMBLE.split(str(error))[-1]
     line = next((line for line in message.splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
+    line = _OPERATION.sub("", line)
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 

@@ -100,7 +100,7 @@ class Replicas:
         """Return the mean of a function over the images of `batch`, and the means of variables that it changes.
 
         For a graph, with a batch of static shape. The shards are computed in parallel, on the devices of this worker,
-        and the means are those over the shards of all workers. Neighboring shards are added first, and then
+        and the means are those over the shards of all workers. Neighbouring shards are added first, and then
         neighboring sums, so that the order is the same for any number of workers.
 
         Args:
@@ -197,7 +197,7 @@ def _divides(workers: int, shards: int) -> bool:
 
 
 def _pairwise_sum(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Return the sum: of neighbors first, then of neighboring sums, and so on."""
+    """Return the sum: of neighbours first, then of neighboring sums, and so on."""
     while len(tensors) > 1:
         pairs = [a + b for a, b in zip(tensors[::2], tensors[1::2], strict=False)]
         tensors = pairs + tensors[2 * len(pairs) :]

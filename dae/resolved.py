@@ -23,6 +23,8 @@ class Resolved:
     """The lowest and the highest noise level; equal if there is one level."""
     initial_brightness: float
     """Brightness of the network's first outputs."""
+    image_shape: tuple[int, int, int]
+    """The (H, W, C) that the network is built for: that of an image or a patch."""
     value_range: ValueRange
     """The values of black and white in the training images, and the type that these are stored in."""
     validation_examples: int
@@ -52,7 +54,9 @@ def read(folder: Path) -> Resolved:
     with as_usage_error(folder / FILE, problem, OSError, ValueError, TypeError, AttributeError, KeyError):
         fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
         low, high = map(float, fields["noise_level"])
-        fields |= {"noise_level": (low, high), "value_range": ValueRange(**fields["value_range"])}
+        height, width, channels = map(int, fields["image_shape"])
+        fields |= {"noise_level": (low, high), "image_shape": (height, width, channels)}
+        fields["value_range"] = ValueRange(**fields["value_range"])
         for name, kind in Resolved.__annotations__.items():
             if name in fields and type(fields[name]) is not (get_origin(kind) or kind):
                 raise TypeError(name)

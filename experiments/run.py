@@ -14,6 +14,7 @@ def main() -> None:
         arguments.run_dir,
         recorded=arguments.recorded,
         resume=arguments.resume,
+        finish=arguments.finish,
         quiet=arguments.quiet,
         profile=arguments.profile,
         devices=arguments.devices,

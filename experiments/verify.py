@@ -1,8 +1,10 @@
 """Prove that a finished run can be reproduced, bit for bit: `python experiments/verify.py runs/NAME`."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
@@ -10,6 +12,10 @@ import tyro
 from dae import cli, config, resolved
 from dae.errors import Interrupted, RunError
 from dae.files import check_utf8
+
+
+class Stopped(Exception):
+    """Ends a rerun where `--finish` ended the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +36,19 @@ def main() -> None:
     from dae.training.trainer import train
     from dae.workdir.workdir import read_report
 
-    read_report(run)
+    epochs = read_report(run)["epochs"]
+
+    def stop(line: Mapping[str, float]) -> None:
+        if line["epoch"] == epochs < settings.epochs:
+            raise Stopped
+
     with tempfile.TemporaryDirectory() as scratch:
         rerun = Path(scratch) / "rerun"
         try:
-            train(settings, rerun, recorded=recorded)
+            with contextlib.suppress(Stopped):
+                train(settings, rerun, recorded=recorded, on_epoch_end=stop)
+            if epochs < settings.epochs:
+                train(settings, rerun, resume=True, finish=True)
         except Interrupted as interruption:
             raise Interrupted(interruption.signal_number, "stopped; nothing was compared") from None
         difference = first_difference(run, rerun)

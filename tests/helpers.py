@@ -45,7 +45,7 @@ TINY = RunConfig(train_examples=600, validation_examples=256, batch_size=64, epo
 
 # What a run of TINY derives, but with digests that are not checked.
 EIGHT_BITS = ValueRange(0.0, 255.0, "uint8")
-RESOLVED = Resolved((0.5, 0.5), 0.13, EIGHT_BITS, 256, 1, 1, True, data_digest="", weights_digest="")
+RESOLVED = Resolved((0.5, 0.5), 0.13, (28, 28, 1), EIGHT_BITS, 256, 1, 1, True, data_digest="", weights_digest="")
 
 # The number of damaged or hostile inputs that each fuzz test tries.
 fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")), deadline=None)

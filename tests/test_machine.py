@@ -11,14 +11,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, run_subprocess
+from helpers import run_subprocess
 
 import dae
-from dae import machine, resolved
+from dae import machine
+from dae.config import PYTHON_DATA, RunConfig, to_json
 from dae.errors import UsageError
 from dae.training import trainer
+from dae.training.task import prepare
 
-QUICK = replace(TINY, train_examples=128, validation_examples=32, epochs=1)
+DIAGONAL = 255 * np.eye(16, dtype=np.uint8)
+IMAGES = {"x_train": np.tile(DIAGONAL, (48, 1, 1)), "x_test": DIAGONAL[None]}
+QUICK = RunConfig(batch_size=16, validation_examples=16, epochs=1, bce_steps=0)
 
 
 @pytest.fixture
@@ -36,12 +40,13 @@ def settings() -> tuple[str, float, str, str]:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> tuple[dict[str, float], np.ndarray]:
     run = tmp_path_factory.mktemp("expected")
-    return trainer.train(QUICK, run, quiet=True), dae.denoise(run, np.eye(28, dtype=np.float32))
+    return trainer.train(QUICK, run, data=IMAGES, quiet=True), dae.denoise(run, np.eye(16, dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_settings_of_keras_do_not_change_a_run_and_are_left_as_they_were(other_settings, expected, tmp_path):
-    report = trainer.train(QUICK, tmp_path, quiet=True)
-    denoised = dae.denoise(tmp_path, np.eye(28, dtype=np.float32))
+    report = trainer.train(QUICK, tmp_path, data=IMAGES, quiet=True)
+    denoised = dae.denoise(tmp_path, np.eye(16, dtype=np.float32))
     assert report == expected[0]
     np.testing.assert_array_equal(denoised, expected[1])
     assert settings() == ("float64", 0.1, "channels_first", "mixed_float16")
@@ -53,15 +58,16 @@ def test_settings_of_keras_are_left_as_they_were_after_a_mistake(other_settings,
     assert settings() == ("float64", 0.1, "channels_first", "mixed_float16")
 
 
-def test_a_variable_that_changes_numbers_is_recorded_and_a_resume_without_it_is_rejected(tmp_path, monkeypatch):
+def test_a_variable_that_changes_numbers_is_recorded_and_a_resume_without_it_is_rejected(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    trainer.train(QUICK, tmp_path, quiet=True)
-    assert resolved.read(tmp_path).variables == "ONEDNN_MAX_CPU_ISA=AVX2"
+    monkeypatch.setenv("XLA_FLAGS", "")  # as if it were not set
+    config = replace(QUICK, data=PYTHON_DATA)
+    recorded = prepare(config, IMAGES).resolved
+    assert recorded.variables == "ONEDNN_MAX_CPU_ISA=AVX2"
+    assert prepare(config, IMAGES, recorded=recorded).resolved == recorded
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     with pytest.raises(UsageError, match=r"^environment: the run was made with ONEDNN_MAX_CPU_ISA=AVX2, now there is"):
-        trainer.train(replace(QUICK, epochs=2), tmp_path, resume=True, quiet=True)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert trainer.train(replace(QUICK, epochs=2), tmp_path, resume=True, quiet=True)["epoch"] > 0
+        prepare(config, IMAGES, recorded=recorded)
 
 
 def test_functions_that_run_eagerly_are_rejected(tmp_path):
@@ -79,7 +85,8 @@ def test_scripts_run_whatever_keras_json_and_the_variable_for_its_legacy_version
     (tmp_path / "keras.json").write_text(json.dumps({"floatx": "float64", "image_data_format": "channels_first"}))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
-    (tmp_path / "config.json").write_text(dae.config.to_json(QUICK))
+    np.savez(tmp_path / "images.npz", x_train=IMAGES["x_train"], x_test=IMAGES["x_test"])
+    (tmp_path / "config.json").write_text(to_json(replace(QUICK, data=str(tmp_path / "images.npz"))))
     done = run_subprocess("run.py", "--config", tmp_path / "config.json", "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())

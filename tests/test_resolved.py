@@ -19,7 +19,7 @@ from dae.resolved import Resolved
 from dae.training.task import prepare
 from dae.workdir.workdir import read_metrics, read_report
 
-RESOLVED = Resolved((0.1, 0.5), 0.13, EIGHT_BITS, 40, 2, 1, True, "a" * 64, "")
+RESOLVED = Resolved((0.1, 0.5), 0.13, (16, 16, 1), EIGHT_BITS, 40, 2, 1, True, "a" * 64, "")
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -31,6 +31,7 @@ FIELDS = dataclasses.asdict(RESOLVED)
 WRONG: dict[str, list[Any]] = {
     "noise_level": [0.5, [0.5], [0.1, "x"], None],
     "initial_brightness": [None, "0.5"],
+    "image_shape": [None, [28, 28], [28, 28, "x"]],
     "value_range": [None, [0, 1], {"black": 0.0, "white": 1.0}],
     "validation_examples": [None, "1", 2.5],
     "shards": ["2", True],

@@ -25,7 +25,7 @@ from dae.reporting import plots
 
 # The name of the denoiser that returns its input.
 NO_DENOISING = "no denoising"
-# Number of images that a score keeps for pictures.
+# Number of denoised images that a score keeps for plots.
 SAMPLES = 10
 
 
@@ -43,7 +43,7 @@ class Trial:
     milliseconds: float | None = None
     """The time per image, if it is known (default: it is measured)."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further columns of a table."""
+    """Additional columns of a table, by name."""
 
     @property
     def level(self) -> float | tuple[float, float]:
@@ -66,7 +66,7 @@ class Score:
 
 
 def no_denoising(images: Images, config: RunConfig) -> Trial:
-    """Return the trial of the noisy images themselves."""
+    """Return the trial that scores the noisy images as they are."""
     return Trial(NO_DENOISING, lambda noisy: noisy, images, config, milliseconds=0.0)
 
 
@@ -84,7 +84,7 @@ def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images
 def score(trials: Iterable[Trial], metrics: Mapping[str, Loss] = METRICS) -> Iterator[Score]:
     """Run each trial and yield its score; the metrics are compiled once for all trials."""
     image = keras.Input((None, None, None))
-    # It returns its input, which will be denoised images.
+    # The identity, because the batches already hold denoised images.
     unchanged = keras.Model(image, keras.layers.Activation("linear")(image))
     evaluate = make_evaluator(unchanged, metrics=metrics)
     for trial in trials:

@@ -19,19 +19,19 @@ from dae.seeding import stateless_seed
 
 
 class Batch(NamedTuple):
-    """Images, and what is random about them."""
+    """A batch of noisy and clean images, with their noise levels and a seed."""
 
     noisy: tf.Tensor
     """Float32 [batch, H, W, C]; in [0, 1], unless the noise is not clipped."""
     clean: tf.Tensor
     """Float32 [batch, H, W, C] in [0, 1]."""
     noise_level: tf.Tensor
-    """Float32 [batch, 1, 1, 1]."""
+    """Float32 [batch, 1, 1, 1]: the level of each image in the unit of its noise model (gaussian: the deviation)."""
     seed: tf.Tensor
     """Int64 [2]: the seed of whatever else is random about the batch, such as the masks of a loss."""
 
     def images(self, start: int, end: int) -> "Batch":
-        """Return the images from number `start` to the one before `end`, with the same seed."""
+        """Return the images with indices in [start, end), with the same seed."""
         return Batch(self.noisy[start:end], self.clean[start:end], self.noise_level[start:end], self.seed)
 
     def of_size(self, size: int) -> "Batch":
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 def batch_spec(shape: tuple[int, ...]) -> Batch:
-    """Return the types of a batch of images of this shape, (batch, H, W, C)."""
+    """Return the tensor specs of a batch of images of shape (batch, H, W, C)."""
     images = tf.TensorSpec(shape)
     return Batch(images, images, tf.TensorSpec([shape[0], 1, 1, 1]), tf.TensorSpec([2], tf.int64))
 
@@ -111,7 +111,7 @@ def _training_gather(images: Images, config: RunConfig) -> Callable[[tf.Tensor, 
 def _patch_cutter(images: Images) -> Callable[..., tf.Tensor]:
     """Return the function from numbers of images [batch], upper left corners [batch, 2] and a size to patches.
 
-    Symmetries [batch] mirror left and right (bit 0), top and bottom (bit 1), and rows and columns (bit 2).
+    `symmetries`, int64 [batch] in [0, 8): flip left-right (bit 0), flip up-down (bit 1), transpose (bit 2).
     """
     gather = storage.gather_fn(images.rows)
     starts = tf.constant(np.cumsum(images.shapes.prod(axis=1)) - images.shapes.prod(axis=1))
@@ -175,7 +175,7 @@ def evaluation_batch_size(images: Images, config: RunConfig) -> int:
     """Return the number of images in a batch of `evaluation_batches`; the last one can be smaller."""
     if images.sizes is not None:
         return 1
-    # Whole images can be much larger than patches of which a batch fits into memory.
+    # With patches, whole images may be so large that ten of them do not fit into memory.
     least = MIN_EVALUATION_BATCH if config.patch_size is None else 1
     return max(least, EVALUATION_BATCH_VALUES // math.prod(images.pixels.shape[1:]))
 

@@ -1,5 +1,6 @@
 """Metrics of denoised images: functions `(clean, denoised) -> value [batch]`, like losses."""
 
+import math
 from collections.abc import Mapping
 
 import keras
@@ -9,14 +10,26 @@ from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.errors import UsageError
+from dae.losses.composite import ImageFunction
 from dae.losses.contract import check_finite, check_per_image
 from dae.losses.losses import Loss, bce, mse
 from dae.losses.ssim import ssim
 
 
 def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """Peak signal-to-noise ratio of each image, -10 log10(MSE), in dB. Source: `tf.image.psnr` with max_val 1."""
+    """Peak signal-to-noise ratio of each image, -10 log10(MSE), in dB; infinite for equal images.
+
+    Source: `tf.image.psnr` with max_val 1.
+    """
     return tf.image.psnr(clean, denoised, max_val=1.0)
+
+
+def psnr_of_mse(mse: float) -> float:
+    """Return -10 log10(mse), in dB, of a mean squared error over images in [0, 1]; infinite for 0.
+
+    Unlike the mean PSNR, that of the mean error is not decided by a few images that are (nearly) perfect.
+    """
+    return -10 * math.log10(mse) if mse else math.inf
 
 
 def bce_excess(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -46,10 +59,11 @@ def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
     for text in config.metrics:
         name = plugins.label(text)
         source = f"--metrics: {plugins.source(text)}"
-        function: Loss = plugins.load({}, text, "--metrics")
-        if name in functions or name == "loss" or name.startswith("loss_"):
+        user_function = plugins.load({}, text, "--metrics")
+        if name in {*functions, "loss", "psnr_of_mean_mse"} or name.startswith("loss_"):
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
-        with plugins.errors_with_line(source, plugins.file_of(function)):
+        function = ImageFunction(user_function, source, inputs=())
+        with plugins.errors_with_line(source, plugins.file_of(user_function)):
             values = function(batch.clean, batch.noisy)
             check_per_image(values, len(batch.clean), source)
             check_finite(values, "finite values", source)
@@ -63,5 +77,5 @@ def format_metrics(report: Mapping[str, float]) -> str:
     loss = "loss {test_loss:.4f}, " if "test_loss" in report else ""
     return (
         loss + "BCE {test_bce:.4f} ({test_bce_excess:.4f} above its lower bound), MSE {test_mse:.4f}, "
-        "PSNR {test_psnr:.2f} dB, SSIM {test_ssim:.3f}"
-    ).format(**report)
+        "PSNR {test_psnr:.2f} dB ({of_mean:.2f} dB of the mean MSE), SSIM {test_ssim:.3f}"
+    ).format(**report, of_mean=psnr_of_mse(report["test_mse"]))

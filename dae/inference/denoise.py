@@ -27,7 +27,7 @@ WHOLE_BYTES = 2**32
 BATCH_PIXELS = 2**18
 
 Progress = Callable[[int], object]
-# A part of the rows or columns that is computed, and the part of it that is kept.
+# Along one axis of the image: the rows or columns that a tile computes, and those of them that are kept.
 Interval = tuple[slice, slice]
 
 

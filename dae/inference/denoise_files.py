@@ -262,13 +262,18 @@ def process(
 
 def write_metrics(path: Path, results: Sequence[Result]) -> str:
     """Write a .csv file with a line for each image; return the means over images for the user."""
+    from dae.evaluation.metrics import psnr_of_mse
+
     text = io.StringIO()
     csv.writer(text).writerows([Result._fields, *results])
     atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
     means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist())
+    psnrs = np.array([(result.psnr_input, result.psnr_output) for result in results])
+    before, after = map(psnr_of_mse, np.mean(10 ** (-psnrs / 10), axis=0))
     return (
         f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; SSIM {means.ssim_input:.3f} before, "
-        f"{means.ssim_output:.3f} after (mean of {_counted(len(results), 'image')}); of each: {path}"
+        f"{means.ssim_output:.3f} after (mean of {_counted(len(results), 'image')}); PSNR of the mean MSE "
+        f"{before:.2f} dB before, {after:.2f} dB after; of each: {path}"
     )
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -31,32 +32,72 @@ INPUTS = {
 }
 
 
-class _Call:
-    """A loss or its method `update`, called with the images and those of INPUTS that it declares."""
+# Words in the names of parameters, in singular, that tell which images they are. `input` is PyTorch's prediction beside
+# a target; elsewhere it may be the noisy image, which a loss gets as keyword-only `noisy`.
+_ROLES = {
+    "clean": "clean target true ytrue truth gt reference ref label original orig expected real hq noiseless",
+    "denoised": "denoised prediction predicted pred ypred output out yhat xhat hat estimate estimated est recon "
+    "reconstruction reconstructed restored generated fake decoded result cleaned filtered recovered enhanced input",
+    "noisy": "noisy corrupted degraded distorted lq input",
+}
 
-    def __init__(self, function: Callable, prefix: str) -> None:
-        """Read the parameters of `function`. Raises UsageError if they are not those of a loss."""
-        parameters = inspect.signature(getattr(function, "call", function)).parameters.values()
-        positional = [
-            found for found in parameters if found.kind in (found.POSITIONAL_ONLY, found.POSITIONAL_OR_KEYWORD)
-        ]
+
+def _image_order(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return which images parameters of these names take, such as ("denoised", "clean"); None if that is unclear.
+
+    One known name of two decides for both; two unknown ones are (clean, denoised).
+    """
+    words = [re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name) for name in names]  # of snake_case and camelCase
+    singular = [{word.lower().removesuffix("s") for word in found} for found in words]
+    roles = [{role for role, known in _ROLES.items() if found & set(known.split())} for found in singular]
+    if len(names) < 2:
+        return ("denoised",) * len(names) if all(found == {"denoised"} for found in roles) else None
+    is_clear = not any(roles) or any(len(found) == 1 for found in roles)
+    for order in (("clean", "denoised"), ("denoised", "clean")) if is_clear and len(names) == 2 else ():
+        if all(not found or role in found for role, found in zip(order, roles, strict=True)):
+            return order
+    return None
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    """Return the parameters of a function, or, if a decorator hides them in *args, of the function within."""
+    parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    if hasattr(function, "__wrapped__") and any(found.kind is found.VAR_POSITIONAL for found in parameters):
+        return _parameters(function.__wrapped__)
+    return parameters
+
+
+class ImageFunction:
+    """A loss, its method `update` or a metric, called with the images and the inputs that its parameters name."""
+
+    def __init__(self, function: Callable, prefix: str, inputs: Collection[str] = tuple(INPUTS)) -> None:
+        """Read the parameters of `function`; it may ask for `inputs`. Raises UsageError, with `prefix`, for others."""
+        with errors_with_line(prefix, ""):  # functions that are not written in Python may have no signature
+            parameters = _parameters(getattr(function, "call", function))
+        by_keyword = [found for found in parameters if found.kind is found.KEYWORD_ONLY]
+        positional = [found for found in parameters if found not in by_keyword and found.kind is not found.VAR_KEYWORD]
         images = [found.name for found in positional if found.default is found.empty]
         misplaced = [found.name for found in positional if found.name in INPUTS]
-        if (len(images) != 2 and images not in ([], ["denoised"])) or misplaced:
-            hint = f"; write * before {misplaced[0]}, because further inputs are keyword-only" if misplaced else ""
+        has_hidden = any(found.kind is found.VAR_POSITIONAL for found in positional)
+        order = None if misplaced or has_hidden else _image_order(images)
+        if order is None:
+            hint = "; the names do not tell which is which" if len(images) == 2 else ""
+            if misplaced:
+                hint = f"; write * before {misplaced[0]}, because further inputs are keyword-only"
             raise UsageError(
                 f"{prefix}: expected (clean, denoised), (denoised) or no positional parameters, got "
-                f"({', '.join(found.name for found in positional)}){hint}"
+                f"({', '.join(str(found).split(':')[0].split('=')[0] for found in positional)}){hint}"
             )
-        by_keyword = [found for found in parameters if found.kind is found.KEYWORD_ONLY]
-        for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in INPUTS):
-            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, INPUTS)} (known: {', '.join(INPUTS)})")
-        self.function, self.images = function, len(images)  # clean and denoised ones, denoised ones, or none
-        self.inputs = [found.name for found in by_keyword if found.name in INPUTS]
+        for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in inputs):
+            known = ", ".join(inputs) or "none"
+            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, inputs)} (known: {known})")
+        self.function, self.images = function, order
+        self.inputs = [found.name for found in by_keyword if found.name in inputs]
 
-    def __call__(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any]) -> Any:
-        images = (clean, denoised)[2 - self.images :]
-        return self.function(*images, **{name: inputs[name] for name in self.inputs})
+    def __call__(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any] | None = None) -> Any:
+        """Return the function's value. Images are passed by position, since a decorated function may rename them."""
+        images, given = {"clean": clean, "denoised": denoised}, inputs or {}
+        return self.function(*(images[role] for role in self.images), **{name: given[name] for name in self.inputs})
 
 
 class Term:
@@ -70,9 +111,9 @@ class Term:
         self.weight, self.name, self.function, self.source = weight, name, function, source
         self.is_regularization = is_regularization
         self.layer: keras.Layer | None = function if isinstance(function, keras.Layer) else None
-        self.call = _Call(function, f"--loss: {source}")
-        self.update = _Call(function.update, f"--loss: {source}") if hasattr(function, "update") else None
-        self.sees_clean = self.call.images == 2
+        self.call = ImageFunction(function, f"--loss: {source}")
+        self.update = ImageFunction(function.update, f"--loss: {source}") if hasattr(function, "update") else None
+        self.sees_clean = "clean" in self.call.images
         self.inputs = {*self.call.inputs, *(self.update.inputs if self.update else ())}
 
 
@@ -110,7 +151,7 @@ class CompositeLoss:
 
         `inputs` are those of INPUTS that the terms declare.
         """
-        values = [term.call(clean, denoised, inputs or {}) for term in self.terms]
+        values = [term.call(clean, denoised, inputs) for term in self.terms]
         total = tf.add_n([term.weight * value for term, value in zip(self.terms, values, strict=True)])
         return dict(zip(self.names, [total, *values], strict=False))
 

@@ -22,7 +22,7 @@ class Objective:
     loss: CompositeLoss
     config: RunConfig
     corrupt: Noise
-    """The run's noise, with clipping."""
+    """The run's noise model, followed by clipping to [0, 1] if `config.clip_noise`."""
     total_steps: int
     """Training steps of the whole run."""
     step: tf.Variable

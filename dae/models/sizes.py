@@ -39,8 +39,9 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
 
     def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
         compute = replacement(layer)
-        # Without the shape, Keras would trace the function to find it, for each size.
-        return layer if compute is None else keras.layers.Lambda(compute, layer.compute_output_shape, name=layer.name)
+        # Without the shape, Keras would trace the function to find it, for each size. Operations state none.
+        shape = getattr(layer, "compute_output_shape", None)
+        return layer if compute is None else keras.layers.Lambda(compute, shape, name=layer.name)
 
     return _cloned(model, clone_function=shared, recursive=True)
 
@@ -80,8 +81,8 @@ def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
     """Return the function that computes the same as `layer` where TensorFlow cannot, or None if there is no need."""
     if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
         return _enlargement(layer)
-    is_leaky = isinstance(layer, keras.layers.LeakyReLU | keras.layers.ReLU) and layer.negative_slope
-    if is_leaky or (isinstance(layer, keras.layers.Activation) and layer.activation not in _SAFE_ACTIVATIONS):
+    is_unsafe = isinstance(layer, keras.layers.Activation) and layer.activation not in _SAFE_ACTIVATIONS
+    if is_unsafe or getattr(layer, "negative_slope", False):
         return _alone(layer)
     return None
 

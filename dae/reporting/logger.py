@@ -1,7 +1,6 @@
 """Reports of a run: messages, a progress bar, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from dae.errors import warn
 from dae.reporting.tensorboard import TensorBoard
 from dae.resolved import Resolved
 from dae.workdir import workdir
+from dae.workdir.workdir import Workdir
 
 
 class Console:
@@ -39,7 +39,7 @@ class Logger:
 
     def __init__(
         self,
-        run_dir: Path,
+        run: Workdir,
         config: RunConfig,
         resolved: Resolved,
         model: keras.Model,
@@ -52,10 +52,10 @@ class Logger:
 
         If stderr is a terminal, a progress bar is shown there.
         """
-        self._run_dir, self._epochs, self._console = run_dir, config.epochs, console
+        self._run, self._epochs, self._console = run, config.epochs, console
         self._model, self._noisy = model, samples.noisy
         epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images, config.batch_size))
-        self.tensorboard = TensorBoard(run_dir, config, resolved, model, samples, epochs_done)
+        self.tensorboard = TensorBoard(run.output, config, resolved, model, samples, epochs_done)
         self._is_first_epoch = True
         self._bar = tqdm(
             total=config.epochs * images,
@@ -81,8 +81,9 @@ class Logger:
 
     def write_epoch(self, line: dict[str, float]) -> None:
         """Report a line of metrics.jsonl; it is on disk when this returns."""
+        self._run.check()
         self.tensorboard.write_epoch(line)
-        workdir.append_metrics(self._run_dir, line)
+        workdir.append_metrics(self._run.output, line)
         self._console.print(format_epoch(line, self._epochs))
         if self._is_first_epoch:
             warn_if_collapsed(self._model, self._noisy)

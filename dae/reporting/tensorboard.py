@@ -38,6 +38,7 @@ TAGS = {
     "quality/bce_excess": "binary cross-entropy above its lower bound, the entropy of the grey pixels of clean images",
     "quality/mse": "mean squared error",
     "quality/psnr": "peak signal-to-noise ratio in dB, mean over images; higher is better",
+    "quality/psnr_of_mean_mse": "PSNR of the mean squared error over all images; only for test",
     "quality/ssim": "structural similarity, mean over images; 1 for equal images",
     "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: fraction of pixels whose denoised value, "
     "rounded at 0.5, equals the clean value exactly",

@@ -2,12 +2,20 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from dae.errors import RunError, first_line, warn
+import keras
+import tensorflow as tf
+
+from dae import config as config_module
+from dae import resolved
+from dae.errors import RunError, UsageError, as_usage_error, first_line, warn
+from dae.models import networks
 from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
 from dae.training.workers import check_states
+from dae.workdir.workdir import CONFIG
 
 LATEST_KEPT = 3
 
@@ -20,7 +28,16 @@ class Checkpoints:
     get the state from it.
     """
 
-    def __init__(self, folder: Path, state: TrainState, replicas: Replicas = ALONE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainState,
+        replicas: Replicas = ALONE,
+        steps_per_epoch: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Save to and restore from `folder`; `check` is called before each checkpoint is written."""
+        self._steps_per_epoch, self._check = steps_per_epoch, check
         self._latest, self._best, self._state = folder / "latest", folder / "best", state
         self._replicas = replicas
 
@@ -40,12 +57,16 @@ class Checkpoints:
             self._save(self._best, 1)
         self.save()
 
-    def restore_latest(self) -> None:
+    def restore_latest(self, whole_epochs: bool = False) -> None:
         """Restore the latest intact checkpoint, if there are any, and remove later ones, which will be written again.
 
-        Warns of each damaged one; raises RunError if none is intact. For the chief only; `share` must follow.
+        With `whole_epochs`, only the ends of epochs count, and UsageError is raised if there is none. Warns of each
+        damaged one; raises RunError if none is intact. For the chief only; `share` must follow.
         """
-        if saved_in(self._latest) and not self._restore(self._latest):
+        prefixes = self._epoch_ends() if whole_epochs else saved_in(self._latest)
+        if whole_epochs and not prefixes:
+            raise UsageError(f"--finish: {self._latest} has no checkpoint of a whole epoch; continue without --finish")
+        if prefixes and not self._restore(prefixes):
             raise RunError(
                 f"none of the checkpoints in {self._latest} can be read; restore the folder, or start another run"
             )
@@ -54,7 +75,7 @@ class Checkpoints:
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; if it is missing or damaged, warn and restore the latest."""
-        if self._replicas.is_chief and not self._restore(self._best):
+        if self._replicas.is_chief and not self._restore(saved_in(self._best)):
             warn(f"{self._best} has no intact checkpoint; using the last epoch")
             self.restore_latest()  # the damaged one may have been restored in part
         self.share()
@@ -75,19 +96,45 @@ class Checkpoints:
                 self._state.read(prefix).assert_consumed()
 
     def _save(self, folder: Path, kept: int) -> None:
+        self._check()
         prefix = folder / f"ckpt-{int(self._state.step)}"
         self._state.write(str(prefix))
-        _keep(folder, saved_in(folder)[-kept:])
+        # With the last end of an epoch, after which the run can be finished.
+        ends = self._epoch_ends()[-1:] if folder == self._latest else []
+        _keep(folder, [*saved_in(folder)[-kept:], *ends])
 
-    def _restore(self, folder: Path) -> bool:
+    def _epoch_ends(self) -> list[Path]:
+        return [prefix for prefix in saved_in(self._latest) if _step(prefix) % self._steps_per_epoch == 0]
+
+    def _restore(self, prefixes: list[Path]) -> bool:
         # TensorFlow verifies the checksum of every tensor it reads, and assert_consumed that none is missing.
-        for prefix in reversed(saved_in(folder)):
+        for prefix in reversed(prefixes):
             try:
                 self._state.read(str(prefix)).assert_consumed()
                 return True
             except Exception as error:  # TensorFlow's reader raises a different type for each kind of damage
                 warn(f"checkpoint {prefix} is damaged and skipped ({first_line(error)})")
         return False
+
+
+def restored_model(run: Path) -> keras.Model:
+    """Return the network of a run that is not finished, with the weights of its best checkpoint.
+
+    Without validation images, they are those of its latest one. A warning names it. Raises UsageError if there is no
+    checkpoint, or if it cannot be read.
+    """
+    folder = run / "checkpoints"
+    prefixes = saved_in(folder / "best") or saved_in(folder / "latest")
+    if not prefixes:
+        raise UsageError(f"{run}: not a finished run, and without a checkpoint; resume it first")
+    config = config_module.read(run / CONFIG)
+    model = networks.build(config, resolved.read(run).image_shape)
+    name = "model" if config.ema_decay is None else "average"
+    with as_usage_error(prefixes[-1], "not a readable checkpoint of this network", Exception):  # TensorFlow has many
+        restored = tf.train.Checkpoint(**{name: model}).read(str(prefixes[-1]))
+        restored.assert_existing_objects_matched().expect_partial()
+    warn(f"{run} is not finished: using its checkpoint {prefixes[-1]}")
+    return model
 
 
 def saved_in(folder: Path) -> list[Path]:

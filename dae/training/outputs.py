@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dae.data.pipeline import sample_batch
 from dae.evaluation.evaluate import Evaluate
+from dae.evaluation.metrics import psnr_of_mse
 from dae.models import sizes
 from dae.models.fused_layers import fused
 from dae.reporting import plots, tensorboard
@@ -14,21 +15,24 @@ from dae.workdir import model_files, workdir
 
 
 def write(
-    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints
+    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints, epochs: int
 ) -> dict[str, float]:
-    """Write everything to `folder`, and return the report; of several workers, only the chief writes.
+    """Write everything to `folder`, and return the report, of `epochs` epochs; of several workers, the chief writes.
 
     The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates.
     """
     if len(task.data.validation):
         checkpoints.restore_best()
     report = {
+        "epochs": epochs,
         "epoch": int(state.step) // task.steps_per_epoch,
         "parameters": task.evaluated_model.count_params(),
         **evaluate("test", task.batches("test")),
     }
+    report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
     if not task.replicas.is_chief:
         return report
+    (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
     for name in model_files.MODEL_FILES:
         model = sizes.any_size(task.evaluated_model)
         model_files.save_model(model, folder / name, task.resolved.value_range)

@@ -99,7 +99,7 @@ class Task:
 
     @functools.cached_property
     def samples(self) -> Batch:
-        """The first validation images, or training images if none validate, for TensorBoard; or patches of them."""
+        """The first validation images, or patches of them, for TensorBoard; training images if none is large enough."""
         validation, side = self.data.validation, self.config.patch_size or 0
         is_large = bool((validation.shapes.min(axis=1) >= side).any())
         return sample_batch(validation if is_large else self.data.train, self.config, "validation")
@@ -147,6 +147,7 @@ def prepare(
     resolved = Resolved(
         levels,
         brightness,
+        image_shape,
         splits.train.value_range,
         len(splits.validation),
         shards,

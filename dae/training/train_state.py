@@ -55,7 +55,7 @@ class TrainState(tf.train.Checkpoint):
         Gradients of a global norm above `max_gradient_norm` are scaled down to it. `average` is the same network as
         `model`, for the exponential moving average of its weights with the decay `ema_decay` per step.
         """
-        # Keras creates an optimizer's variables late; without them a checkpoint would be restored without an error but
+        # Keras creates optimizers' variables lazily; without them a checkpoint would be restored without an error but
         # incompletely (keras#19389).
         optimizer.build([*model.trainable_variables, *loss.trainable_variables])
         super().__init__(
@@ -65,7 +65,7 @@ class TrainState(tf.train.Checkpoint):
             optimizer=optimizer,
             step=tf.Variable(0, dtype=tf.int64),  # steps done
             means=RunningMeans((*loss.names, "gradient_norm", "update_to_weight_ratio")),
-            seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, by all processes
+            seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, also before a resume
             best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest validation loss
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
@@ -119,7 +119,7 @@ class TrainState(tf.train.Checkpoint):
         return {f"train_{name}" if name in names else name: mean for name, mean in self.means.result().items()}
 
     def stops_early(self, epoch: int, patience: int | None) -> bool:
-        """Return whether `epoch` should not be trained, because the best one is more than `patience` epochs before."""
+        """Return whether to stop before `epoch`, because the validation loss has not improved for `patience` epochs."""
         return patience is not None and epoch > patience + int(self.best_epoch)
 
     def start_epoch(self) -> None:
@@ -129,7 +129,7 @@ class TrainState(tf.train.Checkpoint):
 
 
 class Stopwatch:
-    """Accumulates the seconds of an epoch in the train state, so that they add up over the processes of a run."""
+    """Accumulates the seconds of an epoch in the train state, so that the time before a resume is counted too."""
 
     def __init__(self, state: TrainState) -> None:
         """Start the watch."""
@@ -144,10 +144,10 @@ class Stopwatch:
         return float(self._state.seconds)
 
     def images_per_second(self) -> float:
-        """Return the speed of training between the start of the watch and its last update."""
+        """Return the training images per second between the start of the watch and its last update."""
         return (int(self._state.means.images) - self._images) / (self._last - self._started)
 
 
 def global_norm(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Return the norm of all values together."""
+    """Return the L2 norm of all values of the tensors together, a scalar."""
     return tf.norm(flatten(tensors))

@@ -47,6 +47,7 @@ def train(
     data: Arrays | None = None,
     recorded: Resolved | None = None,
     resume: bool = False,
+    finish: bool = False,
     quiet: bool = False,
     profile: bool = False,
     devices: Sequence[str] = (),
@@ -65,6 +66,8 @@ def train(
             resume such a run, pass them again.
         recorded: The resolved.json of an earlier run that is repeated, with its number of shards and threads.
         resume: Resume the run in `run_dir`, or start it if there is none. A finished run is left as it is.
+        finish: Train the resumed run no further, but evaluate its complete epochs and write the model and the report.
+            A later call without it trains on.
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
         devices: Names of devices such as gpu:0 or cpu; by default all GPUs, or else the CPU.
@@ -87,8 +90,10 @@ def train(
         workdir.opened(run_dir, config, resume, replicas.is_chief) as run,
     ):
         if run.report is not None:
-            console.print(f"{run.path} is finished ({run.config.epochs} epochs); nothing to do")
+            console.print(f"{run.path} is finished; nothing to do")
             return run.report
+        if finish and run.recorded is None:
+            raise UsageError(f"--finish: {run.path} holds no run; give that of one, with --resume")
         if resume and run.recorded is None:
             console.print(f"no run to resume in {run.path}, starting one")
         task = prepare(run.config, data, replicas, run.recorded or recorded)
@@ -96,10 +101,11 @@ def train(
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the fraction of the run")
         try:
             check_tasks(task)
-            report = train_task(task, run, console, profile, on_epoch_end if replicas.is_chief else lambda line: None)
+            callback = on_epoch_end if replicas.is_chief else lambda line: None
+            report = train_task(task, run, console, profile, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"earlier checkpoints are intact: continue with --resume --run-dir {run.path}"
+            hint = f"continue from the last checkpoint, if there is one, with --resume --run-dir {run.path}"
             raise RunError(f"{lost}{first_line(error)}; {hint}") from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
@@ -108,12 +114,14 @@ def train(
     return report
 
 
-def train_task(task: Task, run: Workdir, console: Console, profile: bool, on_epoch_end: OnEpochEnd) -> dict[str, float]:
-    """Start or restore the run of `task`, train it, write what it leaves, and return its report."""
+def train_task(
+    task: Task, run: Workdir, console: Console, profile: bool, on_epoch_end: OnEpochEnd, finish: bool
+) -> dict[str, float]:
+    """Start or restore the run of `task`, train it unless it is to `finish`, write its results; return its report."""
     state, config = task.new_state(), task.config
-    checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas)
+    checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas, task.steps_per_epoch, run.check)
     if run.recorded is not None and task.replicas.is_chief:
-        checkpoints.restore_latest()
+        checkpoints.restore_latest(whole_epochs=finish)
         workdir.reopen(run.path, config, int(state.step) // task.steps_per_epoch)
         console.print(*task.data.notes, f"resuming {run.path} after step {int(state.step)}")
     else:
@@ -128,17 +136,18 @@ def train_task(task: Task, run: Workdir, console: Console, profile: bool, on_epo
     train_loop = make_train_loop(train_step, state)
     step = int(state.step)
     with (
-        Logger(
-            run.output, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples
-        ) as logger,
+        Logger(run, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples) as logger,
         profiled(train_loop, logger.tensorboard.folder, profile and task.replicas.is_chief) as train_loop,
         Interruption(task.replicas) as interruption,
     ):
         if step < task.steps_per_epoch:
             spec = batch_spec((min(config.batch_size, task.examples), *task.model.input_shape[1:]))
             logger.tensorboard.write_graph(train_step.get_concrete_function(spec).graph)
-        train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
-    report = outputs.write(run.output, task, state, evaluate, checkpoints)
+        if not finish:
+            train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
+    run.check()
+    epochs = int(state.step) // task.steps_per_epoch if finish else config.epochs
+    report = outputs.write(run.output, task, state, evaluate, checkpoints, epochs)
     task.replicas.exchange(b"")  # wait until the chief has written everything
     return report
 

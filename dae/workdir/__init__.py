@@ -1,1 +1,1 @@
-"""A run's folder: lock, atomic files, environment and model files."""
+"""A run's folder: lock, configuration, metrics, report, environment and model files."""

@@ -12,12 +12,14 @@ import h5py
 import keras
 import numpy as np
 
+from dae import config as config_module
+from dae import resolved
 from dae.data.values import NOTE, ValueRange
 from dae.errors import UsageError, as_usage_error, shown, warn
 from dae.files import atomic_path
 from dae.machine import keras_defaults
 from dae.workdir import hdf5_check
-from dae.workdir.workdir import REPORT, read_report
+from dae.workdir.workdir import CONFIG, REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
 # The outputs for images in [0, 1] of a model that is meant for such images.
@@ -26,7 +28,10 @@ OUTPUTS = (-0.5, 1.5)
 
 @keras_defaults()
 def load_model(path: str | Path) -> keras.Model:
-    """Load the model of a finished run's folder, or of a .keras or .h5 file.
+    """Load the model of a run's folder, or of a .keras or .h5 file.
+
+    A run that is not finished has the model of its best checkpoint, or of the latest one if nothing validates; a
+    warning names it.
 
     The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range. The file need not be trusted: Keras runs
     no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises UsageError
@@ -34,7 +39,11 @@ def load_model(path: str | Path) -> keras.Model:
     """
     path = Path(path)
     if path.is_dir():
-        read_report(path)
+        if (path / CONFIG).exists() and not (path / REPORT).exists():
+            return _unfinished(path)
+        epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
+        if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
+            warn(f"{path}: using the model of its report, after {epochs:g} of {wanted} epochs")
         path = path / MODEL_FILES[0]
         if not path.is_file():
             raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
@@ -58,6 +67,15 @@ def load_model(path: str | Path) -> keras.Model:
     if value_range is None:
         _check_outputs(model, path)
     model.dae_value_range = value_range
+    return model
+
+
+def _unfinished(run: Path) -> keras.Model:
+    from dae.models import sizes
+    from dae.training.checkpoints import restored_model
+
+    model = sizes.any_size(restored_model(run))
+    model.dae_value_range = resolved.read(run).value_range
     return model
 
 

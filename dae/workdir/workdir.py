@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import tensorflow as tf
 from dae import config as config_module
 from dae import plugins, resolved
 from dae.config import RunConfig, config_for_resume, flag, to_json
-from dae.errors import UsageError, as_usage_error, first_line, warn
+from dae.errors import RunError, UsageError, as_usage_error, first_line, warn
 from dae.files import TEMPORARY, atomic_write, check_utf8
 from dae.resolved import Resolved
 from dae.runtime import cores, cpu_name
@@ -59,11 +59,16 @@ class Workdir:
     """True if `config` asks for more epochs than that run was started with."""
     report: dict[str, float] | None = None
     """The report of that run if it needs no further epochs."""
+    check: Callable[[], None] = dataclasses.field(default=lambda: None, compare=False)
+    """A function that raises RunError if `path` is no longer the folder that was locked."""
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[Callable[[], None]]:
     """Create the folder `path` if it is missing, and keep other processes out of it during the block.
+
+    Yields a function that raises RunError if the folder has since been renamed, deleted or replaced: another run could
+    then have its name.
 
     This locks a file in it, LOCK, because network file systems cannot lock folders; the operating system unlocks it
     however this process ends. After the block, LOCK is removed, and then those of the created folders that are empty,
@@ -88,8 +93,23 @@ def locked(path: Path) -> Iterator[None]:
             raise UsageError(f"--run-dir: another process is using {path}; choose another folder, or wait") from None
         except OSError as error:
             raise UsageError(f"--run-dir: {path} cannot be written or locked ({first_line(error)})") from None
-        stack.callback((path / LOCK).unlink, missing_ok=True)
-        yield
+
+        def check() -> None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(path / LOCK), os.fstat(file.fileno())):
+                    return
+            raise RunError(
+                f"--run-dir: {path} was renamed, deleted or replaced during the run, and nothing more was written; "
+                "if it was renamed, continue with --resume and its new name"
+            )
+
+        def unlock() -> None:
+            with contextlib.suppress(RunError):  # the lock of another run stays
+                check()
+                (path / LOCK).unlink()
+
+        stack.callback(unlock)
+        yield check
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -111,15 +131,19 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
     path = new_path(config) if run_dir is None else Path(run_dir)
     check_utf8(path)
-    with locked(path) if is_chief else tempfile.TemporaryDirectory() as temporary:
-        run = Workdir(path, Path(temporary or path), config)
+    with contextlib.ExitStack() as stack:
+        if is_chief:
+            run = Workdir(path, path, config, check=stack.enter_context(locked(path)))
+        else:
+            run = Workdir(path, Path(stack.enter_context(tempfile.TemporaryDirectory())), config)
         if has_run(path):
             if not resume:
                 raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
             saved = config_module.read(path / CONFIG)
             config, is_longer = config_for_resume(saved, config, path), config.epochs > saved.epochs
-            report = read_report(path) if (path / REPORT).exists() and not is_longer else None
-            run = Workdir(path, run.output, config, resolved.read(path), is_longer, report)
+            report = read_report(path) if (path / REPORT).exists() else None
+            report = report if report and report.get("epochs", 0) >= config.epochs else None
+            run = Workdir(path, run.output, config, resolved.read(path), is_longer, report, run.check)
         yield run
 
 
@@ -143,7 +167,9 @@ def start(path: Path, config: RunConfig, derived: Resolved) -> None:
 
 
 def reopen(path: Path, config: RunConfig, epochs: int) -> None:
-    """Mark the run in `path` as unfinished, and record `config`, which may ask for more than the `epochs` done so far.
+    """Record `config`, which may ask for more than the `epochs` done so far, in the run in `path`.
+
+    A report and model files of fewer epochs stay until the run has others.
 
     Raises UsageError, before anything is changed, if a file of the run is damaged. Warns if versions or the processor
     have changed since the run was started, because the last bits of its results may then differ.
@@ -153,7 +179,6 @@ def reopen(path: Path, config: RunConfig, epochs: int) -> None:
     for name in ("versions", "cpu"):
         if before[name] != now[name]:
             warn(f"{path}: {name} was {before[name]}, now {now[name]}; the last bits of results may differ")
-    (path / REPORT).unlink(missing_ok=True)
     _write_config(path, config)
 
 

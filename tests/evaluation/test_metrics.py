@@ -7,7 +7,7 @@ from helpers import batch_of
 
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.evaluation.metrics import METRICS, bce, load
+from dae.evaluation.metrics import METRICS, bce, format_metrics, load, psnr_of_mse
 from dae.losses.losses import LOSSES
 
 
@@ -78,11 +78,26 @@ def infinite(clean, denoised):
 def psnr(clean, denoised):
     return largest_error(clean, denoised)
 
+def psnr_of_mean_mse(clean, denoised):
+    return largest_error(clean, denoised)
+
 def loss_bce(clean, denoised):
     return largest_error(clean, denoised)
 
 def fails(clean, denoised):
     return clean.none
+
+def darker(output, target):
+    return tf.reduce_mean(tf.nn.relu(target - output), axis=[1, 2, 3])
+
+def brightness(output):
+    return tf.reduce_mean(output, axis=[1, 2, 3])
+
+def asks(clean, denoised, *, noisy):
+    return largest_error(clean, denoised)
+
+def same(output, y_pred):
+    return largest_error(output, y_pred)
 """
 
 
@@ -101,6 +116,25 @@ def test_metrics_of_a_users_file_follow_those_of_the_package(plugin, digits):
     np.testing.assert_allclose(values, np.abs(digits[0] - digits[1]).max((1, 2, 3)), rtol=1e-6)
 
 
+def test_metrics_get_the_images_that_they_name(plugin, digits):
+    functions = load(RunConfig(metrics=(f"{plugin}:darker", f"{plugin}:brightness")), batch_of(*reversed(digits)))
+    clean, denoised = digits
+    expected = np.maximum(clean - denoised, 0).mean((1, 2, 3))
+    np.testing.assert_allclose(functions["darker"](tf.constant(clean), tf.constant(denoised)), expected, rtol=1e-5)
+    np.testing.assert_allclose(functions["brightness"](clean, tf.constant(denoised)), denoised.mean((1, 2, 3)), 1e-5)
+
+
+def test_a_perfect_image_makes_the_mean_psnr_infinite_but_not_that_of_the_mean_error(digits):
+    clean, denoised = digits
+    denoised = np.concatenate([clean[:1], denoised[1:]])
+    assert np.isinf(np.mean(METRICS["psnr"](clean, denoised)))
+    mse = float(np.mean((clean.astype(np.float64) - denoised) ** 2))
+    assert psnr_of_mse(mse) == pytest.approx(-10 * np.log10(mse))
+    assert psnr_of_mse(0.0) == np.inf
+    means = dict.fromkeys(("test_bce", "test_bce_excess", "test_ssim"), 0.5) | {"test_mse": mse, "test_psnr": np.inf}
+    assert f"PSNR inf dB ({-10 * np.log10(mse):.2f} dB of the mean MSE)" in format_metrics(means)
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -109,9 +143,12 @@ def test_metrics_of_a_users_file_follow_those_of_the_package(plugin, digits):
         ("array", ["float32 [50]", "got a ndarray"]),
         ("numpy", ["fails in line 18 (", "'numpy'"]),
         ("infinite", ["expected finite values, got inf"]),
+        ("psnr_of_mean_mse", ["the name 'psnr_of_mean_mse' is taken"]),
         ("psnr", ["the name 'psnr' is taken"]),
         ("loss_bce", ["the name 'loss_bce' is taken"]),
-        ("fails", ["fails in line 30 (", "'none'"]),
+        ("fails", ["fails in line 33 (", "'none'"]),
+        ("asks", ["unknown input 'noisy' (known: none)"]),
+        ("same", ["got (output, y_pred); the names do not tell which is which"]),
     ],
 )
 def test_metric_that_cannot_be_used_is_rejected_in_one_line(function, words, plugin, digits):

@@ -60,7 +60,10 @@ def test_evaluate_on_the_runs_own_data_repeats_its_report(finished_run, tmp_path
     done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((run / "report.json").read_text())
-    assert f"PSNR {report['test_psnr']:.2f} dB, SSIM {report['test_ssim']:.3f}" in done.stdout
+    assert (
+        f"PSNR {report['test_psnr']:.2f} dB ({report['test_psnr_of_mean_mse']:.2f} dB of the mean MSE)" in done.stdout
+    )
+    assert f"SSIM {report['test_ssim']:.3f}" in done.stdout
 
 
 def test_a_single_test_image_is_plotted_at_several_noise_levels(tiny_run, tmp_path, mnist):

@@ -253,6 +253,10 @@ OTHER_FUNCTIONS = {"deserialize", "get", "serialize", "glu", "threshold"}
 ACTIVATIONS = [name for name in dir(keras.activations) if name[0] != "_" and name not in OTHER_FUNCTIONS]
 
 
+def test_an_operation_after_the_sum_of_a_residual_block_is_computed_as_keras_does():
+    check_graph(residual(lambda x: keras.ops.leaky_relu(x, 0.7)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_every_activation_of_keras_is_computed_in_graphs_as_without(connect):

@@ -75,11 +75,18 @@ def operations(image_shape):
     return keras.Model(noisy, keras.ops.clip(noisy + convolution(noisy), 0, 1))
 
 
+class Residual(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.convolution = layers.Conv2D(1, 3, padding="same")
+
+    def call(self, x):
+        return keras.ops.leaky_relu(x + self.convolution(x), 0.9)
+
+
 def other_in_graphs(image_shape):
     noisy = keras.Input(image_shape)
-    x = layers.Conv2D(8, 3, padding="same")(noisy)
-    x = layers.Add()([x, layers.Conv2D(8, 3, padding="same")(x)])
-    return keras.Model(noisy, convolution(keras.ops.leaky_relu(x, 0.9)))
+    return keras.Model(noisy, convolution(Residual()(noisy)))
 
 
 @keras.saving.register_keras_serializable()

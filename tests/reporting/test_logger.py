@@ -20,6 +20,7 @@ from helpers import EXPERIMENTS, RESOLVED, TINY, small_network
 from dae.data import pipeline
 from dae.reporting import logger
 from dae.reporting.logger import Console, Logger
+from dae.workdir.workdir import Workdir
 
 SMALL = ["--train-examples", "3000", "--validation-examples", "64", "--epochs", "2", "--batch-size", "32"]
 
@@ -67,7 +68,7 @@ def run_on_terminal(columns: int, *arguments: str, cwd: Path) -> tuple[str, str]
 def log(mnist, tmp_path, monkeypatch) -> Callable[..., str]:
     """A function that prints a line and trains half an epoch, and returns what a terminal shows on stderr."""
     samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
-    arguments = tmp_path, TINY, RESOLVED, small_network((28, 28, 1)), samples
+    arguments = Workdir(tmp_path, tmp_path, TINY), TINY, RESOLVED, small_network((28, 28, 1)), samples
 
     def show(quiet: bool, columns: int) -> str:
         with open_terminal(columns) as (terminal, shown), open(terminal, "w", closefd=False) as stderr:

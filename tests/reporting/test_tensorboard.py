@@ -44,6 +44,7 @@ def test_each_writer_is_a_run_and_each_plugin_of_tensorboard_finds_data(tiny_run
 def test_curves_have_the_values_of_the_run(tiny_run):
     check_curves(tiny_run)
     test, report = events(tiny_run / "tensorboard" / "test"), json.loads((tiny_run / "report.json").read_text())
+    assert report["test_psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(report["test_mse"]))
     assert scalar_values(test, "quality/psnr") == [(report["epoch"], pytest.approx(report["test_psnr"], rel=1e-6))]
 
 

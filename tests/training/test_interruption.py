@@ -12,6 +12,14 @@ from dae.training.interruption import STOPPING, Interruption
 from dae.workdir.workdir import read_metrics
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Do not ignore SIGHUP, as a process under nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 

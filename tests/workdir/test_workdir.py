@@ -87,12 +87,12 @@ def test_resume_finds_the_run_if_there_is_one_with_its_record_and_report(tmp_pat
         assert run == Workdir(path, path, TINY)
     start(path)
     more = replace(TINY, epochs=TINY.epochs + 1)
-    for report in (None, {"epoch": 3.0}):
+    for report in (None, {"epochs": TINY.epochs, "epoch": 3.0}):
         with workdir.opened(path, TINY, resume=True) as run:
             assert run == Workdir(path, path, TINY, RESOLVED, report=report)
         with workdir.opened(path, more, resume=True) as run:
             assert run == Workdir(path, path, more, RESOLVED, is_longer=True)
-        workdir.write_report(path, {"epoch": 3.0})
+        workdir.write_report(path, {"epochs": TINY.epochs, "epoch": 3.0})
 
 
 def test_workers_other_than_the_chief_write_to_another_folder_and_lock_none(tmp_path):
@@ -161,7 +161,7 @@ def test_start_writes_the_configuration_the_record_the_environment_and_the_code(
     assert {"git_commit", "git_changed_files", "command", "platform", "cpu", "cpu_cores", "gpus"} < set(environment)
 
 
-def test_reopen_records_more_epochs_and_removes_the_report_and_remains_of_a_kill(tmp_path, capsys):
+def test_reopen_records_more_epochs_keeps_the_report_and_removes_remains_of_a_kill(tmp_path, capsys):
     path = tmp_path / "run"
     start(path)
     workdir.write_report(path, {"epoch": TINY.epochs})
@@ -171,7 +171,8 @@ def test_reopen_records_more_epochs_and_removes_the_report_and_remains_of_a_kill
     environment = (path / "environment.json").read_bytes()
     workdir.reopen(path, replace(TINY, epochs=9), 0)
     assert config_module.read(path / "config.json") == replace(TINY, epochs=9)
-    assert content(path).keys() == {"config.json", "resolved.json", "environment.json", "metrics.jsonl"}
+    kept = {"config.json", "resolved.json", "environment.json", "report.json"}
+    assert content(path).keys() == {*kept, "metrics.jsonl"}
     assert (path / "environment.json").read_bytes() == environment
     assert capsys.readouterr().err == ""
 

@@ -1,0 +1,99 @@
+"""A run that was stopped can be used, finished early, and continued."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import run_in_process
+from runs import config_of
+
+import dae
+from dae.analysis.reproducibility import first_difference
+from dae.errors import RunError, UsageError
+from dae.training import trainer
+from dae.training.checkpoints import saved_in
+from dae.workdir.workdir import read_report
+
+
+class Stopped(Exception):
+    """Raised in the place of a signal, at the end of an epoch."""
+
+
+def train_one_epoch(config: dae.RunConfig, folder: Path, resume: bool = False) -> None:
+    def stop(line):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer.train(config, folder, quiet=True, on_epoch_end=stop, resume=resume)
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    return dae.load_model(path).get_weights()
+
+
+def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"epochs": 3, "ema_decay": 0.6, "validation_examples": 0}])
+def test_a_stopped_run_is_used_with_its_checkpoint_finished_early_and_continued(changes, files, tmp_path, capsys):
+    config, run = config_of(files, **changes), tmp_path / "run"
+    train_one_epoch(config, run)
+    capsys.readouterr()
+    stopped = weights(run)
+    kept = "latest" if "ema_decay" in changes else "best"
+    assert f"warning: {run} is not finished: using its checkpoint {run}/checkpoints/{kept}/" in capsys.readouterr().err
+    started = trainer.train(config_of(files, epochs=1, start_from=str(run), shards=2), tmp_path / "started", quiet=True)
+    assert started["epochs"] == 1
+
+    report = trainer.train(config, run, resume=True, finish=True, quiet=True)
+    assert (report["epochs"], report["epoch"]) == (1, 1)
+    assert same(weights(run), stopped)
+    assert f"{run}: using the model of its report, after 1 of 3 epochs" in capsys.readouterr().err
+    done = run_in_process("verify.py", run)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    trainer.train(config, run, resume=True, quiet=True)
+    assert read_report(run)["epochs"] == 3
+    trainer.train(config, tmp_path / "whole", quiet=True)
+    assert first_difference(run, tmp_path / "whole") is None
+
+
+def test_a_finished_run_that_is_extended_by_mistake_keeps_its_report_and_model(finished_run, files, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run("pairs"), run)
+    before, report = weights(run), read_report(run)
+    longer = config_of(files, "pairs", epochs=1000)
+    train_one_epoch(longer, run, resume=True)
+    assert (read_report(run), same(weights(run), before)) == (report, True)
+    assert f"after {report['epochs']} of 1000 epochs" in capsys.readouterr().err
+
+
+def test_what_cannot_be_finished_is_rejected(files, tmp_path):
+    config = config_of(files, epochs=2)
+    with pytest.raises(UsageError, match=r"--finish: .* holds no run"):
+        trainer.train(config, tmp_path / "none", resume=True, finish=True, quiet=True)
+    train_one_epoch(config, tmp_path / "run")
+    (end,) = saved_in(tmp_path / "run/checkpoints/latest")[-1:]
+    for file in end.parent.glob(f"{end.name}.*"):  # as if it had stopped within the first epoch
+        file.unlink()
+    with pytest.raises(UsageError, match=r"--finish: .* has no checkpoint of a whole epoch"):
+        trainer.train(config, tmp_path / "run", resume=True, finish=True, quiet=True)
+
+
+@pytest.mark.parametrize("happens", ["renamed", "deleted", "replaced"])
+def test_a_run_whose_folder_is_another_one_stops_and_writes_nothing(happens, files, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    def change(line):
+        run.rename(moved)
+        if happens == "deleted":
+            shutil.rmtree(moved)
+        elif happens == "replaced":
+            run.mkdir()
+
+    with pytest.raises(RunError, match=f"^--run-dir: {run} was renamed, deleted or replaced during the run"):
+        trainer.train(config_of(files, epochs=2), run, quiet=True, on_epoch_end=change)
+    assert not run.exists() or not list(run.iterdir())
+    assert happens == "deleted" or dae.load_model(moved)
