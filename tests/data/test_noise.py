@@ -35,10 +35,6 @@ def noisy(name: str, value: float, level, seed) -> np.ndarray:
     return NOISES[name](tf.fill((64, 28, 28, 1), value), level, tf.constant(seed, tf.int64)).numpy()
 
 
-def test_every_noise_has_an_entry_in_moments():
-    assert set(MOMENTS) == set(NOISES)
-
-
 @EACH_NOISE
 @given(value=VALUES, level=st.floats(0.02, 1), seed=SEEDS)
 @settings(max_examples=15, derandomize=True)

@@ -111,9 +111,7 @@ def test_workers_other_than_the_chief_write_to_another_folder_and_lock_none(tmp_
     [
         ([], False),
         ([f"{TEMPORARY}1.json"], False),
-        (["environment.json"], False),
         (["environment.json", f"{TEMPORARY}1.json", "code"], False),
-        (["config.json"], True),
         (["environment.json", "code", "config.json", "metrics.jsonl", "mine.txt"], True),
     ],
 )
