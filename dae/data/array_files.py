@@ -11,7 +11,6 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -107,21 +106,26 @@ def _idx_arrays(path: Path) -> dict[str, np.ndarray]:
         split = layout.TRAIN if len(paths) == 1 or match[1] == "train" else layout.TEST
         if split in arrays:
             raise UsageError(f"has two files of {split} images, such as {idx_path.name}; keep only one")
-        with (gzip.open if match[2] else open)(idx_path, "rb") as file:
-            arrays[split] = _idx(file, _DEFLATE * idx_path.stat().st_size)
+        arrays[split] = _idx(idx_path, is_packed=match[2] is not None)
     return arrays
 
 
-def _idx(file: IO[bytes] | BufferedIOBase, most: int) -> np.ndarray:
-    """Read an IDX file that can hold at most `most` bytes. Source of the format: yann.lecun.com/exdb/mnist."""
-    zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
-    if zeros != 0 or kind != 8 or dimensions not in (3, 4):
-        raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
-    shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-    values = file.read(math.prod(shape) + 1) if math.prod(shape) <= most else b""
-    if len(values) != math.prod(shape):
+def _idx(path: Path, is_packed: bool) -> np.ndarray:
+    """Read an IDX file, or map it into memory if it is not packed. Source of the format: yann.lecun.com/exdb/mnist."""
+    size = path.stat().st_size
+    with (gzip.open if is_packed else open)(path, "rb") as file:
+        zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
+        if zeros != 0 or kind != 8 or dimensions not in (3, 4):
+            raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
+        shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+        if is_packed:
+            values = file.read(math.prod(shape) + 1) if math.prod(shape) <= _DEFLATE * size else b""
+            pixels = np.frombuffer(values, np.uint8)
+        else:
+            pixels = np.memmap(path, np.uint8, "r", file.tell())
+    if len(pixels) != math.prod(shape):
         raise UsageError(f"shape {shape} does not match the size of the file")
-    return np.frombuffer(values, np.uint8).reshape(shape if dimensions == 4 else (*shape, 1))
+    return pixels.reshape(shape if dimensions == 4 else (*shape, 1))
 
 
 def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.ndarray]) -> RawSplits:

@@ -263,7 +263,8 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     colours = {tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}.get(page.photometric, 0)
     dtype = _FLOAT32 if series.dtype.kind == "f" else series.dtype
     has_alpha = page.extrasamples == (tifffile.EXTRASAMPLE.UNASSALPHA,) and dtype.kind == "u"
-    is_ignored = page.extrasamples in ((), (tifffile.EXTRASAMPLE.UNSPECIFIED,))
+    # A fourth sample beside colours is often unused; a second one beside grey is likely to be another channel.
+    is_ignored = page.extrasamples == () or (colours == 3 and page.extrasamples == (tifffile.EXTRASAMPLE.UNSPECIFIED,))
     is_exact = dtype in _TIFF_DTYPES and (dtype != _UINT8 or page.bitspersample == 8)
     if not (is_exact and colours and (has_alpha or is_ignored) and samples == colours + len(page.extrasamples)):
         if dtype not in (_UINT8, np.bool_):

@@ -36,7 +36,6 @@ def test_first_images_train_and_last_images_validate(mnist):
     ("settings", "message"),
     [
         ({"validation_examples": 60_000}, r"^--validation-examples: 60000 exceeds the 59999 images available$"),
-        ({"train_examples": 55_001}, r"^--train-examples: 55001 exceeds the 55000 images available$"),
         ({"image_size": 32}, r"^--image-size: .*folder of pictures"),
     ],
 )
@@ -51,9 +50,7 @@ def test_mnist_is_that_of_its_readme():
         assert f"| {name} | {len(images)} x 28 x 28 | {hashlib.sha256(images.data).hexdigest()} |" in readme
 
 
-def test_missing_file_unknown_format_and_empty_folder_are_rejected(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.npz: no such file"):
-        datasets.load(RunConfig(data=str(tmp_path / "none.npz")))
+def test_unknown_format_and_empty_folder_are_rejected(tmp_path):
     for name in ("picture.tiff", "images.csv"):
         (tmp_path / name).write_text("")
         with pytest.raises(UsageError, match=rf"{name}: expected a folder, .*\.npz, \.npy or IDX"):

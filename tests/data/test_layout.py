@@ -99,7 +99,7 @@ def test_pairs_are_found_in_all_layouts_of_folders(data, keys):
 
 
 @given(st.data(), st.lists(KEYS, min_size=1, max_size=6, unique_by=str.lower), SEPARATORS)
-def test_pairs_are_found_by_names_parse_paths(data, keys, separator):
+def test_pairs_are_found_by_names_of_files(data, keys, separator):
     clean_word = data.draw(st.sampled_from(["clean", "GT", "Target", ""]))  # "": 1.png beside 1_noisy.png
     noisy_word = data.draw(st.sampled_from(["noisy", "Input"]))
     in_front = data.draw(st.booleans())

@@ -261,8 +261,6 @@ def test_whole_images_of_several_sizes_are_evaluated_in_order():
         batches = arrays(evaluation_batches(SEVERAL, config, "test"))
         assert [batch.clean.shape for batch in batches] == [(1, *shape, 1) for shape in SEVERAL.shapes]
         assert [position(SEVERAL, batch.clean[0]) for batch in batches] == [(number, 0, 0, 0) for number in range(5)]
-    noisy = dataclasses.replace(PATCHES, noise_level=0.2)
-    assert_same(arrays(evaluation_batches(SEVERAL, noisy, "test")), arrays(evaluation_batches(SEVERAL, noisy, "test")))
 
 
 def test_sample_of_patches_is_cut_from_the_centres_of_images_that_are_large_enough():

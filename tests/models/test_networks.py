@@ -33,7 +33,6 @@ def test_conv_has_the_layers_of_the_tutorial():
         ("UpSampling2D", 28, 28, 16),
         ("Conv2D", 28, 28, 1),
     ]
-    assert model.count_params() == 4_385
     assert model.get_layer("encoder").output.shape == (None, 4, 4, 8)
     convolutions = [layer for layer in model.layers if type(layer).__name__ == "Conv2D"]
     assert all(layer.kernel_size == (3, 3) for layer in convolutions)
