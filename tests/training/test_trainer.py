@@ -234,10 +234,3 @@ def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tm
     assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
     trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
     assert first_difference(tmp_path / "run", tiny_run) is None
-
-
-@pytest.mark.slow
-def test_removed_folder_ends_the_run_with_an_error(files, tmp_path):
-    run = tmp_path / "run"
-    with pytest.raises(RunError, match="--resume --run-dir"):
-        trainer.train(config_of(files), run, quiet=True, on_epoch_end=lambda line: shutil.rmtree(run))
