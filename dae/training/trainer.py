@@ -105,7 +105,7 @@ def train(
             report = train_task(task, run, console, profile, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"continue from the last checkpoint, if there is one, with --resume --run-dir {run.path}"
+            hint = f"continue with --resume --run-dir {run.path} from the last checkpoint, if there is one"
             raise RunError(f"{lost}{first_line(error)}; {hint}") from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
