@@ -64,7 +64,7 @@ class NoiseConfig:
     """Noise that is added to clean images."""
 
     noise: str = "gaussian"
-    """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION of your own file."""
+    """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION for your own."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
     for each image (default: 0.5, or 0 for pairs of noisy and clean images)."""
@@ -77,7 +77,7 @@ class ModelConfig:
     """The network and the loss it minimizes."""
 
     model: str = "conv"
-    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or FILE.py:FUNCTION of your own file."""
+    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or FILE.py:FUNCTION for your own."""
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None

@@ -249,12 +249,12 @@ def _tiff_source(file: IO[bytes], stack: contextlib.ExitStack) -> _Source:
     tiff = stack.enter_context(tifffile.TiffFile(file))
     series, page = tiff.series[0], tiff.series[0].keyframe
     axes, shape = series.axes, series.shape
-    kinds = [shape, *(other.shape for other in tiff.series[1:] if not other.keyframe.is_reduced)]
+    kinds = [shape, *(further.shape for further in tiff.series[1:] if not further.keyframe.is_reduced)]
     # Of an OME-TIFF of several files, tifffile reads all, and replaces missing ones by zeros.
     if len(kinds) > 1 or series.is_multifile or (series.kind == "ome" and None in [*series]):
-        raise ValueError(f"a TIFF with pages of several kinds or files, {kinds}; save each kind in a file of its own")
+        raise ValueError(f"a TIFF with pages of several kinds or files, {kinds}; save each kind in a separate file")
     if "C" in axes or not {"Y", "X"} <= {*axes}:
-        raise ValueError(f"a TIFF with the axes {axes}, {shape}; save each channel (C) as a stack of its own")
+        raise ValueError(f"a TIFF with the axes {axes}, {shape}; save each channel (C) as a separate stack")
     # From pages to rows, columns and samples.
     order = sorted(range(len(axes)), key=lambda axis: "YXS".find(axes[axis]))
     samples = shape[axes.index("S")] if "S" in axes else 1

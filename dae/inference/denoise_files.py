@@ -45,7 +45,7 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     parts: dict[str, Header]
-    """What is denoised: the arrays of an .npz file by name; unnamed, an .npy file's array or a picture's pages."""
+    """The images to denoise: the arrays of an .npz file by name; unnamed, an .npy file's array or a picture's pages."""
     axes: str | None
 
     @property
