@@ -57,7 +57,7 @@ def train(presets: Sequence[str], seeds: int, config: RunConfig, output: Path) -
             pass
     with many_runs():
         for folder, config in configs.items():
-            if not (folder / workdir.REPORT).exists():
+            if workdir.finished_report(folder, config) is None:
                 print(f"training {folder}")
                 trainer.train(config, folder, resume=True, quiet=True)
     return list(configs)

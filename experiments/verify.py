@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from dae import cli, config, resolved
-from dae.errors import Interrupted, RunError
+from dae.errors import Interrupted, RunError, UsageError
 from dae.files import check_utf8
 
 
@@ -34,9 +34,11 @@ def main() -> None:
     cli.import_tensorflow(recorded.onednn)
     from dae.analysis.reproducibility import first_difference
     from dae.training.trainer import train
-    from dae.workdir.workdir import read_report
+    from dae.workdir.workdir import read_metrics, read_report
 
     epochs = read_report(run)["epochs"]
+    if len(read_metrics(run)) > epochs:
+        raise UsageError(f"{run}: has been trained further than its report of {epochs} epochs; finish it with --resume")
 
     def stop(line: Mapping[str, float]) -> None:
         if line["epoch"] == epochs < settings.epochs:

@@ -36,7 +36,7 @@ from dae.reporting import plots
 from dae.training.task import Task, prepare
 from dae.training.trainer import train
 from dae.workdir import workdir
-from dae.workdir.workdir import read_metrics, read_report, slug
+from dae.workdir.workdir import finished_report, read_metrics, slug
 
 SPLITS = ("validation", "test")
 FAILED, INTERVAL = "did not learn", f"{LEVEL:.0%} interval"
@@ -149,7 +149,10 @@ def compare(
             progress.write(f"{name}, seed {seed}: {outcome}")
     constants = {name: constant_score(task, metric) for name, task in tasks.items()}
     metrics = list(next(iter(tasks.values())).metrics)
-    runs = [read_run(*named, folder, metrics, metric, constants[named[0]]) for named, folder in folders.items()]
+    runs = [
+        read_run(name, seed, folder, trained[name], metrics, metric, constants[name])
+        for (name, seed), folder in folders.items()
+    ]
     return Comparison(field, list(configs), list(seeds), metrics, runs, tunings)
 
 
@@ -169,13 +172,16 @@ def constant_score(task: Task, metric: str) -> float:
     return max(scores) if metric in HIGHER_IS_BETTER else min(scores)
 
 
-def read_run(name: str, seed: int, folder: Path, metrics: Sequence[str], metric: str, constant: float) -> Run:
-    """Return the results of the run in `folder`, which has learned if its `metric` is better than `constant`."""
+def read_run(
+    name: str, seed: int, folder: Path, config: RunConfig, metrics: Sequence[str], metric: str, constant: float
+) -> Run:
+    """Return the results of the run of `config` in `folder`, which has learned if its `metric` beats `constant`."""
     lines = read_metrics(folder)
     seconds = sum(epoch["seconds"] for epoch in lines)
-    if not (folder / workdir.REPORT).exists():  # it diverged
+    test_results = finished_report(folder, config)
+    if test_results is None:  # it diverged
         return Run(name, seed, 0, False, seconds, {})
-    results = kept_line(lines) | read_report(folder)
+    results = kept_line(lines) | test_results
     values = {column: results[column] for column in (f"{split}_{name}" for split in SPLITS for name in metrics)}
     better = values[f"validation_{metric}"] - constant
     learned = better > 0 if metric in HIGHER_IS_BETTER else better < 0

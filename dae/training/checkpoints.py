@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dae import config as config_module
 from dae import resolved
-from dae.errors import RunError, UsageError, as_usage_error, first_line, warn
+from dae.errors import RunError, UsageError, first_line, warn
 from dae.models import networks
 from dae.replicas import ALONE, Replicas
 from dae.training.train_state import TrainState
@@ -120,21 +120,25 @@ class Checkpoints:
 def restored_model(run: Path) -> keras.Model:
     """Return the network of a run that is not finished, with the weights of its best checkpoint.
 
-    Without validation images, they are those of its latest one. A warning names it. Raises UsageError if there is no
-    checkpoint, or if it cannot be read.
+    Without validation images, or if it is damaged, they are those of its latest one. A warning names it. Raises
+    UsageError if there is no checkpoint, or if none can be read.
     """
-    folder = run / "checkpoints"
-    prefixes = saved_in(folder / "best") or saved_in(folder / "latest")
-    if not prefixes:
+    best, latest = (saved_in(run / "checkpoints" / name) for name in ("best", "latest"))
+    if not best and not latest:
         raise UsageError(f"{run}: not a finished run, and without a checkpoint; resume it first")
     config = config_module.read(run / CONFIG)
     model = networks.build(config, resolved.read(run).image_shape)
     name = "model" if config.ema_decay is None else "average"
-    with as_usage_error(prefixes[-1], "not a readable checkpoint of this network", Exception):  # TensorFlow has many
-        restored = tf.train.Checkpoint(**{name: model}).read(str(prefixes[-1]))
-        restored.assert_existing_objects_matched().expect_partial()
-    warn(f"{run} is not finished: using its checkpoint {prefixes[-1]}")
-    return model
+    for prefix in (*best, *reversed(latest)):
+        try:
+            status = tf.train.Checkpoint(**{name: model}).read(str(prefix))
+            status.assert_existing_objects_matched().expect_partial()
+        except Exception as error:  # of many types, as in `Checkpoints`
+            warn(f"checkpoint {prefix} is damaged and skipped ({first_line(error)})")
+        else:
+            warn(f"{run} is not finished: using its checkpoint {prefix}")
+            return model
+    raise UsageError(f"{run}: none of its checkpoints can be read; restore the folder, or start another run")
 
 
 def saved_in(folder: Path) -> list[Path]:

@@ -1,7 +1,5 @@
 """Final artifacts of a run: model files, plots, and last the report, which marks it as finished."""
 
-from pathlib import Path
-
 from dae.data.pipeline import sample_batch
 from dae.evaluation.evaluate import Evaluate
 from dae.evaluation.metrics import psnr_of_mse
@@ -12,12 +10,15 @@ from dae.training.checkpoints import Checkpoints
 from dae.training.task import Task
 from dae.training.train_state import TrainState
 from dae.workdir import model_files, workdir
+from dae.workdir.workdir import Workdir
 
 
 def write(
-    folder: Path, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints, epochs: int
+    run: Workdir, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints, epochs: int
 ) -> dict[str, float]:
-    """Write everything to `folder`, and return the report, of `epochs` epochs; of several workers, the chief writes.
+    """Write everything to the folder of `run`, and return the report; of several workers, only the chief writes.
+
+    `epochs` is the number of epochs that the report is of.
 
     The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates.
     """
@@ -32,6 +33,8 @@ def write(
     report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
     if not task.replicas.is_chief:
         return report
+    run.check()
+    folder = run.output
     (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
     for name in model_files.MODEL_FILES:
         model = sizes.any_size(task.evaluated_model)

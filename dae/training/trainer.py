@@ -145,9 +145,8 @@ def train_task(
             logger.tensorboard.write_graph(train_step.get_concrete_function(spec).graph)
         if not finish:
             train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
-    run.check()
     epochs = int(state.step) // task.steps_per_epoch if finish else config.epochs
-    report = outputs.write(run.output, task, state, evaluate, checkpoints, epochs)
+    report = outputs.write(run, task, state, evaluate, checkpoints, epochs)
     task.replicas.exchange(b"")  # wait until the chief has written everything
     return report
 

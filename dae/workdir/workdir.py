@@ -129,7 +129,7 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
     """
     if run_dir is None and resume:
         raise UsageError("--resume: the run to resume is not given; add --run-dir")
-    path = new_path(config) if run_dir is None else Path(run_dir)
+    path = new_path(config) if run_dir is None else Path(run_dir).expanduser()
     check_utf8(path)
     with contextlib.ExitStack() as stack:
         if is_chief:
@@ -140,9 +140,10 @@ def opened(run_dir: str | Path | None, config: RunConfig, resume: bool, is_chief
             if not resume:
                 raise UsageError(f"--run-dir: {path} already holds a run; choose another folder, or add --resume")
             saved = config_module.read(path / CONFIG)
+            if config.epochs < saved.epochs and finished_report(path, config) is not None:
+                saved = dataclasses.replace(saved, epochs=config.epochs)  # then trained further
             config, is_longer = config_for_resume(saved, config, path), config.epochs > saved.epochs
-            report = read_report(path) if (path / REPORT).exists() else None
-            report = report if report and report.get("epochs", 0) >= config.epochs else None
+            report = finished_report(path, config)
             run = Workdir(path, run.output, config, resolved.read(path), is_longer, report, run.check)
         yield run
 
@@ -282,6 +283,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def write_report(path: Path, report: Mapping[str, float]) -> None:
     """Write report.json, which marks a run as finished."""
     atomic_write(path / REPORT, json.dumps(report, indent=2) + "\n")
+
+
+def finished_report(path: Path, config: RunConfig) -> dict[str, float] | None:
+    """Return the report of the run in `path` if it is of all epochs that `config` asks for, else None.
+
+    A run that is trained further keeps the report of fewer epochs.
+    """
+    report = read_report(path) if (path / REPORT).exists() else {}
+    return report if report.get("epochs", 0) >= config.epochs else None
 
 
 def read_report(path: Path) -> dict[str, float]:

@@ -135,7 +135,7 @@ def test_a_run_has_the_metrics_of_its_kept_epoch_and_learned_if_it_is_better_tha
     line, report = min(read_metrics(tiny_run), key=lambda line: line["validation_loss"]), read_report(tiny_run)
     value = line[f"validation_{metric}"]
     for constant, learned in ((value - 1e-6 * sign, True), (value, False)):
-        run = read_run("bce", 0, tiny_run, list(METRICS), metric, constant)
+        run = read_run("bce", 0, tiny_run, TINY, list(METRICS), metric, constant)
         assert (run.learned, run.epoch) == (learned, line["epoch"])
         assert run.metrics == {name: (line | report)[name] for name in run.metrics}
         assert len(run.metrics) == 2 * len(METRICS)

@@ -68,6 +68,20 @@ def test_a_finished_run_that_is_extended_by_mistake_keeps_its_report_and_model(f
     train_one_epoch(longer, run, resume=True)
     assert (read_report(run), same(weights(run), before)) == (report, True)
     assert f"after {report['epochs']} of 1000 epochs" in capsys.readouterr().err
+    done = run_in_process("verify.py", run)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has been trained further than its report" in done.stderr
+    assert trainer.train(config_of(files, "pairs"), run, resume=True, quiet=True) == report  # finished, as before
+
+
+def test_a_damaged_best_checkpoint_of_a_stopped_run_is_skipped(files, tmp_path, capsys):
+    run = tmp_path / "run"
+    train_one_epoch(config_of(files, epochs=3), run)
+    expected = weights(run)
+    for file in (run / "checkpoints/best").glob("*.data*"):
+        file.write_bytes(b"")
+    assert same(weights(run), expected)  # of the only epoch
+    assert "is damaged and skipped" in capsys.readouterr().err
 
 
 def test_what_cannot_be_finished_is_rejected(files, tmp_path):
