@@ -58,7 +58,7 @@ def run_subprocess(script: str, *arguments: object, cwd: Path | None = None) -> 
 
 
 def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[object] = ()) -> list[subprocess.Popen]:
-    """Start run.py as so many workers on this machine, the chief first. The test must end them.
+    """Start run.py as this many workers on this machine, the chief first. The test must end them.
 
     `last` are further arguments of the last worker.
     """

@@ -80,10 +80,10 @@ def test_runs_are_grouped_by_settings_other_than_the_seed_and_the_machine(tiny_r
         return copy_of(tiny_run, tmp_path / name, **changes)
 
     same = [run("a", shards=1, onednn=False), run("b", seed=1, checkpoint_every=5)]
-    others = [run("wide", width=2), *(run(f"other-{digit}", loss=f"a.py:bright@{digit * 64}") for digit in "12")]
+    different = [run("wide", width=2), *(run(f"other-{digit}", loss=f"a.py:bright@{digit * 64}") for digit in "12")]
     again = run("again", seed=1)  # no further sample of the seed 1
-    groups = score_table.group_runs([*same, *others, again])
-    assert list(groups.values()) == [same, *([other] for other in others)]
+    groups = score_table.group_runs([*same, *different, again])
+    assert list(groups.values()) == [same, *([config] for config in different)]
     for name, flags in zip(groups, ("--batch-size 64", "--width 2", "--loss bright", "--loss bright"), strict=True):
         assert flags in name
 

@@ -110,7 +110,7 @@ def test_pairs_are_found_by_names_of_files(data, keys, separator):
         return f"{folder}{separator.join(filter(None, words))}.png"
 
     expected = sorted((name(key, clean_word), name(key, noisy_word)) for key in keys)
-    found = divided(*data.draw(st.permutations([one for pair in expected for one in pair])))
+    found = divided(*data.draw(st.permutations([path for pair in expected for path in pair])))
     assert {split: sorted(pairs) for split, pairs in found.items()} == {TRAIN: expected}
 
 
