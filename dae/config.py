@@ -197,9 +197,9 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
         if self.noisy is not None and self.clean is None:
-            raise UsageError(f"--noisy: {self.noisy} needs --clean, a folder with a clean picture for each noisy one")
+            raise UsageError(f"--noisy: {shown(self.noisy)} needs --clean, a folder with the clean pictures of those")
         if self.data is not None and self.clean is not None:
-            raise UsageError(f"--clean: {self.clean} stands instead of --data, which is {self.data}")
+            raise UsageError(f"--clean: {shown(self.clean)} stands instead of --data, which is {shown(self.data)}")
         object.__setattr__(self, "loss", expression.canonical(self.loss))
         for name in PLUGIN_FIELDS:
             resolve = functools.partial(plugins.with_absolute_paths_and_digests, flag=flag(name))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from helpers import EIGHT_BITS, TINY
-from hypothesis import settings
 from runs import config_of, write_files
 
 from dae import runtime
@@ -20,8 +19,6 @@ from dae.workdir.model_files import save_model
 runtime.select_devices(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])  # for tests of several devices
 runtime.resolve(TINY)  # sets the threads that run.py would choose
 tf.constant(0)  # starts TensorFlow, so that no test can set others
-settings.register_profile("dae", deadline=None)  # the time of an example depends on what else is running
-settings.load_profile("dae")
 
 
 @pytest.fixture(scope="session")

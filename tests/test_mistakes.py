@@ -44,8 +44,8 @@ MISTAKES = [
     ("--resume", ["--resume: the run to resume is not given; add --run-dir"]),
     # Data
     ("--data nowhere --image-size 32", ["--data: ", "nowhere: no such file or folder"]),
-    ("--noisy {}/pairs/noisy", ["--noisy: {}/pairs/noisy needs --clean"]),
-    ("--data {}/pairs --clean {}/pairs/clean", ["--clean: {}/pairs/clean stands instead of --data"]),
+    ("--noisy {}/pairs/noisy", ["--noisy: '{}/pairs/noisy' needs --clean"]),
+    ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' stands instead of --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),
     ("--data {}/pairs --patch-size 17", ["--patch-size: 17 exceeds the smallest side of the images, 16"]),

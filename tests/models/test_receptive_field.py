@@ -12,7 +12,7 @@ from dae.models.networks import MODELS
 from dae.models.sizes import ReceptiveField, any_size, fitting_size, receptive_field
 
 few_examples = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20")), deadline=None, phases=[Phase.explicit, Phase.generate]
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20")), phases=[Phase.explicit, Phase.generate]
 )
 paddings = st.sampled_from(["same", "valid"])
 # To be called: Keras draws seeds when it makes a layer.
