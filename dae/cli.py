@@ -9,15 +9,16 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
 from dae import config as config_module
-from dae import resolved
 from dae.config import PRESETS, REMOVED, RunConfig, flag
 from dae.errors import Interrupted, RunError, UsageError, first_line, lookup, muted_stderr
-from dae.resolved import Resolved
+
+if TYPE_CHECKING:
+    from dae.resolved import Resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,13 @@ class RunArguments(ConfigArguments, _BaseArguments):
     """Train a denoising autoencoder."""
 
     @functools.cached_property
-    def recorded(self) -> Resolved | None:
+    def recorded(self) -> "Resolved | None":
         """The record of the run that is repeated or resumed, if there is one; digests only of what is not changed.
 
         Raises UsageError if the record is damaged.
         """
+        from dae import resolved  # which imports NumPy, for which the help need not wait
+
         path = _saved_config(self)
         if path is None or not path.with_name(resolved.FILE).exists():
             return None
