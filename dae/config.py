@@ -99,11 +99,12 @@ class OptimizationConfig:
     """The optimizer, and the gradients that it gets."""
 
     optimizer: str = "adam"
-    """Optimizer: adam, or soap, which needs a fraction of the epochs at a learning rate of about 0.02."""
+    """Optimizer: adam; soap, which needs a fraction of the epochs at a learning rate of about 0.02; Keras's sgd, adamw,
+    lion, muon and others (docs/optimizers.md); or FILE.py:FUNCTION for your own."""
     learning_rate: float = 1e-3
     """Learning rate; its peak, if a schedule changes it."""
     adam_beta_2: float = 0.999
-    """Decay of the running mean of squared gradients."""
+    """Decay of the running mean of squared gradients, of optimizers that have a `beta_2`."""
     max_gradient_norm: float | None = None
     """Gradient clipping: scale gradients of a larger global norm down to this norm (default: none)."""
     batch_size: int = 128
@@ -119,9 +120,11 @@ class ScheduleConfig:
     epochs: int = 50
     """Passes over the training images."""
     schedule: str = "constant"
-    """Learning rate over the run: constant, or cosine, which ends at 0 and so allows no further epochs."""
+    """Learning rate over the run: constant; cosine, which ends at 0 and so allows no further epochs; or
+    FILE.py:FUNCTION for your own."""
     warmup_ratio: float = 0.0
-    """Learning-rate warm-up: fraction of the steps in which the rate rises linearly from 0 (cosine only)."""
+    """Learning-rate warm-up: fraction of the steps in which the rate rises linearly from 0 (cosine, or
+    your own with a parameter `warmup_ratio`)."""
     patience: int | None = None
     """Early stopping: stop after N epochs without a new lowest validation loss (default: never)."""
     checkpoint_every: int | None = None
@@ -150,7 +153,7 @@ class RuntimeConfig:
 
 
 # Settings that can name functions in users' files, or be Python functions.
-PLUGIN_FIELDS = ("noise", "model", "loss", "metrics")
+PLUGIN_FIELDS = ("noise", "model", "loss", "metrics", "optimizer", "schedule")
 
 # Fields of earlier versions, with what replaces them.
 REMOVED = {"reduction": "gradients of several workers are always added exactly; leave it out"}
@@ -161,7 +164,7 @@ REMOVED = {"reduction": "gradients of several workers are always added exactly; 
 class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, NoiseConfig, DataConfig):
     """The settings that decide the result of a run; saved with it as `config.json`.
 
-    `loss`, `model`, `noise` and `metrics` also take Python functions: `RunConfig(loss=my_loss)`. A configuration is
+    The fields of PLUGIN_FIELDS also take Python functions: `RunConfig(loss=my_loss)`. A configuration is
     canonical once it is made: the loss has one spelling, paths are absolute, and users' files and functions are named
     with the digests of their code.
 
@@ -271,6 +274,8 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_examples": _integer(1),
     "validation_examples": _integer(0),
     "noise": _SHORT,
+    "optimizer": _SHORT,
+    "schedule": _SHORT,
     "noise_level": (_ascending, "a finite number >= 0, or two in ascending order"),
     "width": _integer(1, 1024),
     "loss": _SHORT,

@@ -39,11 +39,11 @@ def check_utf8(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file or a folder to, with the same suffix; if the block succeeds, it becomes
+    """Yield a temporary path to write a file or a folder to, with the same suffixes; if the block succeeds, it becomes
     `path`, which can be a file or an empty folder.
     """
     # The process's own, and without the file's name, by which TensorBoard would take it for an event file.
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{path.suffix}")
+    temporary = path.with_name("".join([f"{TEMPORARY}{os.getpid()}", *path.suffixes]))
     try:
         yield temporary
         for written in (temporary, *temporary.rglob("*")):

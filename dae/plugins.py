@@ -206,6 +206,11 @@ def is_recorded_callable(text: str) -> bool:
     return _CALLABLE.fullmatch(text) is not None
 
 
+def is_lost(text: str) -> bool:
+    """Return whether a setting records a Python function that is not known in this process."""
+    return is_recorded_callable(text) and text not in _RECORDED
+
+
 def sources(texts: Iterable[str]) -> dict[str, str]:
     """Return the source code of the recorded Python functions among `texts`, by unique file name, where it is known."""
     known = {text: _RECORDED[text].source for text in texts if text in _RECORDED and _RECORDED[text].source}
@@ -219,9 +224,9 @@ def load(table: Mapping[str, Any], name: str, flag: str) -> Any:
     name with a digest. Raises UsageError, which names `flag`, if there is no such entry, file or function, if running
     the file fails, or if the recorded function is not known in this process.
     """
-    if is_recorded_callable(name):
-        if name not in _RECORDED:
-            raise UsageError(f"{flag}: {label(name)} was a Python function; pass it again from Python")
+    if is_lost(name):
+        raise UsageError(f"{flag}: {label(name)} was a Python function; pass it again from Python")
+    if name in _RECORDED:
         return _RECORDED[name].function
     match = _REFERENCE.fullmatch(name)
     if match is None:
@@ -244,12 +249,26 @@ def _module(reference: Reference, flag: str) -> types.ModuleType:
         module = types.ModuleType(f"dae_plugin_{_digest(repr(key).encode())}")
         module.__file__ = path
         sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
-        with errors_with_line(f"{flag}: {reference.path}", path):
+        with errors_with_line(f"{flag}: {reference.path}", path), _unregistered():
             exec(compile(content, path, "exec", dont_inherit=True), vars(module))
         # TensorFlow reads the source code when it makes a graph, which may be after an edit.
         linecache.cache[path] = (len(content), None, content.decode(errors="replace").splitlines(True), path)
         _MODULES[key] = module
     return _MODULES[key]
+
+
+@contextlib.contextmanager
+def _unregistered() -> Iterator[None]:
+    """Undo what the block registers with Keras, so that files can register the same names for different classes."""
+    import keras  # which the help of the scripts need not wait for
+
+    registered = keras.saving.get_custom_objects()
+    before = dict(registered)
+    try:
+        yield
+    finally:
+        registered.clear()
+        registered.update(before)
 
 
 def _unwrapped(function: Any) -> tuple[Any, list[str]]:

@@ -48,7 +48,7 @@ def generated() -> dict[str, str]:
         "regularizers": table(("`--loss`", "definition"), documented(REGULARIZERS)),
         "self_supervised": table(("`--loss`", "definition"), documented(SELF_SUPERVISED)),
         "inputs": table(("parameter", "value"), ((f"`{name}`", meaning) for name, meaning in INPUTS.items())),
-        "metrics": table(("metric", "definition"), documented(METRICS)),
+        "metrics": table(("metric", "definition"), documented({name: m.function for name, m in METRICS.items()})),
         "noises": table(("`--noise`", "definition"), documented(NOISES)),
         "tags": table(("tag", "meaning"), ((f"`{tag}`", meaning) for tag, meaning in TAGS.items())),
     }

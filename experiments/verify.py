@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
@@ -33,15 +32,15 @@ def main() -> None:
     os.environ.pop("TF_CONFIG", None)  # the bits are those of one process
     cli.import_tensorflow(recorded.onednn)
     from dae.analysis.reproducibility import first_difference
-    from dae.training.trainer import train
+    from dae.training.trainer import EpochEnd, train
     from dae.workdir.workdir import read_metrics, read_report
 
     epochs = read_report(run)["epochs"]
     if len(read_metrics(run)) > epochs:
         raise UsageError(f"{run}: has been trained further than its report of {epochs} epochs; finish it with --resume")
 
-    def stop(line: Mapping[str, float]) -> None:
-        if line["epoch"] == epochs < settings.epochs:
+    def stop(epoch_end: EpochEnd) -> None:
+        if epoch_end.values["epoch"] == epochs < settings.epochs:
             raise Stopped
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,6 +4,7 @@ Together the rows have everything random that there is: shuffling, patches, flip
 noise model, Dropout, initial weights, and the inputs `seed` and `second_noisy` of a loss.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def write_files(folder: Path, digits: np.ndarray) -> None:
     """Write the users' files; the centres of MNIST's `digits` as digits.npz; and pairs/, pictures of 12 bits."""
     for name, text in (("networks", NETWORKS), ("metrics", METRICS), ("losses", LOSSES)):
         (folder / f"{name}.py").write_text(text)
+    shutil.copy(Path(__file__).parent / "published.py", folder)
     centres = digits[:180, 6:22, 6:22, 0]
     np.savez(folder / "digits.npz", x_train=centres[:140], x_test=centres[140:])
     rng, number = np.random.default_rng(0), 0
@@ -177,6 +179,19 @@ ROWS: dict[str, Row] = {
     "start_from": {"start_from": "{}/start.keras", "noise": "masking", "seed": 3, "shards": 4, "optimizer": "soap"},
     "bfloat16": {"precision": "bfloat16", "noise": "salt_pepper", "model": "{}/networks.py:normalized"},
     "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
+    # Networks as they are published, each with another optimizer.
+    "published_dncnn": {
+        "model": "{}/published.py:dncnn",
+        "loss": "mse",
+        "bce_steps": 2,
+        "optimizer": "{}/published.py:momentum",
+        "schedule": "{}/published.py:halving",
+        "shards": None,
+    },
+    "published_nafnet": {"model": "{}/published.py:nafnet", "loss": "charbonnier", "optimizer": "lion"},
+    "published_attention": {"model": "{}/published.py:attention", "optimizer": "{}/published.py:accumulating"},
+    "published_spectral": {"model": "{}/published.py:spectral", "optimizer": "muon", "ema_decay": 0.9, "shards": None},
+    "published_variational": {"model": "{}/published.py:variational", "optimizer": "nadam"},
 }
 
 

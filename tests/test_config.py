@@ -91,7 +91,7 @@ def test_any_text_is_a_valid_config_or_rejected_with_its_source(text):
         ({"data": np.zeros((2, 28, 28))}, r"--data: expected a path; .* dae.train\(RunConfig\(...\), data=arrays\)$"),
         ({"metrics": json.dumps}, r"--metrics: expected tuple\[str, ...\], got 'python:dumps@"),
         ({"metrics": [json.dumps, 3]}, r"--metrics: expected tuple\[str, ...\], got \['python:dumps@.*', 3\]$"),
-        ({"optimizer": len}, "--optimizer: .*str.* got <built-in function len>$"),
+        ({"optimizer": 3}, "--optimizer: .*str.* got 3$"),
         ({"noise_level": [0.5, "x"]}, r"--noise-level: .*float.* got \[0.5, 'x'\]$"),
         ({"noise_level": (0.1, 0.2, 0.3)}, r"--noise-level: .*float.* got \(0.1, 0.2, 0.3\)$"),
         ({"noise_level": 10**400}, r"--noise-level: .*float.* got 10+\.\.\.$"),

@@ -1,7 +1,10 @@
 """README.md and docs/: generated tables, links, and the examples of losses, a network and noise of a user."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,19 @@ def test_docs_examples_of_losses_a_network_and_noise_train_together(tmp_path):
     done = run_in_process("run.py", *plugins, *small, "--run-dir", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("logger", "written"), [("wandb", "wandb/offline-run-*/*.wandb"), ("mlflow", "mlflow.db")])
+def test_docs_examples_of_other_loggers_train_and_log(logger, written, tmp_path):
+    pytest.importorskip(logger, reason="needs the extra `loggers`")
+    page = (ROOT / "docs" / "logging.md").read_text()
+    name, code = next(
+        found for found in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL) if logger in found[0]
+    )
+    (tmp_path / name).write_text(code)
+    environment = {**os.environ, "WANDB_MODE": "offline"}  # without an account
+    done = subprocess.run([sys.executable, name], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("runs/*/report.json"))
+    assert list(tmp_path.glob(written))

@@ -19,7 +19,7 @@ from dae.data.images import Images
 from dae.data.pipeline import Batch, evaluation_batches
 from dae.evaluation.evaluate import Evaluate, check_fits, compiled_by_shape, make_evaluator
 from dae.evaluation.metrics import METRICS
-from dae.losses.losses import Loss
+from dae.losses.composite import ImageFunction
 from dae.models.fused_layers import fused
 from dae.reporting import plots
 
@@ -72,7 +72,7 @@ def no_denoising(images: Images, config: RunConfig) -> Trial:
 
 def network(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return `model` as a function of noisy images, compiled for each of their shapes."""
-    return compiled_by_shape(lambda noisy: fused(model, training=False)(noisy).denoised)
+    return compiled_by_shape(lambda noisy: fused(model, training=False)(noisy).images)
 
 
 def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images) -> Trial:
@@ -81,7 +81,7 @@ def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images
     return Trial(name, network(model), images, config, facts={"weights": model.count_params()})
 
 
-def score(trials: Iterable[Trial], metrics: Mapping[str, Loss] = METRICS) -> Iterator[Score]:
+def score(trials: Iterable[Trial], metrics: Mapping[str, ImageFunction] = METRICS) -> Iterator[Score]:
     """Run each trial and yield its score; the metrics are compiled once for all trials."""
     image = keras.Input((None, None, None))
     # The identity, because the batches already hold denoised images.

@@ -15,7 +15,7 @@ from pathlib import Path
 from dae.config import RunConfig
 from dae.errors import Diverged, RunError
 from dae.evaluation.metrics import HIGHER_IS_BETTER
-from dae.training.trainer import train
+from dae.training.trainer import EpochEnd, train
 from dae.workdir.workdir import read_metrics
 
 # Neighbouring rates differ by this factor, so that two rates make a decade.
@@ -50,8 +50,8 @@ def train_until(config: RunConfig, folder: Path, epochs: int) -> list[dict[str, 
     A run that has come so far is left alone, and others are resumed. Raises RunError if the run fails.
     """
 
-    def pause(line: dict[str, float]) -> None:
-        if line["epoch"] >= epochs:
+    def pause(epoch_end: EpochEnd) -> None:
+        if epoch_end.values["epoch"] >= epochs:
             raise Paused
 
     if len(read_metrics(folder)) < epochs:

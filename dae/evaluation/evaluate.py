@@ -13,7 +13,7 @@ from dae.data.images import Images
 from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error
 from dae.evaluation.metrics import METRICS
-from dae.losses.losses import Loss
+from dae.losses.composite import ImageFunction
 from dae.losses.objective import Objective
 from dae.models.fused_layers import fused
 from dae.models.sizes import fitting_size
@@ -28,12 +28,13 @@ Evaluate = Callable[[str, Iterable[Batch]], dict[str, float]]
 def make_evaluator(
     model: keras.Model,
     objective: Objective | None = None,
-    metrics: Mapping[str, Loss] = METRICS,
+    metrics: Mapping[str, ImageFunction] = METRICS,
     replicas: Replicas = ALONE,
 ) -> Evaluate:
     """Return the function from a prefix and batches to the means of the loss's values and all `metrics` over images.
 
-    Every image has the same weight; sums are float64. The function is compiled for each size of images, so make it
+    The loss is that of the network's outputs, metrics are those of images clipped to [0, 1]. Every image has the same
+    weight; sums are float64. The function is compiled for each size of images, so make it
     once. Each batch is computed in the shards of `replicas`. Images of a size that `model` does not take are mirrored
     at the edges up to one that it takes. With several workers, each calls it with some of the batches.
     """
@@ -47,8 +48,10 @@ def make_evaluator(
         for shard in split(batch, shards):
             with replicas.on_device(shard.number, shards):
                 images = shard.batch
-                outputs, values = objective.values(network, images) if objective else (network(images.noisy), {})
-                values |= {name: metric(images.clean, outputs.denoised) for name, metric in metrics.items()}
+                outputs = network(images.noisy)
+                inputs = objective.inputs(network, images, outputs) if objective else {}
+                values = objective.loss(images.clean, outputs.denoised, inputs) if objective else {}
+                values |= {name: metric(images.clean, outputs.images, inputs) for name, metric in metrics.items()}
                 for name, value in values.items():
                     shard_sums[name].append(tf.reduce_sum(tf.cast(value, tf.float64)))
         return {name: tf.add_n(sums) for name, sums in shard_sums.items()}

@@ -1,5 +1,9 @@
-"""Metrics of denoised images: functions `(clean, denoised) -> value [batch]`, like losses."""
+"""Metrics of denoised images: functions `(clean, denoised) -> value [batch]`, like losses.
 
+Denoised images are clipped to [0, 1], unlike those that a loss gets.
+"""
+
+import functools
 import math
 from collections.abc import Mapping
 
@@ -12,8 +16,10 @@ from dae.data.pipeline import Batch
 from dae.errors import UsageError
 from dae.losses.composite import ImageFunction
 from dae.losses.contract import check_finite, check_per_image
-from dae.losses.losses import Loss, bce, mse
+from dae.losses.losses import bce, mse
+from dae.losses.objective import Objective
 from dae.losses.ssim import ssim
+from dae.models.fused_layers import fused
 
 
 def psnr(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
@@ -45,31 +51,45 @@ def accuracy(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(keras.metrics.binary_accuracy(clean, denoised), axis=[1, 2, 3])
 
 
-METRICS: dict[str, Loss] = {function.__name__: function for function in (bce, bce_excess, mse, psnr, ssim, accuracy)}
+METRICS: dict[str, ImageFunction] = {
+    function.__name__: ImageFunction(function, function.__name__)
+    for function in (bce, bce_excess, mse, psnr, ssim, accuracy)
+}
 HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 
 
-def load(config: RunConfig, batch: Batch) -> dict[str, Loss]:
+def load(config: RunConfig) -> dict[str, ImageFunction]:
     """Return METRICS and those that `config.metrics` adds, by the names of their functions.
 
-    Each is tried on a batch, and in a graph, in which the evaluation calls it. Raises UsageError if it does not return
-    one finite float32 value per image, or if its name is taken.
+    Raises UsageError if there is no such function, or if its name is taken.
     """
     functions = dict(METRICS)
     for text in config.metrics:
-        name = plugins.label(text)
-        source = f"--metrics: {plugins.source(text)}"
-        user_function = plugins.load({}, text, "--metrics")
+        name, source = plugins.label(text), f"--metrics: {plugins.source(text)}"
+        function = ImageFunction(plugins.load({}, text, "--metrics"), source)
         if name in {*functions, "loss", "psnr_of_mean_mse"} or name.startswith("loss_"):
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
-        function = ImageFunction(user_function, source, inputs=())
-        with plugins.errors_with_line(source, plugins.file_of(user_function)):
-            values = function(batch.clean, batch.noisy)
-            check_per_image(values, len(batch.clean), source)
-            check_finite(values, "finite values", source)
-            tf.function(function).get_concrete_function(batch.clean, batch.noisy)
         functions[name] = function
     return functions
+
+
+def check(functions: Mapping[str, ImageFunction], objective: Objective, model: keras.Model, batch: Batch) -> None:
+    """Raise UsageError unless every metric that a user adds returns one finite float32 value per image of a batch.
+
+    Each is also tried in a graph, in which the evaluation calls it.
+    """
+    network = fused(model, training=False)
+
+    def values(function: ImageFunction, batch: Batch) -> tf.Tensor:
+        outputs = network(batch.noisy)
+        return function(batch.clean, outputs.images, objective.inputs(network, batch, outputs))
+
+    for function in (function for name, function in functions.items() if name not in METRICS):
+        with plugins.errors_with_line(function.prefix, plugins.file_of(function.function)):
+            found = values(function, batch)
+            check_per_image(found, len(batch.clean), function.prefix)
+            check_finite(found, "finite values", function.prefix)
+            tf.function(functools.partial(values, function)).get_concrete_function(batch)
 
 
 def format_metrics(report: Mapping[str, float]) -> str:

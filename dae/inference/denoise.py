@@ -151,7 +151,7 @@ class Denoiser:
 
     @functools.cached_property
     def _bytes_per_pixel(self) -> float:
-        """The most that the outputs of two consecutive layers take for each pixel of the image."""
+        """The most bytes that the outputs of two consecutive operations take for each pixel of the image."""
         size = self._model.input_shape[1:3]
         if None in size:
             size = fitting_size(self._model, *(side or 64 for side in size))
@@ -200,11 +200,11 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
 def _in_channels(network: Network, noisy: tf.Tensor, network_channels: int, channels: int) -> tf.Tensor:
     """Return the denoised images [n, H, W, channels] of a network for `network_channels`."""
     if network_channels == channels:
-        return network(noisy).denoised
+        return network(noisy).images
     if network_channels == 1:
         _, height, width, _ = keras.ops.shape(noisy)
         grey = tf.reshape(tf.transpose(noisy, [0, 3, 1, 2]), [-1, height, width, 1])
-        denoised = tf.reshape(network(grey).denoised, [-1, channels, height, width])
+        denoised = tf.reshape(network(grey).images, [-1, channels, height, width])
         return tf.transpose(denoised, [0, 2, 3, 1])
-    denoised = network(tf.repeat(noisy, network_channels, axis=3)).denoised
+    denoised = network(tf.repeat(noisy, network_channels, axis=3)).images
     return tf.reduce_mean(denoised, axis=3, keepdims=True)

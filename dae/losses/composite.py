@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -70,8 +70,8 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
 class ImageFunction:
     """A loss, its method `update` or a metric, called with the images and the inputs that its parameters name."""
 
-    def __init__(self, function: Callable, prefix: str, inputs: Collection[str] = tuple(INPUTS)) -> None:
-        """Read the parameters of `function`; it may ask for `inputs`. Raises UsageError, with `prefix`, for others."""
+    def __init__(self, function: Callable, prefix: str) -> None:
+        """Read the parameters of `function`. Raises UsageError, with `prefix`, if they are not allowed."""
         with errors_with_line(prefix, ""):  # functions that are not written in Python may have no signature
             parameters = _parameters(getattr(function, "call", function))
         by_keyword = [found for found in parameters if found.kind is found.KEYWORD_ONLY]
@@ -88,11 +88,11 @@ class ImageFunction:
                 f"{prefix}: expected (clean, denoised), (denoised) or no positional parameters, got "
                 f"({', '.join(str(found).split(':')[0].split('=')[0] for found in positional)}){hint}"
             )
-        for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in inputs):
-            known = ", ".join(inputs) or "none"
-            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, inputs)} (known: {known})")
-        self.function, self.images = function, order
-        self.inputs = [found.name for found in by_keyword if found.name in inputs]
+        for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in INPUTS):
+            known = ", ".join(INPUTS)
+            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, INPUTS)} (known: {known})")
+        self.function, self.prefix, self.images = function, prefix, order
+        self.inputs = [found.name for found in by_keyword if found.name in INPUTS]
 
     def __call__(self, clean: tf.Tensor, denoised: tf.Tensor, inputs: Mapping[str, Any] | None = None) -> Any:
         """Return the function's value. Images are passed by position, since a decorated function may rename them."""

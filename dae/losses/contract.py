@@ -40,7 +40,8 @@ def check(objective: Objective, model: keras.Model, batch: Batch) -> None:
 
 def check_initial_weights(objective: Objective, again: Objective, model: keras.Model, batch: Batch) -> None:
     """Raise UsageError if a loss that was built twice, as `objective` and `again`, has different initial variables."""
-    for term, rebuilt in zip(objective.loss.terms, again.loss.terms, strict=True):
+    terms = [term for term in objective.loss.terms if not term.is_regularization]
+    for term, rebuilt in zip(terms, again.loss.terms, strict=True):
         if term.layer is not None:
             _first_call(rebuilt, again, model, batch)
             with tempfile.TemporaryDirectory() as folder:

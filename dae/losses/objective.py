@@ -27,6 +27,8 @@ class Objective:
     """Training steps of the whole run."""
     step: tf.Variable
     """Training steps done, an int64 scalar."""
+    is_bounded: bool = True
+    """True if the outputs of the network are always in [0, 1], the domain of BCE."""
 
     def __call__(self, network: Network, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Return what a train step minimizes, and the mean of each value of the loss over the images of `batch`.
@@ -59,12 +61,12 @@ class Objective:
         """True if the run starts with the BCE warm-up, because many losses do not learn from random weights.
 
         Weights of a finished run have learned already. A loss that never sees the clean images is minimized from the
-        first step, because BCE would show it these.
+        first step, because BCE would show it these; and so is that of a network whose outputs are not bounded.
         """
         supervised = [term.function for term in self.loss.terms if term.sees_clean]
         others = [term for term in self.loss.terms if not term.sees_clean and not term.is_regularization]
-        starts_anew = self.config.bce_steps > 0 and self.config.start_from is None
-        return starts_anew and bool(supervised) and (supervised != [bce] or bool(others))
+        can_start = self.is_bounded and self.config.bce_steps > 0 and self.config.start_from is None
+        return can_start and bool(supervised) and (supervised != [bce] or bool(others))
 
     def describe(self) -> str:
         """Return the loss, and the steps of its warm-up if there are any, for display."""

@@ -37,8 +37,14 @@ class Outputs(NamedTuple):
     """Denoised images, and latents, that a model computes from noisy images."""
 
     denoised: tf.Tensor
+    """As the network returns them; those of a linear one can leave [0, 1]."""
     latents: tf.Tensor | None = None
     """The output of the layer `encoder`, or None if there is no such layer."""
+
+    @property
+    def images(self) -> tf.Tensor:
+        """The denoised images, clipped to [0, 1]."""
+        return tf.clip_by_value(self.denoised, 0.0, 1.0)
 
 
 Network = Callable[[tf.Tensor], Outputs]
@@ -50,7 +56,8 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 
     The function uses the weights that `model` has when `fused` is called. A `tf.function` must therefore call `fused`
     in its body; one call suffices for all shards. Outputs agree with those of `model` to 1e-5. A model with other
-    layers than plain ones, or that runs on a GPU, is called unchanged.
+    layers than plain ones, or that runs on a GPU, is called unchanged. In inference, layers that draw random numbers,
+    such as that of a variational autoencoder, draw the same ones for every batch.
 
     Images can have another size than those that `model` was built for, if its layers allow it: they are mirrored at the
     bottom and right up to a size that fits, and the denoised images are cropped. If the graph does not know their size,
@@ -60,6 +67,8 @@ def fused(model: keras.Model, training: bool = True) -> Network:
     network = _layer_by_layer(model, training) if is_plain else _unchanged(model, training)
 
     def padded(noisy: tf.Tensor) -> Outputs:
+        if not training:
+            seed_layers(model, tf.zeros([2], tf.int64))
         height, width = noisy.shape[1:3]
         if None in (height, width):
             return network(noisy)
@@ -73,6 +82,12 @@ def fused(model: keras.Model, training: bool = True) -> Network:
         return outputs._replace(denoised=outputs.denoised[:, :height, :width])
 
     return padded
+
+
+def outputs(model: keras.Model, noisy: tf.Tensor) -> np.ndarray:
+    """Return what `model` itself returns in inference, as `fused` does if Keras and TensorFlow are right."""
+    seed_layers(model, tf.zeros([2], tf.int64))
+    return np.asarray(model(noisy, training=False))
 
 
 def _unchanged(model: keras.Model, training: bool) -> Network:

@@ -1,8 +1,8 @@
 """The networks by name, the network of a configuration with its initial weights, and the contract of a network.
 
 To add a network, write a function in `architectures.py` and list it in `MODELS`, or in your own file:
-`--model FILE.py:FUNCTION`. The model takes and returns [batch, H, W, C], ends in a sigmoid, and consists of Keras's own
-layers. TensorBoard shows the output of its layer `encoder`, if it has one, as the latents. docs/networks.md
+`--model FILE.py:FUNCTION`. The model takes and returns [batch, H, W, C]. TensorBoard shows the output of its layer
+`encoder`, if it has one, as the latents. docs/networks.md
 """
 
 import inspect
@@ -18,14 +18,15 @@ import tensorflow as tf
 from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
-from dae.errors import UsageError, as_usage_error
+from dae.errors import UsageError, as_usage_error, shown
 from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
-from dae.models.fused_layers import fused
+from dae.models.fused_layers import fused, outputs
+from dae.models.sizes import is_functional
 from dae.seeding import derive_seed, keras_seed
-from dae.workdir.model_files import MODEL_FILES, save_model
+from dae.workdir.model_files import WEIGHTS
 
 # Called with the shape (H, W, C) of an image and, unless it is 1, the setting `width`.
-NetworkFunction = Callable[..., keras.Model]
+NetworkFunction = Callable[..., keras.Layer]
 
 MODELS: dict[str, NetworkFunction] = {function.__name__: function for function in (conv, blog, patches, unet, dncnn)}
 
@@ -70,10 +71,18 @@ def _model(config: RunConfig, image_shape: Shape) -> keras.Model:
     errors = plugins.errors_with_line(source, plugins.file_of(function))
     with keras_seed(derive_seed(config.seed, "initial weights")), errors:
         model = function(image_shape, **({"width": config.width} if config.width != 1 else {}))
-    if not isinstance(model, keras.Model) or not hasattr(model, "inputs") or model.inputs is None:
-        raise UsageError(f"{source}: expected a keras.Model made of layers (functional), got {type(model).__name__}")
-    expected, tensors = (None, *image_shape), (*model.inputs, *model.outputs)
-    if len(tensors) != 2 or any(model_shape != expected for model_shape in (model.input_shape, model.output_shape)):
+        if isinstance(model, keras.Layer) and not is_functional(model):
+            noisy = keras.Input(image_shape, name="noisy")
+            model = keras.Model(noisy, model(noisy))
+    if not isinstance(model, keras.Model):
+        raise UsageError(f"{source}: expected a keras.Model or keras.Layer, got {shown(model)}")
+    if len(model.inputs) > 1:
+        raise UsageError(
+            f"{source}: expected a model of noisy images alone, got one with {len(model.inputs)} inputs; instead of "
+            "taking the noise level, it can be trained for a range of levels: --noise-level LOW HIGH"
+        )
+    expected, (output, *others) = (None, *image_shape), model.outputs
+    if others or any(tuple(tensor.shape) != expected for tensor in (*model.inputs, output)):
         raise UsageError(
             f"{source}: expected a model from images {expected} to the same shape, got one from "
             f"{model.input_shape} to {model.output_shape}"
@@ -96,9 +105,9 @@ def set_brightness(model: keras.Model, brightness: float) -> None:
 def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
     """Check `model`, which was built for `config`, on a batch of training images, before a run writes anything.
 
-    The network must return finite values in [0, 1], have a gradient for every weight, and have the same initial weights
-    whenever it is built; and plain Keras must save and load it. Otherwise UsageError is raised, which names the file
-    and the function.
+    The network must return finite values, the same ones in a graph; have a finite gradient for every weight; have the
+    same initial weights whenever it is built; and be restored from a file of weights. Otherwise UsageError is raised,
+    which names the file and the function.
     """
     source = f"--model: {plugins.source(config.model)}"
     with plugins.errors_with_line(source, plugins.file_of(load(config))):
@@ -109,36 +118,21 @@ def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
                     f"{source}: the initial values of {weight.path} differ whenever it is built; draw them with "
                     "Keras's initializers, whose seeds are a function of --seed"
                 )
-        _check_values(source, again, batch)  # which changes the state of layers such as BatchNormalization
-        for layer in model._flatten_layers():
-            if not type(layer).__module__.startswith("keras."):
-                problem = f"plain Keras cannot load the layer {layer.name} of the class {type(layer).__name__}"
-                raise UsageError(f"{source}: {problem}; use layers of keras.layers only")
-        noisy = batch.noisy[:4]
-        # What the user's file has registered with Keras would be missing in another process.
-        registered = keras.saving.get_custom_objects()
-        hidden = dict(registered)
-        with tempfile.TemporaryDirectory() as folder:
-            for name in MODEL_FILES:
-                hint = "use layers of keras.layers only, not keras.ops or Lambda"
-                with as_usage_error(source, f"plain Keras cannot load it from {name}; {hint}", Exception):
-                    save_model(model, Path(folder, name))
-                    try:
-                        registered.clear()
-                        loaded = keras.models.load_model(Path(folder, name), compile=False)
-                    finally:
-                        registered.update(hidden)
-                    if not np.allclose(loaded(noisy, training=False), model(noisy, training=False), atol=1e-6):
-                        raise ValueError("the results differ")
+        _check_values(source, again, batch)  # which changes the weights of layers such as BatchNormalization
+        with tempfile.TemporaryDirectory() as folder, as_usage_error(source, "cannot be saved", Exception):
+            again.save_weights(file := Path(folder, WEIGHTS))
+            restored = build(config, batch.clean.shape[1:])
+            restored.load_weights(file)
+            if not np.allclose(outputs(again, batch.noisy[:4]), outputs(restored, batch.noisy[:4]), atol=1e-6):
+                raise ValueError("with the saved weights, the network that is built again returns other images")
 
 
 def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
-    denoised = model(batch.noisy, training=False).numpy()
-    low, high = denoised.min(), denoised.max()
-    if not 0 <= low <= high <= 1:  # also for NaN
-        raise UsageError(f"{source}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; end in a sigmoid")
+    denoised = outputs(model, batch.noisy)
+    if not np.isfinite(denoised).all():
+        raise UsageError(f"{source}: expected finite values, got {denoised.min():.3g} to {denoised.max():.3g}")
     compiled = tf.function(lambda noisy: fused(model, training=False)(noisy).denoised)(batch.noisy)
-    if (difference := np.abs(compiled - denoised).max()) > 1e-4:
+    if (difference := np.abs(compiled - denoised).max()) > 1e-4 * max(1.0, np.abs(denoised).max()):
         raise UsageError(
             f"{source}: TensorFlow computes other outputs in a graph, different by {difference:.2g}; use layers such "
             "as LeakyReLU, not keras.ops, or another activation"
@@ -151,3 +145,21 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
             raise UsageError(f"{source}: no gradient with respect to {weight.path}; the output does not depend on it")
         if not np.isfinite(gradient).all():
             raise UsageError(f"{source}: expected a finite gradient with respect to {weight.path}")
+
+
+def is_bounded(config: RunConfig, model: keras.Model, noisy: tf.Tensor) -> bool:
+    """Return whether the outputs of `model`, which was built for `config`, are in [0, 1] whatever its weights are.
+
+    They are after a sigmoid. Other networks are tried on noisy images, [batch, H, W, C], with a few random weights:
+    with its initial weights, one that subtracts the noise may return the images unchanged.
+    """
+    if getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid:
+        return True
+    tried = build(config, noisy.shape[1:])
+    for number in range(3):
+        for index, weight in enumerate(tried.trainable_weights):
+            weight.assign_add(tf.random.stateless_normal(weight.shape, (number, index)))
+        denoised = outputs(tried, noisy[:4])
+        if not 0 <= denoised.min() <= denoised.max() <= 1:  # also for NaN
+            return False
+    return True

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,19 +17,39 @@ _SEARCHED = 256
 _SAFE_ACTIVATIONS = (keras.activations.linear, keras.activations.relu, keras.activations.sigmoid)
 # The least sides of the image to measure receptive fields with. Fields of up to half the length are found.
 _LENGTH, _WIDTH = 2048, 32
+# Operations of keras.ops whose outputs are NaN wherever an input is.
+_ARITHMETIC = (
+    "Add",
+    "Concatenate",
+    "Divide",
+    "GetItem",
+    "Maximum",
+    "Minimum",
+    "Multiply",
+    "Split",
+    "Subtract",
+    "TrueDivide",
+)
 # Largest difference, relative to the largest output, that is due to sums in another order.
 _ROUNDING = 1e-4
 
 
-def any_size(model: keras.Model) -> keras.Model:
-    """Return a copy of `model` for images of any size that its layers allow, or `model` itself if they allow only one.
+def is_functional(layer: object) -> bool:
+    """Return whether a layer is a model of inputs and outputs, unlike a class with `call`, whose inside is unknown."""
+    return isinstance(layer, keras.Model) and getattr(layer, "inputs", None) is not None
 
-    A network that halves the sides n times takes sides that differ from the original ones by multiples of 2^n.
+
+def any_size(model: keras.Model) -> keras.Model:
+    """Return a model for images of any size that the layers of `model` allow, or `model` if they allow only one.
+
+    It is a copy, or consists of the very layers of `model` if Keras cannot copy them. A network that halves the sides n
+    times takes sides that differ from the original ones by multiples of 2^n.
     """
     copy = _cloned(model)
     if copy is not model:
         copy.set_weights(model.get_weights())
-    return copy
+        return copy
+    return _cloned(model, lambda layer: layer)
 
 
 @functools.lru_cache(maxsize=16)
@@ -43,38 +62,41 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
         shape = getattr(layer, "compute_output_shape", None)
         return layer if compute is None else keras.layers.Lambda(compute, shape, name=layer.name)
 
-    return _cloned(model, clone_function=shared, recursive=True)
+    return _cloned(model, shared)
 
 
-def _cloned(model: keras.Model, **options: Any) -> keras.Model:
-    with contextlib.suppress(ValueError, TypeError):  # as raised by a dense layer on all pixels
-        clone = keras.models.clone_model(model, input_tensors=_input(model, None, None), **options)
+def _cloned(model: keras.Model, clone_function: Callable[[Any], Any] | None = None) -> keras.Model:
+    def cloned(layer: keras.layers.Layer) -> Any:
+        if is_functional(layer):
+            return _of_any_size(layer, cloned)
+        return clone_function(layer) if clone_function else type(layer).from_config(layer.get_config())
+
+    with contextlib.suppress(Exception):  # a user's layer raises any type, a dense one on all pixels a ValueError
+        clone = _of_any_size(model, cloned)
         if clone.outputs[0].shape == clone.inputs[0].shape:
             return clone
     return model
 
 
-def _input(model: keras.Model, height: int | None, width: int | None) -> Any:
-    """Return an input of this size in the structure that `model` has: a tensor, or a list of one."""
-    image = keras.Input((height, width, model.inputs[0].shape[-1]), name="noisy")
-    return [image] if isinstance(getattr(model, "input", None), list) else image  # a Sequential need not have `input`
+def _of_any_size(model: keras.Model, clone_function: Callable[[Any], Any]) -> keras.Model:
+    """Return a clone of a model, or of one within it, whose inputs that are images can have any size."""
+
+    def free(tensor: Any) -> Any:
+        shape = tensor.shape[1:] if len(tensor.shape) < 4 else (None, None, tensor.shape[-1])
+        return keras.Input(shape, name="noisy" if tensor is model.inputs[0] else None)
+
+    structure = getattr(model, "input", model.inputs[0])  # a Sequential need not have `input`
+    return keras.models.clone_model(model, keras.tree.map_structure(free, structure), clone_function)
 
 
-def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[keras.layers.Layer, int]]:
-    """Return the layers in order, each with the number of values that it returns for an image of this size.
-
-    Models within `model` are taken to get images of this size too, which is the most that is likely.
-    """
-    if None in model.input_shape[1:3]:
-        with keras.StatelessScope(initialize_variables=False):
-            model = keras.models.clone_model(model, input_tensors=_input(model, height, width))
-    sizes = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            sizes += output_sizes(layer, height, width)
-        else:
-            sizes.append((layer, sum(math.prod(output.shape[1:]) for output in keras.tree.flatten(layer.output))))
-    return sizes
+def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[str, int]]:
+    """Return the type of each operation in the graph of `model`, and how many values it returns for one such image."""
+    network = tf.function(view_of_any_size(model), autograph=False)
+    graph = network.get_concrete_function(tf.TensorSpec((None, height, width, model.input_shape[-1]))).graph
+    outputs = [(operation.type, output.shape) for operation in graph.get_operations() for output in operation.outputs]
+    # What depends on the images has an unknown first dimension, unlike weights.
+    of_images = [(kind, shape) for kind, shape in outputs if shape.rank and shape[0] is None]
+    return [(kind, shape[1:].num_elements() or 0) for kind, shape in of_images]
 
 
 def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
@@ -137,7 +159,7 @@ def _states(model: keras.Model, height: int | None, width: int | None) -> bool:
     shape = (1, height, width, model.input_shape[-1])
     try:
         return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
-    except (ValueError, TypeError):  # as raised by a dense layer, or where branches of different sizes meet
+    except Exception:  # a ValueError where branches of different sizes meet; a user's layer raises any type
         return False
 
 
@@ -148,7 +170,7 @@ def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     network = tf.function(view_of_any_size(model), autograph=False)
     try:
         return tuple(network.get_concrete_function(tf.TensorSpec(shape)).outputs[0].shape) == shape
-    except (ValueError, TypeError, tf.errors.OpError):
+    except Exception:
         return False
 
 
@@ -169,7 +191,7 @@ def receptive_field(model: keras.Model) -> ReceptiveField | None:
     """Return the receptive field of a model from images [batch, H, W, C] to images of the same size.
 
     Returns None if there is no finite one, as with dense layers on all pixels, global pooling or attention, or if it
-    cannot be measured, because the model takes images of one size only or has a layer that Keras cannot copy.
+    cannot be measured, because the model takes images of one size only or has layers that are not Keras's.
     """
     try:
         with tf.device("CPU:0"):
@@ -222,7 +244,20 @@ def _without_maxima(model: keras.Model) -> keras.Model:
         config: dict[str, Any] = layer.get_config()
         return kind.from_config({**config, **({"activation": "linear"} if "activation" in config else {})})
 
+    _require_nan(model)
     image = keras.Input((None, None, model.input_shape[-1]))
     copy = keras.models.clone_model(model, image, clone_function=copied, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _require_nan(model: keras.Model) -> None:
+    """Raise ValueError if `model` has an operation or a user's layer, whose output may ignore that a pixel is NaN."""
+    for operation in getattr(model, "operations", model.layers):
+        if is_functional(operation):
+            _require_nan(operation)
+        elif isinstance(operation, keras.Layer):
+            if not type(operation).__module__.startswith("keras."):
+                raise ValueError(f"layer {operation.name}")
+        elif type(operation).__name__ not in _ARITHMETIC:
+            raise ValueError(f"operation {operation.name}")

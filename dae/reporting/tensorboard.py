@@ -145,7 +145,7 @@ class TensorBoard:
     def _outputs(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Return the first denoised images, and the latents of all samples, if there is a layer `encoder`."""
         network = fused(self._model, training=False)
-        return network(self._samples.noisy[:IMAGES_SHOWN]).denoised, network(self._samples.noisy).latents
+        return network(self._samples.noisy[:IMAGES_SHOWN]).images, network(self._samples.noisy).latents
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""

@@ -9,19 +9,21 @@ from dae.errors import warn
 from dae.models.sizes import output_sizes
 
 _MEMINFO = Path("/proc/meminfo")
+# The operations in a graph that multiply by weights.
+_WEIGHTED = ("Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "FusedBatchNormV3", "MatMul")
 
 
 def warn_if_scarce(model: keras.Model, batch_size: float) -> None:
     """Warn if a training step of `batch_size` images probably needs more memory than is available.
 
-    Kept are the outputs of the layers with weights; and there are gradients of two outputs at once, and a few batches
+    Kept are the outputs of operations with weights; and there are gradients of two outputs at once, and a few batches
     ahead. The estimate was 0.75 to 1.4 of the peak memory of runs with the networks here, by `/usr/bin/time -v`.
     There is no warning on a GPU, or on a system other than Linux: the available memory is unknown there.
     """
     if tf.config.get_visible_devices("GPU") or not _MEMINFO.exists():
         return
     height, width, channels = model.input_shape[1:]
-    outputs = [values for layer, values in output_sizes(model, height, width) if layer.weights]
+    outputs = [values for kind, values in output_sizes(model, height, width) if kind in _WEIGHTED]
     values_per_image = sum(outputs) + 2 * max(outputs, default=0) + 4 * height * width * channels
     needed = 4 * values_per_image * batch_size
     words = _MEMINFO.read_text(encoding="utf-8").split()

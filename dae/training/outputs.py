@@ -3,9 +3,10 @@
 from dae.data.pipeline import sample_batch
 from dae.evaluation.evaluate import Evaluate
 from dae.evaluation.metrics import psnr_of_mse
-from dae.models import sizes
+from dae.models import networks
 from dae.models.fused_layers import fused
 from dae.reporting import plots, tensorboard
+from dae.reporting.logger import Console
 from dae.training.checkpoints import Checkpoints
 from dae.training.task import Task
 from dae.training.train_state import TrainState
@@ -14,7 +15,13 @@ from dae.workdir.workdir import Workdir
 
 
 def write(
-    run: Workdir, task: Task, state: TrainState, evaluate: Evaluate, checkpoints: Checkpoints, epochs: int
+    run: Workdir,
+    task: Task,
+    state: TrainState,
+    evaluate: Evaluate,
+    checkpoints: Checkpoints,
+    console: Console,
+    epochs: int,
 ) -> dict[str, float]:
     """Write everything to the folder of `run`, and return the report; of several workers, only the chief writes.
 
@@ -36,11 +43,10 @@ def write(
     run.check()
     folder = run.output
     (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
-    for name in model_files.MODEL_FILES:
-        model = sizes.any_size(task.evaluated_model)
-        model_files.save_model(model, folder / name, task.resolved.value_range)
+    is_own = task.config.model not in networks.MODELS
+    console.print(*model_files.save_all(task.evaluated_model, folder, task.resolved.value_range, is_own))
     samples = sample_batch(task.data.test, task.config, "test").images(0, 10)
-    denoised = fused(task.evaluated_model, training=False)(samples.noisy).denoised
+    denoised = fused(task.evaluated_model, training=False)(samples.noisy).images
     plots.save_denoised(folder / "denoised.png", samples, denoised.numpy())
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])

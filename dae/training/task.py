@@ -21,8 +21,8 @@ from dae.evaluation import metrics
 from dae.evaluation.evaluate import check_fits
 from dae.losses import composite
 from dae.losses import contract as loss_contract
-from dae.losses.composite import CompositeLoss
-from dae.losses.losses import Loss
+from dae.losses.composite import CompositeLoss, ImageFunction
+from dae.losses.losses import bce
 from dae.losses.objective import Objective
 from dae.models import networks
 from dae.models.fused_layers import SeededNetwork, for_training
@@ -49,7 +49,9 @@ class Task:
     """`model` as the train step calls it."""
     loss: CompositeLoss
     optimizer: keras.optimizers.Optimizer
-    metrics: Mapping[str, Loss]
+    metrics: Mapping[str, ImageFunction]
+    is_bounded: bool
+    """True if the outputs of the network are always in [0, 1]."""
 
     @property
     def examples(self) -> int:
@@ -80,7 +82,7 @@ class Task:
     def objective(self, step: tf.Variable) -> Objective:
         """Return what is minimized; `step` counts the training steps done."""
         corrupt = noise.corruption(self.config, self.resolved.noise_level[1])
-        return Objective(self.loss, self.config, corrupt, self.total_steps, step)
+        return Objective(self.loss, self.config, corrupt, self.total_steps, step, self.is_bounded)
 
     def evaluated_objective(self, step: tf.Variable) -> Objective:
         """Return the same for `evaluated_model`, whose regularizers have other values if its weights are averages."""
@@ -125,12 +127,12 @@ def prepare(
     levels = noise.level_range(config, splits.train.is_paired)
     noise.check(config, image_shape, levels)
     model = networks.build(config, image_shape, earlier=sketch)
-    batch_size = min(config.batch_size, examples_per_epoch(splits.train, config))
-    memory.warn_if_scarce(model, batch_size / replicas.workers)
     network = for_training(model, config.precision)
     (batch,) = training_batches(splits.train, config).take(1)
     if config.model not in networks.MODELS:
         networks.check(config, model, batch)
+    is_bounded = networks.is_bounded(config, model, batch.noisy)
+    memory.warn_if_scarce(model, len(batch.clean) / replicas.workers)
     brightness = config.initial_brightness
     if brightness is None:
         brightness = round(min(max(mean_brightness(splits.train), 0.01), 0.99), 4)
@@ -140,9 +142,6 @@ def prepare(
     if config.ema_decay is not None:
         evaluated_model = networks.build(config, image_shape)
         evaluated_model.set_weights(model.get_weights())
-
-    def loss() -> CompositeLoss:
-        return composite.with_regularization(composite.build(config.loss, config.seed), model)
 
     resolved = Resolved(
         levels,
@@ -161,25 +160,41 @@ def prepare(
         check_recorded(config, resolved, recorded)
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
-    evaluation_metrics = metrics.load(config, batch)
     task = Task(
-        config, resolved, replicas, splits, model, evaluated_model, network, loss(), optimizer, evaluation_metrics
+        config,
+        resolved,
+        replicas,
+        splits,
+        model,
+        evaluated_model,
+        network,
+        composite.with_regularization(composite.build(config.loss, config.seed), model),
+        optimizer,
+        metrics.load(config),
+        is_bounded,
     )
     for images in (splits.validation, splits.test):
         check_fits(evaluated_model, images)
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
     check_loss(task, objective)
     loss_contract.check(objective, model, batch)
-    loss_contract.check_initial_weights(objective, dataclasses.replace(objective, loss=loss()), model, batch)
+    metrics.check(task.metrics, objective, model, batch)
+    again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed))
+    loss_contract.check_initial_weights(objective, again, model, batch)
     return task
 
 
 def check_loss(task: Task, objective: Objective) -> None:
     """Raise UsageError if the loss needs noise that pairs do not have, or whole batches that the run divides.
 
-    Warns if the run ends within the BCE warm-up.
+    Also rejected is BCE of a network whose outputs can leave [0, 1]. Warns if the run ends within the BCE warm-up.
     """
     source = f"--loss: {plugins.source(task.config.loss)}"
+    if not task.is_bounded and any(term.function is bce for term in task.loss.terms):
+        raise UsageError(
+            f"{source} needs outputs in [0, 1], which those of --model {plugins.source(task.config.model)} can leave; "
+            "minimize mse or charbonnier, or end the network in a sigmoid"
+        )
     if task.data.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
         raise UsageError(
             f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with pairs of "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dae import runtime
@@ -32,7 +33,19 @@ from dae.training.workers import check_tasks
 from dae.workdir import workdir
 from dae.workdir.workdir import Workdir
 
-OnEpochEnd = Callable[[dict[str, float]], object]
+
+class EpochEnd(NamedTuple):
+    """What `on_epoch_end` receives."""
+
+    values: dict[str, float]
+    """The line of metrics.jsonl."""
+    model: keras.Model
+    """The network as it was evaluated; with `ema_decay`, that of the averaged weights."""
+    step: int
+    """Training steps done."""
+
+
+OnEpochEnd = Callable[[EpochEnd], object]
 
 # One call of the train loop takes as many steps as process this many pixel values, those of 20 batches of 128 MNIST
 # images. Signals and the progress bar are handled only between calls, so a call takes fewer steps of larger images.
@@ -51,7 +64,7 @@ def train(
     quiet: bool = False,
     profile: bool = False,
     devices: Sequence[str] = (),
-    on_epoch_end: OnEpochEnd = lambda line: None,
+    on_epoch_end: OnEpochEnd = lambda epoch_end: None,
 ) -> dict[str, float]:
     """Train a model as `config` describes, write the run to the folder `run_dir`, and return its report.json.
 
@@ -71,9 +84,9 @@ def train(
         quiet: Print only warnings.
         profile: Profile a few steps for TensorBoard's profile plugin.
         devices: Names of devices such as gpu:0 or cpu; by default all GPUs, or else the CPU.
-        on_epoch_end: A function that is called with each line of metrics.jsonl once its epoch's results and checkpoint
-            are on disk; of several workers, only the chief calls it. An exception that it raises ends the call; the run
-            can be resumed.
+        on_epoch_end: A function that is called with an `EpochEnd` (`values`, `model`, `step`) once the epoch's results
+            and checkpoint are on disk; of several workers, only the chief calls it. An exception that it raises ends
+            the call; the run can be resumed (docs/logging.md).
 
     Raises:
         UsageError: For a user's mistake, before anything is written.
@@ -101,7 +114,7 @@ def train(
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the fraction of the run")
         try:
             check_tasks(task)
-            callback = on_epoch_end if replicas.is_chief else lambda line: None
+            callback = on_epoch_end if replicas.is_chief else lambda epoch_end: None
             report = train_task(task, run, console, profile, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
@@ -146,7 +159,7 @@ def train_task(
         if not finish:
             train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
     epochs = int(state.step) // task.steps_per_epoch if finish else config.epochs
-    report = outputs.write(run, task, state, evaluate, checkpoints, epochs)
+    report = outputs.write(run, task, state, evaluate, checkpoints, console, epochs)
     task.replicas.exchange(b"")  # wait until the chief has written everything
     return report
 
@@ -195,7 +208,7 @@ def train_epochs(
         state.start_epoch()
         checkpoints.save_epoch(epoch, line.get("validation_loss"))
         with interruption.announced():
-            on_epoch_end(line)
+            on_epoch_end(EpochEnd(line, task.evaluated_model, int(state.step)))
         interruption.raise_if_pending(f"epoch {epoch}")
 
 

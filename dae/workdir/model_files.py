@@ -1,4 +1,7 @@
-"""Model files: a run's model.keras and model.h5, or any other file of those formats.
+"""Model files: model.keras and model.h5 of a run, or other files of those formats; and weights of users' networks.
+
+The network of a user's file is built by the function in the run's copy of that file, and gets the weights in
+model.weights.h5. All other models are those in model.keras, or in a file, from which no code runs.
 
 A run's model files also hold the value range of its images, where Keras ignores it: .keras files as the comment of the
 .zip file that they are, and .h5 files in the attribute `dae.json`.
@@ -13,15 +16,16 @@ import keras
 import numpy as np
 
 from dae import config as config_module
-from dae import resolved
+from dae import plugins, resolved
 from dae.data.values import NOTE, ValueRange
-from dae.errors import UsageError, as_usage_error, shown, warn
+from dae.errors import UsageError, as_usage_error, listed, shown, warn
 from dae.files import atomic_path
 from dae.machine import keras_defaults
 from dae.workdir import hdf5_check
 from dae.workdir.workdir import CONFIG, REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
+WEIGHTS = "model.weights.h5"
 # The outputs for images in [0, 1] of a model that is meant for such images.
 OUTPUTS = (-0.5, 1.5)
 
@@ -33,9 +37,11 @@ def load_model(path: str | Path) -> keras.Model:
     A run that is not finished has the model of its best checkpoint, or of the latest one if nothing validates; a
     warning names it.
 
-    The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range. The file need not be trusted: Keras runs
-    no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises UsageError
-    if there is no such model, or if the outputs of one that is not a run's show that it takes or returns other values.
+    The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range, which the outputs of linear networks can
+    leave. A run of a user's network runs the copy of the user's file in the run's folder. A file need not be trusted:
+    Keras runs no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises
+    UsageError if there is no such model, or if the outputs of one that is not a run's show that it takes or returns
+    other values.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,6 +50,8 @@ def load_model(path: str | Path) -> keras.Model:
         epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
         if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
             warn(f"{path}: using the model of its report, after {epochs:g} of {wanted} epochs")
+        if (path / WEIGHTS).exists() and not plugins.is_lost(config_module.read(path / CONFIG).model):
+            return _built(path)
         path = path / MODEL_FILES[0]
         if not path.is_file():
             raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
@@ -79,6 +87,19 @@ def _unfinished(run: Path) -> keras.Model:
     return model
 
 
+def _built(run: Path) -> keras.Model:
+    """Return the network of a run that the function of a user builds, with its weights."""
+    from dae.models import networks, sizes
+
+    derived = resolved.read(run)
+    model = networks.build(config_module.read(run / CONFIG), derived.image_shape)
+    with as_usage_error(run / WEIGHTS, "not the weights of the run's network", Exception):
+        model.load_weights(run / WEIGHTS)
+    model = sizes.any_size(model)
+    model.dae_value_range = derived.value_range
+    return model
+
+
 def value_range_of(model: keras.Model) -> ValueRange | None:
     """Return the value range of the images that a loaded model was trained on, or None for one that is not a run's."""
     return getattr(model, "dae_value_range", None)
@@ -110,6 +131,55 @@ def _check_outputs(model: keras.Model, path: Path) -> None:
         )
     if outputs[2].mean() - outputs[0].mean() < 0.1:
         warn(f"{path}: white images come out hardly brighter than black ones; the model should take values from 0 to 1")
+
+
+def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: bool) -> list[str]:
+    """Write the model files of a run. Return a line that says which of them Keras alone opens, unless it opens all.
+
+    Those of a user's network, `is_own`, are written as far as Keras can save it; and its weights in any case.
+    """
+    from dae.models import sizes
+
+    free, alone, others = sizes.any_size(model), [], []
+    if is_own:
+        with atomic_path(folder / WEIGHTS) as temporary:
+            model.save_weights(temporary)
+        others.append(WEIGHTS)
+    for name in MODEL_FILES:
+        path = folder / name
+        try:
+            save_model(free, path, value_range)
+        except Exception:  # of many types, for layers that Keras cannot save
+            if not is_own:
+                raise
+            path.unlink(missing_ok=True)  # of fewer epochs
+            continue
+        if not is_own or _opens_alone(free, path):
+            alone.append(name)
+        elif path.suffix == ".h5":  # which cannot hold the network
+            path.unlink()
+        else:
+            others.append(name)
+    if alone == [*MODEL_FILES]:
+        return []
+    return [f"model files: Keras alone opens {listed(alone) or 'none'}; {listed(others)}: with the code of the network"]
+
+
+def _opens_alone(model: keras.Model, path: Path) -> bool:
+    """Return whether Keras reads the same model from a file, without what users' code has registered with it."""
+    from dae.models.fused_layers import outputs
+
+    registered = keras.saving.get_custom_objects()
+    before = dict(registered)
+    registered.clear()
+    try:
+        loaded = keras.models.load_model(path, compile=False)
+        noisy = np.random.default_rng(0).random((1, *(side or 64 for side in model.input_shape[1:])), np.float32)
+        return np.allclose(outputs(loaded, noisy), outputs(model, noisy), atol=1e-6)
+    except Exception:
+        return False
+    finally:
+        registered.update(before)
 
 
 def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from dae import config as config_module
 from dae import plugins, resolved
-from dae.config import RunConfig, config_for_resume, flag, to_json
+from dae.config import PLUGIN_FIELDS, RunConfig, config_for_resume, flag, to_json
 from dae.errors import RunError, UsageError, as_usage_error, first_line, warn
 from dae.files import TEMPORARY, atomic_write, check_utf8
 from dae.resolved import Resolved
@@ -187,7 +187,8 @@ def _write_config(path: Path, config: RunConfig) -> None:
     """Write config.json, with copies of the users' files that it names in code/, and remove what a kill has left."""
     for left_by_a_kill in path.rglob(f"{TEMPORARY}*"):
         left_by_a_kill.unlink()
-    texts = [config.noise, config.model, config.loss, *config.metrics]
+    values = (getattr(config, name) for name in PLUGIN_FIELDS)
+    texts = [text for value in values for text in ([value] if isinstance(value, str) else value)]
     copies = {name: source.encode() for name, source in plugins.sources(texts).items()}
 
     def copy(reference: plugins.Reference, field_name: str) -> plugins.Reference:

@@ -52,7 +52,8 @@ def dae_train(config: RunConfig, start: Start) -> None:
     cli.import_tensorflow()
     from dae.training.trainer import train
 
-    train(config, sys.argv[3], on_epoch_end=start())
+    lap = start()
+    train(config, sys.argv[3], on_epoch_end=lambda epoch_end: lap(epoch_end.values))
 
 
 def fit(config: RunConfig, start: Start) -> None:

@@ -61,7 +61,7 @@ def test_a_score_has_the_metrics_time_and_first_images_of_the_denoised_images(sc
 def test_metrics_are_compiled_once_for_all_trials(trial, monkeypatch):
     traced, psnr = [], metrics.METRICS["psnr"]
 
-    def counted(clean, denoised):
+    def counted(clean, denoised, inputs):
         traced.append(1)
         return psnr(clean, denoised)
 

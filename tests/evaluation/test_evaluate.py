@@ -50,7 +50,7 @@ def test_a_set_is_evaluated_with_the_metrics_that_are_given_under_its_name(ident
     assert set(make_evaluator(identity)("test", batches)) == {f"test_{name}" for name in METRICS}
     (batch,) = batches
     expected = float(tf.reduce_mean(psnr(batch.clean, batch.noisy)))
-    assert make_evaluator(identity, metrics={"mine": psnr})("x", batches) == {
+    assert make_evaluator(identity, metrics={"mine": METRICS["psnr"]})("x", batches) == {
         "x_mine": pytest.approx(expected, rel=1e-6)
     }
 

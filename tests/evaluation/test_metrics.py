@@ -1,13 +1,16 @@
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of
+from helpers import batch_of, objective
 
 from dae.config import RunConfig
 from dae.errors import UsageError
-from dae.evaluation.metrics import METRICS, bce, format_metrics, load, psnr_of_mse
+from dae.evaluation.evaluate import make_evaluator
+from dae.evaluation.metrics import METRICS, bce, check, format_metrics, load, psnr_of_mse
+from dae.losses.composite import ImageFunction
 from dae.losses.losses import LOSSES
 
 
@@ -93,8 +96,11 @@ def darker(output, target):
 def brightness(output):
     return tf.reduce_mean(output, axis=[1, 2, 3])
 
-def asks(clean, denoised, *, noisy):
+def asks(clean, denoised, *, sigma):
     return largest_error(clean, denoised)
+
+def removed_noise(denoised, *, noisy):
+    return tf.reduce_mean(tf.abs(denoised - noisy), axis=[1, 2, 3])
 
 def same(output, y_pred):
     return largest_error(output, y_pred)
@@ -108,16 +114,36 @@ def plugin(tmp_path) -> Path:
     return file
 
 
+def load_and_check(config: RunConfig, digits: tuple[np.ndarray, np.ndarray]) -> dict[str, ImageFunction]:
+    """Return the metrics of a run whose network returns the noisy images."""
+    functions = load(config)
+    image = keras.Input((28, 28, 1))
+    model = keras.Model(image, keras.layers.Activation("linear")(image))
+    check(functions, objective(), model, batch_of(*reversed(digits)))
+    return functions
+
+
+def test_metrics_can_ask_for_the_inputs_of_losses_and_get_clipped_images(plugin, digits):
+    functions = load_and_check(RunConfig(metrics=(f"{plugin}:removed_noise",)), digits)
+    image = keras.Input((28, 28, 1))
+    twice = keras.Model(image, keras.layers.Rescaling(2.0)(image))
+    means = make_evaluator(twice, objective("mse"), functions)("test", [batch := batch_of(*reversed(digits))])
+    expected = np.abs(np.minimum(2 * batch.noisy, 1) - batch.noisy).mean()
+    assert means["test_removed_noise"] == pytest.approx(expected, rel=1e-5)
+    assert means["test_loss"] == pytest.approx(float(np.mean((2 * batch.noisy - batch.clean) ** 2)), rel=1e-5)
+    assert means["test_mse"] < means["test_loss"]
+
+
 def test_metrics_of_a_users_file_follow_those_of_the_package(plugin, digits):
     batch = batch_of(*reversed(digits))
-    functions = load(RunConfig(metrics=(f"{plugin}:largest_error",)), batch)
+    functions = load(RunConfig(metrics=(f"{plugin}:largest_error",)))
     assert list(functions) == [*METRICS, "largest_error"]
     values = functions["largest_error"](batch.clean, batch.noisy)
     np.testing.assert_allclose(values, np.abs(digits[0] - digits[1]).max((1, 2, 3)), rtol=1e-6)
 
 
 def test_metrics_get_the_images_that_they_name(plugin, digits):
-    functions = load(RunConfig(metrics=(f"{plugin}:darker", f"{plugin}:brightness")), batch_of(*reversed(digits)))
+    functions = load(RunConfig(metrics=(f"{plugin}:darker", f"{plugin}:brightness")))
     clean, denoised = digits
     expected = np.maximum(clean - denoised, 0).mean((1, 2, 3))
     np.testing.assert_allclose(functions["darker"](tf.constant(clean), tf.constant(denoised)), expected, rtol=1e-5)
@@ -147,13 +173,13 @@ def test_a_perfect_image_makes_the_mean_psnr_infinite_but_not_that_of_the_mean_e
         ("psnr", ["the name 'psnr' is taken"]),
         ("loss_bce", ["the name 'loss_bce' is taken"]),
         ("fails", ["fails in line 33 (", "'none'"]),
-        ("asks", ["unknown input 'noisy' (known: none)"]),
+        ("asks", ["unknown input 'sigma' (known: noisy, second_noisy"]),
         ("same", ["got (output, y_pred); the names do not tell which is which"]),
     ],
 )
 def test_metric_that_cannot_be_used_is_rejected_in_one_line(function, words, plugin, digits):
     with pytest.raises(UsageError) as caught:
-        load(RunConfig(metrics=(f"{plugin}:{function}",)), batch_of(*reversed(digits)))
+        load_and_check(RunConfig(metrics=(f"{plugin}:{function}",)), digits)
     assert str(caught.value).startswith(f"--metrics: {plugin}:{function}: ")
     for word in words:
         assert word in str(caught.value)
@@ -164,4 +190,4 @@ def test_two_metrics_of_one_name_are_rejected(plugin, tmp_path, digits):
     (tmp_path / "other.py").write_text(PLUGIN)
     metrics = tuple(f"{tmp_path}/{name}.py:largest_error" for name in ("mine", "other"))
     with pytest.raises(UsageError, match="the name 'largest_error' is taken"):
-        load(RunConfig(metrics=metrics), batch_of(*reversed(digits)))
+        load(RunConfig(metrics=metrics))

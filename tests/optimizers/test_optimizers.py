@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from runs import config_of
 
-from dae.config import RunConfig
+from dae.config import PLUGIN_FIELDS, RunConfig
+from dae.errors import UsageError
 from dae.optimizers import optimizers
 from dae.optimizers.optimizers import cosine
 from dae.workdir.workdir import read_metrics
@@ -14,7 +15,7 @@ from dae.workdir.workdir import read_metrics
 
 @pytest.mark.parametrize(("warmup_ratio", "warmup"), [(0.091, 10), (0.0, 0)])
 def test_cosine_schedule_rises_linearly_and_falls_to_zero(warmup_ratio, warmup):
-    rate: Any = cosine(RunConfig(learning_rate=0.01, schedule="cosine", warmup_ratio=warmup_ratio), warmup + 100)
+    rate: Any = cosine(0.01, warmup + 100, warmup_ratio)
     assert [float(rate(step)) for step in range(warmup)] == pytest.approx([0.001 * step for step in range(warmup)])
     for step in (0, 10, 50, 90, 100):
         expected = 0.01 * (1 + math.cos(math.pi * step / 100)) / 2
@@ -23,15 +24,71 @@ def test_cosine_schedule_rises_linearly_and_falls_to_zero(warmup_ratio, warmup):
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_build_passes_on_the_settings(name):
-    optimizer = optimizers.build(RunConfig(optimizer=name, learning_rate=0.02, adam_beta_2=0.9), 10)
+    has_beta_2 = name in ("adam", "soap", "adamw", "nadam", "adamax", "lamb", "lion")
+    beta_2: dict[str, Any] = {"adam_beta_2": 0.9} if has_beta_2 else {}
+    optimizer: Any = optimizers.build(RunConfig(optimizer=name, learning_rate=0.02, **beta_2), 10)
     assert type(optimizer) is optimizers.OPTIMIZERS[name]
     assert float(optimizer.learning_rate) == pytest.approx(0.02)
-    assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.9)
+    assert not has_beta_2 or optimizer.beta_2 == 0.9
+
+
+OWN = """
+import keras
+
+USED = keras.optimizers.Lion(0.1)
+USED.build([keras.Variable(0.0)])
+
+
+def used(learning_rate):
+    return USED
+
+
+def averaged(learning_rate):
+    return keras.optimizers.SGD(learning_rate, use_ema=True)
+
+
+def number(learning_rate):
+    return 3
+
+
+def text(learning_rate, total_steps):
+    return "fast"
+
+
+def fails(learning_rate):
+    return keras.optimizers.SGD(rate=learning_rate)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "{}:used"}, "--optimizer: {}:used: returns an optimizer that is in use"),
+        ({"optimizer": "{}:averaged"}, "--optimizer: {}:averaged: use_ema has no effect here; use --ema-decay"),
+        ({"optimizer": "{}:number"}, "--optimizer: {}:number: expected an optimizer of keras.optimizers, got 3"),
+        ({"optimizer": "{}:fails"}, "--optimizer: {}:fails: fails in line 25 ("),
+        ({"schedule": "{}:text"}, "--schedule: {}:text: expected a number or a schedule of keras.optimizers.schedules"),
+        ({"schedule": "{}:fails"}, "--schedule: {}:fails: fails"),
+        ({"schedule": "{}:text", "warmup_ratio": 0.1}, "--warmup-ratio: 0.1 has no effect on --schedule text"),
+        ({"optimizer": "sgd", "adam_beta_2": 0.9}, "--adam-beta-2: 0.9 has no effect on --optimizer sgd"),
+        ({"optimizer": "adan"}, "--optimizer: unknown name 'adan'; did you mean 'adam'? (known: adam, soap, sgd, "),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_rejected_in_one_line(fields: dict[str, Any], message, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    own: dict[str, Any] = {name: str(value).replace("{}", str(file)) for name, value in fields.items()}
+    changes = {**fields, **{name: text for name, text in own.items() if name in PLUGIN_FIELDS}}
+    config = RunConfig(**changes)
+    with pytest.raises(UsageError) as caught:
+        optimizers.build(config, 10)
+    assert str(caught.value).startswith(message.format(file))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 def test_a_run_follows_its_schedule(finished_run, files):
     config, rates = config_of(files, "sum"), [line["learning_rate"] for line in read_metrics(finished_run("sum"))]
-    schedule: Any = cosine(config, 14)
+    schedule: Any = cosine(config.learning_rate, 14, config.warmup_ratio)
     assert rates == pytest.approx([float(schedule(step)) for step in (7, 14)], abs=1e-9)
     assert rates[0] > 1e-4 > rates[1]

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,6 +22,7 @@ from dae.errors import Interrupted
 from dae.reporting.logger import Logger
 from dae.training import trainer
 from dae.training.checkpoints import saved_in
+from dae.workdir.model_files import load_model
 
 
 class Stop(Exception):
@@ -61,10 +61,8 @@ def latest_step(run: Path) -> int:
 def assert_same(run: Path, other: Path) -> None:
     """Assert that the results are identical, also the weights in the model files, which hold dates as well."""
     assert first_difference(run, other) is None
-    for name in ("model.keras", "model.h5"):
-        if (other / name).exists():
-            weights, expected = (keras.models.load_model(folder / name).get_weights() for folder in (run, other))
-            assert all(map(np.array_equal, weights, expected))
+    weights, expected = (load_model(folder).get_weights() for folder in (run, other))
+    assert all(map(np.array_equal, weights, expected))
 
 
 def test_every_noise_model_is_in_a_row():

@@ -81,19 +81,20 @@ def test_a_signal_at_the_end_of_an_epoch_keeps_the_epoch(files, tmp_path):
     """The callback is called once the epoch's results and its checkpoint are on disk."""
     run, seen = tmp_path / "run", []
 
-    def interrupt(line: dict[str, float]) -> None:
-        seen.append((line, [prefix.name for prefix in saved_in(run / "checkpoints" / "latest")]))
+    def interrupt(epoch_end: trainer.EpochEnd) -> None:
+        checkpoints = [prefix.name for prefix in saved_in(run / "checkpoints" / "latest")]
+        seen.append((epoch_end.values, epoch_end.step, checkpoints))
         send(signal.SIGINT)
 
     with pytest.raises(Interrupted, match=r"epoch 1; continue with --resume --run-dir .*/run$") as caught:
         trainer.train(config_of(files, checkpoint_every=None), run, quiet=True, on_epoch_end=interrupt)
     assert caught.value.signal_number == signal.SIGINT
-    assert seen == [(read_metrics(run)[0], ["ckpt-7"])]
+    assert seen == [(read_metrics(run)[0], 7, ["ckpt-7"])]
     assert len(read_metrics(run)) == 1
 
 
 def test_an_exception_of_the_callback_is_not_replaced_by_a_pending_signal(files, tmp_path):
-    def fail(line: dict[str, float]) -> None:
+    def fail(epoch_end: trainer.EpochEnd) -> None:
         send(signal.SIGTERM)
         raise ZeroDivisionError("of the callback")
 

@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 def train_one_epoch(config: dae.RunConfig, folder: Path, resume: bool = False) -> None:
-    def stop(line):
+    def stop(epoch_end):
         raise Stopped
 
     with pytest.raises(Stopped):
@@ -100,7 +100,7 @@ def test_what_cannot_be_finished_is_rejected(files, tmp_path):
 def test_a_run_whose_folder_is_another_one_stops_and_writes_nothing(happens, files, tmp_path):
     run, moved = tmp_path / "run", tmp_path / "moved"
 
-    def change(line):
+    def change(epoch_end):
         run.rename(moved)
         if happens == "deleted":
             shutil.rmtree(moved)

@@ -172,8 +172,8 @@ def test_run_interrupted_at_its_last_epochs_is_resumed_to_the_same_bits(
     """Also if nothing is left but to stop."""
     config, last = config_of(files, **PATIENT), len(read_metrics(stopped)) - before_the_end
 
-    def interrupt(line: dict[str, float]) -> None:
-        if line["epoch"] == last:
+    def interrupt(epoch_end: trainer.EpochEnd) -> None:
+        if epoch_end.values["epoch"] == last:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
