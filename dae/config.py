@@ -77,7 +77,8 @@ class ModelConfig:
     """The network and the loss it minimizes."""
 
     model: str = "conv"
-    """Network: conv (that of the tutorial), blog, patches, unet, dncnn, or FILE.py:FUNCTION for your own."""
+    """Network: conv (that of the tutorial), blog, patches, unet, residual_unet (for photographs), dncnn, or
+    FILE.py:FUNCTION for your own."""
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None
@@ -320,6 +321,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "train_examples": 32_000, "epochs": 1},
     # More than 21 dB in a few minutes.
     "best": {**_SOAP, "model": "unet", "learning_rate": 0.003, "epochs": 3},
+    # Photographs of any size, grey or in colour, with unknown Gaussian noise of up to 55 of 255 (docs/results.md).
+    "photo": {
+        **_SOAP,
+        "model": "residual_unet",
+        "loss": "mse",
+        "bce_steps": 0,
+        "noise_level": (0.0, 55 / 255),
+        "clip_noise": False,
+        "patch_size": 64,
+        "augment": True,
+        "batch_size": 16,
+        "learning_rate": 0.003,
+        "epochs": 30,
+    },
     # A first look, in seconds.
     "quick": {"train_examples": 10_000, "validation_examples": 1_000, "epochs": 3},
 }

@@ -40,13 +40,13 @@ def settings() -> tuple[str, float, str, str]:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> tuple[dict[str, float], np.ndarray]:
     run = tmp_path_factory.mktemp("expected")
-    return trainer.train(QUICK, run, data=IMAGES, quiet=True), dae.denoise(run, np.eye(16, dtype=np.float32))
+    return trainer.train(QUICK, run, data=IMAGES, quiet=True), dae.denoise(np.eye(16, dtype=np.float32), run)
 
 
 @pytest.mark.slow
 def test_settings_of_keras_do_not_change_a_run_and_are_left_as_they_were(other_settings, expected, tmp_path):
     report = trainer.train(QUICK, tmp_path, data=IMAGES, quiet=True)
-    denoised = dae.denoise(tmp_path, np.eye(16, dtype=np.float32))
+    denoised = dae.denoise(np.eye(16, dtype=np.float32), tmp_path)
     assert report == expected[0]
     np.testing.assert_array_equal(denoised, expected[1])
     assert settings() == ("float64", 0.1, "channels_first", "mixed_float16")

@@ -23,6 +23,8 @@ from dae.workdir.model_files import load_model, value_range_of
 TILE_BYTES = 2**27
 # The same for images that cannot be computed in tiles.
 WHOLE_BYTES = 2**32
+# A folder of runs of the package's own models.
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
 # Small images are computed in batches of about this many pixels, which stay in the processor's cache.
 BATCH_PIXELS = 2**18
 
@@ -33,42 +35,64 @@ Interval = tuple[slice, slice]
 
 @keras_defaults()
 def denoise(
-    model: keras.Model | str | Path,
     image: np.ndarray,
+    model: keras.Model | str | Path | None = None,
     value_range: tuple[float, float] | None = None,
     axes: str | None = None,
+    self_ensemble: bool = False,
 ) -> np.ndarray:
     """Return the denoised image, or images, of the same shape and type; no noise is added.
 
-    `model` is a Keras model, a finished run's folder, or a .keras or .h5 file. `image` is [H, W], [H, W, C] (if the
-    last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of any size; `axes`, such as "YXZ", names
-    other axes, or those of a shape that leaves doubts (`dae.data.images.as_batch`). `value_range` is (black, white); by
-    default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or 65535 for uint8 and
-    uint16, and 0 to 1 for floats. Computed in float32; integers are rounded and clipped to the range of their type. A
-    grey network denoises each channel of a colour image separately; the outputs of a colour network for a grey image
-    are averaged over the channels.
+    `image` is [H, W], [H, W, C] (if the last dimension is 1 or 3), [N, H, W] or [N, H, W, C], integers or floats, of
+    any size; `axes`, such as "YXZ", names other axes, or those of a shape that leaves doubts
+    (`dae.data.images.as_batch`). `model` is a Keras model, a run's folder, or a .keras or .h5 file; by default it is
+    the package's own for photographs with white Gaussian noise (docs/pretrained.md). `value_range` is (black, white);
+    by default it is that of the run if `image` has the type of the run's images, or else 0 to 255 or 65535 for uint8
+    and uint16, and 0 to 1 for floats. With `self_ensemble`, the result is the mean over the eight flips and turns of
+    the image, which takes eight times as long.
+
+    Computed in float32; the result is clipped to black and white, and rounded for integers. A grey network denoises
+    each channel of a colour image separately; the outputs of a colour network for a grey image are averaged over the
+    channels.
 
     Raises UsageError for another shape or type, for values that cannot be in the value range (`dae.data.values.check`),
     and for a size that the network cannot process: one with dense layers takes only the size that it was built for.
     """
-    denoiser = _last_denoiser(model) if isinstance(model, keras.Model) else Denoiser(load_model(model))
+    if isinstance(image, keras.Model | str | Path):
+        raise UsageError("dae.denoise takes the image first: write dae.denoise(image, model)")
+    if isinstance(model, str | Path):
+        denoiser = Denoiser(load_model(model), self_ensemble=self_ensemble)
+    else:
+        denoiser = _last_denoiser(model, self_ensemble=self_ensemble)
     return denoiser(image, value_range, axes=axes)
 
 
 class Denoiser:
     """A model that denoises images of any size. It is compiled once for each number of channels.
 
-    A large image is computed in tiles, which overlap so far that the result is that of the whole image; memory is
-    bounded by `tile_bytes`.
+    Without a model, it is one of the package's, for grey images or for colour. A large image is computed in tiles,
+    which overlap so far that the result is that of the whole image; memory is bounded by `tile_bytes`. With
+    `self_ensemble`, the result is the mean over the eight flips and turns of the image.
     """
 
-    def __init__(self, model: keras.Model, tile_bytes: int = TILE_BYTES) -> None:
-        self._model = model
-        self._trained_on = value_range_of(model)
-        self._tile_bytes = tile_bytes
+    def __init__(
+        self, model: keras.Model | None = None, tile_bytes: int = TILE_BYTES, self_ensemble: bool = False
+    ) -> None:
+        self._tile_bytes, self._self_ensemble = tile_bytes, self_ensemble
+        self._is_pretrained = model is None
+        self._model = load_model(PRETRAINED / "grey") if model is None else model
+        self._trained_on = value_range_of(self._model)
         self._compiled = functools.cache(self._compile)
-        self.channels: int = model.input_shape[-1]
+        self.channels: int = self._model.input_shape[-1]
         """1 if the network is one for grey images, 3 for colour."""
+
+    def of(self, channels: int) -> "Denoiser":
+        """Return what denoises images of so many channels: the package's model for these, or this one."""
+        return self._colour if self._is_pretrained and channels == 3 else self
+
+    @functools.cached_property
+    def _colour(self) -> "Denoiser":
+        return Denoiser(load_model(PRETRAINED / "colour"), self._tile_bytes, self._self_ensemble)
 
     def value_range(self, dtype: np.dtype, ends: tuple[float, float] | None = None) -> ValueRange:
         """Return the value range of images of this type, of which `ends` are black and white if they are given.
@@ -84,6 +108,8 @@ class Denoiser:
         if self.channels != channels and 1 not in (self.channels, channels):
             raise UsageError(f"the network takes images with {self.channels} channels, got {channels}")
         padded = fitting_size(self._model, height, width)
+        if self._self_ensemble and fitting_size(self._model, *padded[::-1]) != padded[::-1]:
+            raise UsageError(f"self-ensemble: the network does not take images of {width} x {height}, turned ones")
         bytes_ = self._bytes_per_pixel * math.prod(padded) * (channels if self.channels == 1 else 1)
         if bytes_ > WHOLE_BYTES and self._field is None:
             raise UsageError(
@@ -103,7 +129,7 @@ class Denoiser:
             raise UsageError(f"expected images in a NumPy array, got {type(image).__name__}")
         denoised = np.empty(image.shape, image.dtype)
         noisy, target = (as_batch(array, axes, {1, 3, self.channels}) for array in (image, denoised))
-        self.denoise_into(target, noisy, value_range, progress)
+        self.of(noisy.shape[-1]).denoise_into(target, noisy, value_range, progress)
         return denoised
 
     def denoise_into(
@@ -141,13 +167,20 @@ class Denoiser:
         sides = view_of_any_size(self._model).input_shape[1:3]
 
         def compute(noisy: tf.Tensor) -> tf.Tensor:
-            return _in_channels(fused(self._model, training=False), noisy, self.channels, channels)
+            network = fused(self._model, training=False)
+            denoise = functools.partial(_in_channels, network, network_channels=self.channels, channels=channels)
+            denoised = _mean_over_flips_and_turns(denoise, noisy) if self._self_ensemble else denoise(noisy)
+            return tf.clip_by_value(denoised, 0.0, 1.0)
 
         return tf.function(compute, input_signature=[tf.TensorSpec([None, *sides, channels])])
 
     @functools.cached_property
     def _field(self) -> ReceptiveField | None:
-        return receptive_field(self._model)  # takes up to a second, which small images need not wait for
+        field = receptive_field(self._model)  # takes up to a second, which small images need not wait for
+        if field is None or not self._self_ensemble:
+            return field
+        side, period = max(*field.before, *field.after), math.lcm(*field.period)
+        return ReceptiveField((side, side), (side, side), (period, period))
 
     @functools.cached_property
     def _bytes_per_pixel(self) -> float:
@@ -170,6 +203,19 @@ class Denoiser:
             for length, before, after, period in zip(padded, *self._field, strict=True)
         )
         return 1, list(itertools.product(rows, columns))
+
+
+def _mean_over_flips_and_turns(denoise: Callable[[tf.Tensor], tf.Tensor], noisy: tf.Tensor) -> tf.Tensor:
+    """Return the mean of the denoised images [n, H, W, C] over the eight flips and turns of the noisy ones.
+
+    Source: Timofte, Rothe and Van Gool, Seven Ways to Improve Example-Based Single Image Super Resolution (2016).
+    """
+    total = tf.zeros_like(noisy)
+    for axes, order in itertools.product(([], [1], [2], [1, 2]), ([0, 1, 2, 3], [0, 2, 1, 3])):
+        with tf.control_dependencies([total]):  # one after another, so that memory does not grow
+            turned = tf.transpose(tf.reverse(noisy, axes), order)
+            total += tf.reverse(tf.transpose(denoise(turned), order), axes)
+    return total / 8
 
 
 # The function of the last model stays compiled.
@@ -197,14 +243,14 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
     ]
 
 
-def _in_channels(network: Network, noisy: tf.Tensor, network_channels: int, channels: int) -> tf.Tensor:
+def _in_channels(network: Network, noisy: tf.Tensor, *, network_channels: int, channels: int) -> tf.Tensor:
     """Return the denoised images [n, H, W, channels] of a network for `network_channels`."""
     if network_channels == channels:
-        return network(noisy).images
+        return network(noisy).denoised
     if network_channels == 1:
         _, height, width, _ = keras.ops.shape(noisy)
         grey = tf.reshape(tf.transpose(noisy, [0, 3, 1, 2]), [-1, height, width, 1])
-        denoised = tf.reshape(network(grey).images, [-1, channels, height, width])
+        denoised = tf.reshape(network(grey).denoised, [-1, channels, height, width])
         return tf.transpose(denoised, [0, 2, 3, 1])
-    denoised = network(tf.repeat(noisy, network_channels, axis=3)).images
+    denoised = network(tf.repeat(noisy, network_channels, axis=3)).denoised
     return tf.reduce_mean(denoised, axis=3, keepdims=True)

@@ -203,12 +203,13 @@ def check(denoiser: "Denoiser", files: Iterable[File], value_range: ValueRange =
     notes: dict[str, None] = {}
     for file in files:
         for name, (_, height, width, channels, dtype) in file.parts.items():
+            network = denoiser.of(channels)
             with as_usage_error(file.label(name)):
-                denoiser.check(height, width, channels)
-                denoiser.value_range(dtype, value_range)
-            if channels > denoiser.channels:
+                network.check(height, width, channels)
+                network.value_range(dtype, value_range)
+            if channels > network.channels:
                 notes["the network is grey: it denoises each channel of colour images separately"] = None
-            elif channels < denoiser.channels:
+            elif channels < network.channels:
                 notes["the network is for colour: its outputs for grey images are averaged over the channels"] = None
     return list(notes)
 
@@ -287,7 +288,7 @@ def _denoise(
             pairs = [parts[name] for parts in opened]
             noisy, denoised = pairs[0] if len(pairs) == 1 else map(np.concatenate, zip(*pairs, strict=True))
             with as_usage_error(group[0].label(name)):
-                denoiser.denoise_into(denoised, noisy, value_range, progress)
+                denoiser.of(noisy.shape[-1]).denoise_into(denoised, noisy, value_range, progress)
             for (_, images), computed in zip(pairs, np.split(denoised, len(pairs)), strict=True):
                 if len(pairs) > 1:
                     images[:] = computed

@@ -120,6 +120,32 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
     return keras.Model(noisy, denoised, name="unet")
 
 
+def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
+    """The sum of the noisy image and of the output of a U-Net like `unet`, so that it can leave [0, 1].
+
+    The last kernel of each block, and of the network, starts with zeros: at first, the network returns the noisy image.
+    323,969 parameters for grey images; sides are padded as by `unet`.
+
+    Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017), for the
+    sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
+    """
+    height, width_of_image, channels = image_shape
+    padding = ((0, -height % 4), (0, -width_of_image % 4))
+    noisy = x = keras.Input(image_shape, name="noisy")
+    if padding != ((0, 0), (0, 0)):
+        x = layers.ZeroPadding2D(padding)(x)
+    x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
+    fine = _identity_blocks(x, 2)
+    x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
+    coarse = _identity_blocks(x, 3)
+    x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
+    x = _identity_blocks(layers.Add()([x, fine]), 2)
+    x = layers.Conv2DTranspose(channels, 6, strides=2, padding="same", kernel_initializer="zeros")(x)
+    if padding != ((0, 0), (0, 0)):
+        x = layers.Cropping2D(padding)(x)
+    return keras.Model(noisy, layers.Add()([noisy, x]), name="residual_unet")
+
+
 def dncnn(image_shape: Shape, width: int = 1) -> keras.Model:
     """Eight 3 x 3 convolutions of 32 channels times `width`, batch-normalized inside; their output is added to `noisy`.
 
@@ -150,4 +176,17 @@ def _residual_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
         y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
         y = layers.Conv2D(channels, 3, padding="same")(y)
         x = layers.ReLU()(layers.Add()([x, y]))
+    return x
+
+
+def _identity_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
+    """Apply `count` residual blocks that start as the identity, without an activation after the sum.
+
+    Source: He et al., Identity Mappings in Deep Residual Networks (2016), without normalization.
+    """
+    channels = x.shape[-1]
+    for _ in range(count):
+        y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
+        y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros")(y)
+        x = layers.Add()([x, y])
     return x

@@ -19,7 +19,7 @@ from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error, shown
-from dae.models.architectures import Shape, blog, conv, dncnn, patches, unet
+from dae.models.architectures import Shape, blog, conv, dncnn, patches, residual_unet, unet
 from dae.models.fused_layers import fused, outputs
 from dae.models.sizes import is_functional
 from dae.seeding import derive_seed, keras_seed
@@ -28,7 +28,9 @@ from dae.workdir.model_files import WEIGHTS
 # Called with the shape (H, W, C) of an image and, unless it is 1, the setting `width`.
 NetworkFunction = Callable[..., keras.Layer]
 
-MODELS: dict[str, NetworkFunction] = {function.__name__: function for function in (conv, blog, patches, unet, dncnn)}
+MODELS: dict[str, NetworkFunction] = {
+    function.__name__: function for function in (conv, blog, patches, unet, residual_unet, dncnn)
+}
 
 
 def load(config: RunConfig) -> NetworkFunction:

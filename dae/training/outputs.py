@@ -35,6 +35,7 @@ def write(
         "epochs": epochs,
         "epoch": int(state.step) // task.steps_per_epoch,
         "parameters": task.evaluated_model.count_params(),
+        "weights_sha256": model_files.weights_digest(task.evaluated_model),
         **evaluate("test", task.batches("test")),
     }
     report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])

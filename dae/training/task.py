@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from dae import machine, plugins, runtime
@@ -31,7 +29,7 @@ from dae.replicas import ALONE, Replicas
 from dae.resolved import Resolved
 from dae.training import memory
 from dae.training.train_state import TrainState
-from dae.workdir.model_files import load_model
+from dae.workdir.model_files import load_model, weights_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +237,4 @@ def load_initial_weights(config: RunConfig, model: keras.Model) -> str:
             f"{plugins.source(config.model)}, or of other images"
         )
     model.set_weights(loaded.get_weights())
-    return hashlib.sha256(
-        b"".join(np.ascontiguousarray(weight).tobytes() for weight in loaded.get_weights())
-    ).hexdigest()
+    return weights_digest(loaded)

@@ -7,6 +7,7 @@ A run's model files also hold the value range of its images, where Keras ignores
 .zip file that they are, and .h5 files in the attribute `dae.json`.
 """
 
+import hashlib
 import logging
 import zipfile
 from pathlib import Path
@@ -131,6 +132,14 @@ def _check_outputs(model: keras.Model, path: Path) -> None:
         )
     if outputs[2].mean() - outputs[0].mean() < 0.1:
         warn(f"{path}: white images come out hardly brighter than black ones; the model should take values from 0 to 1")
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return the SHA-256 of all weights, little-endian, in the order of `get_weights()`."""
+    arrays = [np.ascontiguousarray(weight) for weight in model.get_weights()]
+    return hashlib.sha256(
+        b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
+    ).hexdigest()
 
 
 def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: bool) -> list[str]:

@@ -48,7 +48,7 @@ def folder(tmp_path, mnist) -> Path:
 
 
 def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
-    done = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "in", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {
@@ -61,18 +61,18 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
             assert pictures.read_header(tmp_path / "out" / path) == pictures.read_header(folder / path)
     network = dae.load_model(model)
     for name in ("sub/3.png", "deep.png"):
-        expected = dae.denoise(network, pictures.read(folder / name))
+        expected = dae.denoise(pictures.read(folder / name), network)
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / name), expected)
     clear, before = (pictures.read_picture(path / "clear.png") for path in (tmp_path / "out", folder))
     np.testing.assert_array_equal(clear.alpha, before.alpha)
-    np.testing.assert_array_equal(clear.pixels, dae.denoise(network, before.pixels))
+    np.testing.assert_array_equal(clear.pixels, dae.denoise(before.pixels, network))
     assert clear.icc_profile == before.icc_profile
     digits = np.load(folder / "digits.npy")
     np.testing.assert_array_equal(
-        np.load(tmp_path / "out" / "digits.npy"), dae.denoise(network, digits[..., None])[..., 0]
+        np.load(tmp_path / "out" / "digits.npy"), dae.denoise(digits[..., None], network)[..., 0]
     )
     with np.load(tmp_path / "out" / "set.npz") as arrays, np.load(folder / "set.npz") as sources:
-        np.testing.assert_allclose(arrays["x"], dae.denoise(network, sources["x"]), atol=1e-6)
+        np.testing.assert_allclose(arrays["x"], dae.denoise(sources["x"], network), atol=1e-6)
         np.testing.assert_array_equal(arrays["y"], sources["y"])
         np.testing.assert_array_equal(arrays["words"], sources["words"])
     assert "copied unchanged: y, words of in/set.npz" in done.stdout
@@ -81,10 +81,10 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
     assert "in/set.npz:x: 3 images, 28 x 28, grey, float32" in done.stdout
     assert "the network is grey: it denoises each channel of colour images separately" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("denoised 18 images in 10 files (")
-    again = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
+    again = run_in_process("denoise.py", "--model", model, "in", "--output", "out", cwd=tmp_path)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "--overwrite" in again.stderr
-    assert run_in_process("denoise.py", model, "in", "--output", "out", "--overwrite", cwd=tmp_path).returncode == 0
+    assert run_in_process("denoise.py", "--model", model, "in", "--output", "out", "--overwrite", cwd=tmp_path).returncode == 0
 
 
 def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, mnist):
@@ -94,9 +94,9 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
     twelve_bits = np.rint(mnist.test.pixels[:1] / 255 * 4095).astype(np.uint16)
     pictures.write(tmp_path / "a.tif", twelve_bits)
     for flags, expected in (((), (0, 4095)), (("--value-range", 0, 8000), (0, 8000))):
-        done = run_in_process("denoise.py", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path)
+        done = run_in_process("denoise.py", "--model", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        denoised = dae.denoise(tiny_run, twelve_bits, value_range=expected)
+        denoised = dae.denoise(twelve_bits, tiny_run, value_range=expected)
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "a.tif"), denoised)
 
 
@@ -110,7 +110,7 @@ def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
     pictures.write(tmp_path / "clean" / "0.png", mnist.test.pixels[:1])
     np.save(tmp_path / "clean" / "digits.npy", mnist.test.pixels[:2])
     flags = ("--output", "out", "--clean", "clean")
-    done = run_in_process("denoise.py", model, "noisy", *flags, cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "noisy", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -135,7 +135,7 @@ def test_what_is_no_image_in_an_npz_file_is_copied(model, tmp_path, mnist):
     np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels, "z": masks})
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("notes.txt", "text")
-    done = run_in_process("denoise.py", model, "a.npz", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "a.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "copied unchanged: y, z of a.npz" in done.stdout
     with np.load(tmp_path / "out" / "a.npz") as arrays:
@@ -153,7 +153,7 @@ def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, m
     (tmp_path / "in" / "\udcfe.png").write_text("broken")
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     flags = ("--output", "out", "--clean", "clean", "--skip-broken")
-    done = run_subprocess("denoise.py", model, "in", *flags, cwd=tmp_path)
+    done = run_subprocess("denoise.py", "--model", model, "in", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert r"skipped broken files: in/\udcfe.png" in done.stdout
     assert b"in/\xff.png,0," in (tmp_path / "out" / "metrics.csv").read_bytes()
@@ -162,7 +162,7 @@ def test_names_that_are_no_unicode_are_read_written_and_shown(model, tmp_path, m
 def test_a_write_that_fails_is_reported_in_one_line_and_leaves_nothing(model, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((300, 300), np.uint8))
     with file_size_limit(60_000):
-        done = run_in_process("denoise.py", model, "a.npy", "--output", "out", cwd=tmp_path)
+        done = run_in_process("denoise.py", "--model", model, "a.npy", "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert not any((tmp_path / "out").iterdir())
 
@@ -171,11 +171,11 @@ def test_broken_pictures_are_rejected_or_skipped(model, folder, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     cut = folder / "sub" / "2.png"  # whose header is readable
     cut.write_bytes(cut.read_bytes()[:-30])
-    done = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "in", "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "in/empty.png: not readable" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run_in_process("denoise.py", model, "in", "--output", "out", "--skip-broken", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "in", "--output", "out", "--skip-broken", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "skipped broken files: in/empty.png" in done.stdout
     assert "skipped broken files: in/sub/2.png" in done.stdout
@@ -189,7 +189,7 @@ def test_a_broken_file_does_not_keep_others_from_being_denoised(model, folder, t
     values = np.ones((2, 30, 30), np.float32)
     values[1, 3, 4] = np.nan
     np.save(folder / "nan.npy", values)
-    done = run_in_process("denoise.py", model, "in", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "in", "--output", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "in/nan.npy: expected finite values" in done.stderr
     assert done.stderr.endswith("denoised all files but in/nan.npy, in/sub/2.png\n")
@@ -226,10 +226,10 @@ def test_a_file_that_changes_after_it_was_checked_fails_in_one_line(happens, nam
 
 def test_slices_of_a_volume_are_denoised_one_by_one_along_any_axis(model, tmp_path, mnist):
     slices = mnist.test.pixels[:30, ..., 0] / np.float32(255)
-    expected = dae.denoise(dae.load_model(model), slices)
+    expected = dae.denoise(slices, dae.load_model(model))
     np.save(tmp_path / "last.npy", np.asfortranarray(slices.transpose(1, 2, 0)))
     np.savez(tmp_path / "set.npz", volume=slices.transpose(1, 2, 0), age=np.arange(3))
-    done = run_in_process("denoise.py", model, "last.npy", "set.npz", "--output", "out", "--axes", "YXZ", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "last.npy", "set.npz", "--output", "out", "--axes", "YXZ", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "last.npy, set.npz:volume: each 30 images, 28 x 28, grey, float32" in done.stdout
     np.testing.assert_allclose(np.load(tmp_path / "out" / "last.npy").transpose(2, 0, 1), expected, atol=1e-6)
@@ -237,29 +237,29 @@ def test_slices_of_a_volume_are_denoised_one_by_one_along_any_axis(model, tmp_pa
         np.testing.assert_allclose(arrays["volume"].transpose(2, 0, 1), expected, atol=1e-6)
     four = slices.reshape(5, 6, 28, 28)
     np.testing.assert_allclose(
-        dae.denoise(dae.load_model(model), four, axes="TZYX").reshape(-1, 28, 28), expected, atol=1e-6
+        dae.denoise(four, dae.load_model(model), axes="TZYX").reshape(-1, 28, 28), expected, atol=1e-6
     )
 
 
 def test_a_stack_comes_out_as_a_stack(model, tmp_path, mnist):
     pictures.write(tmp_path / "movie.tif", mnist.test.pixels[:5])
-    done = run_in_process("denoise.py", model, "movie.tif", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "movie.tif", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "movie.tif: 5 images, 28 x 28, grey, uint8" in done.stdout
-    expected = dae.denoise(dae.load_model(model), mnist.test.pixels[:5])
+    expected = dae.denoise(mnist.test.pixels[:5], dae.load_model(model))
     np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "movie.tif"), expected)
 
 
 def test_hounsfield_units_are_denoised_with_a_value_range(model, tmp_path, mnist):
     hounsfield = (mnist.test.pixels[:5, ..., 0].astype(np.int16) - 128) * 8
     np.savez(tmp_path / "ct.npz", ct=hounsfield)
-    done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "ct.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "ct.npz:ct: expected uint8, uint16, or floats" in done.stderr
     assert "got int16; --value-range BLACK WHITE allows other integers" in done.stderr
-    done = run_in_process("denoise.py", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path)
+    done = run_in_process("denoise.py", "--model", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out" / "ct.npz") as arrays:
-        expected = dae.denoise(dae.load_model(model), mnist.test.pixels[:5, ..., 0])
+        expected = dae.denoise(mnist.test.pixels[:5, ..., 0], dae.load_model(model))
         assert arrays["ct"].dtype == np.int16
         np.testing.assert_allclose(arrays["ct"] / 8 + 128, expected, atol=1)

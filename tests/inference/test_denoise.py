@@ -63,7 +63,7 @@ def test_intervals_cover_the_length_and_keep_only_what_is_inside(length, side, b
 def test_shape_and_type_are_kept_and_values_are_those_of_the_network(shape, dtype, patches):
     white = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1
     noisy = (np.random.default_rng(0).random(shape) * white).astype(dtype)
-    denoised = dae.denoise(patches, noisy)
+    denoised = dae.denoise(noisy, patches)
     assert (denoised.shape, denoised.dtype) == (noisy.shape, noisy.dtype)
     channels = [noisy[..., channel] for channel in range(3)] if shape[-1] == 3 else [noisy.reshape(-1, *shape[-2:])]
     if shape == (28, 28, 1):
@@ -78,8 +78,8 @@ def test_shape_and_type_are_kept_and_values_are_those_of_the_network(shape, dtyp
 
 def test_value_range_scales_black_and_white(patches, mnist):
     noisy = mnist.test.pixels[:3] / np.float32(255)
-    expected = dae.denoise(patches, noisy)
-    scaled = dae.denoise(patches, noisy * 300 - 100, value_range=(-100, 200))
+    expected = dae.denoise(noisy, patches)
+    scaled = dae.denoise(noisy * 300 - 100, patches, value_range=(-100, 200))
     np.testing.assert_allclose((scaled + 100) / 300, expected, atol=1e-5)
 
 
@@ -87,16 +87,16 @@ def test_a_run_removes_noise_from_digits_of_any_size(tiny_run, mnist):
     clean = mnist.test.pixels[:12, ..., 0].reshape(3, 4, 28, 28).swapaxes(1, 2).reshape(84, 112)[:77, :101]
     noise = np.random.default_rng(0).normal(0, 0.5 * 255, clean.shape)
     noisy = np.rint(np.clip(clean + noise, 0, 255)).astype(np.uint8)
-    denoised = dae.denoise(tiny_run, noisy)
+    denoised = dae.denoise(noisy, tiny_run)
     errors = [np.mean((image.astype(float) - clean) ** 2) for image in (noisy, denoised)]
     assert errors[1] < 0.95 * errors[0]  # after three short epochs
 
 
 def test_the_current_weights_of_the_model_are_used(mnist):
     model = networks.build(RunConfig(), (28, 28, 1))
-    before = dae.denoise(model, mnist.test.pixels[:2])
+    before = dae.denoise(mnist.test.pixels[:2], model)
     model.layers[-1].bias.assign([3.0])
-    after = dae.denoise(model, mnist.test.pixels[:2])
+    after = dae.denoise(mnist.test.pixels[:2], model)
     assert after.mean() > before.mean() + 50
 
 
@@ -104,7 +104,7 @@ def test_the_outputs_of_a_colour_network_for_a_grey_image_are_averaged(mnist):
     model = sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 3)))
     noisy = mnist.test.pixels[:4] / np.float32(255)
     expected = model(noisy.repeat(3, axis=3)).numpy().mean(axis=3, keepdims=True)
-    np.testing.assert_allclose(dae.denoise(model, noisy), expected, atol=1e-6)
+    np.testing.assert_allclose(dae.denoise(noisy, model), expected, atol=1e-6)
 
 
 def enlarging(noisy: keras.KerasTensor) -> keras.KerasTensor:
@@ -132,14 +132,14 @@ def test_layers_that_interpolate_and_models_of_any_structure_take_images_of_any_
     model, image = build(), np.random.default_rng(0).random((40, 52), np.float32)
     batch = image[None, ..., None]
     expected = sizes.any_size(model)([batch] if build is with_a_list else batch)
-    np.testing.assert_allclose(dae.denoise(model, image), np.clip(expected[0, ..., 0], 0, 1), atol=1e-6)
+    np.testing.assert_allclose(dae.denoise(image, model), np.clip(expected[0, ..., 0], 0, 1), atol=1e-6)
 
 
 def test_a_network_of_one_size_takes_that_size():
     image, noisy = np.random.default_rng(0).random((14, 14), np.float32), keras.Input((14, 14, 1))
     flat = keras.layers.Dense(196, activation="sigmoid")(keras.layers.Flatten()(noisy))
     model = keras.Model(noisy, keras.layers.Reshape((14, 14, 1))(flat))
-    np.testing.assert_allclose(dae.denoise(model, image), model(image[None, ..., None]).numpy()[0, ..., 0], atol=1e-6)
+    np.testing.assert_allclose(dae.denoise(image, model), model(image[None, ..., None]).numpy()[0, ..., 0], atol=1e-6)
 
 
 def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(monkeypatch):
@@ -167,7 +167,7 @@ def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(mo
 )
 def test_images_of_other_kinds_are_rejected(image, words, patches):
     with pytest.raises(UsageError, match=words):
-        dae.denoise(patches, image)
+        dae.denoise(image, patches)
 
 
 def test_progress_counts_every_pixel_once(patches):
@@ -187,10 +187,10 @@ def test_a_run_denoises_its_type_of_images_in_its_value_range_and_others_in_thei
     save_model(patches, tmp_path / "model.keras", trained_on)
     save_model(patches, tmp_path / "model.h5", trained_on)
     noisy = mnist.test.pixels[:3] / np.float32(255)
-    expected = dae.denoise(patches, noisy)
+    expected = dae.denoise(noisy, patches)
     for name in ("model.keras", "model.h5"):
         for used in map(trained_on.of, (dtype, np.uint8, np.uint16, np.float64)):
-            denoised = dae.denoise(tmp_path / name, used.from_unit(noisy, np.dtype(used.dtype)))
+            denoised = dae.denoise(used.from_unit(noisy, np.dtype(used.dtype)), tmp_path / name)
             np.testing.assert_allclose(used.to_unit(denoised), expected, atol=4e-3)
 
 
@@ -199,15 +199,15 @@ def test_a_model_that_is_not_a_runs_must_take_and_return_values_from_0_to_1(tmp_
     inside = keras.layers.Rescaling(255)(keras.layers.Activation("sigmoid")(keras.layers.Rescaling(1 / 255)(image)))
     save_model(keras.Model(image, inside), tmp_path / "bytes.keras")
     with pytest.raises(UsageError, match=r"outputs from 12\d to 12\d for images from 0 \(black\) to 1 \(white\)"):
-        dae.denoise(tmp_path / "bytes.keras", np.zeros((28, 28)))
+        dae.denoise(np.zeros((28, 28)), tmp_path / "bytes.keras")
     save_model(keras.Model(image, keras.layers.Rescaling(1 / 255)(image)), tmp_path / "dark.keras")
-    dae.denoise(tmp_path / "dark.keras", np.zeros((28, 28), np.uint8))
+    dae.denoise(np.zeros((28, 28), np.uint8), tmp_path / "dark.keras")
     assert "dark.keras: white images come out hardly brighter than black ones" in capsys.readouterr().err
     save_model(keras.Model(image, keras.layers.Activation("linear")(image)), tmp_path / "unchanged.keras")
-    dae.denoise(tmp_path / "unchanged.keras", np.zeros((28, 28), np.uint8))
+    dae.denoise(np.zeros((28, 28), np.uint8), tmp_path / "unchanged.keras")
     assert capsys.readouterr().err == ""
 
 
 def test_images_of_12_bits_in_16_are_denoised_with_a_warning(patches, mnist, capsys):
-    dae.denoise(patches, mnist.test.pixels[0].astype(np.uint16) * 16)
+    dae.denoise(mnist.test.pixels[0].astype(np.uint16) * 16, patches)
     assert "--value-range 0 4095 if 4095 is white" in capsys.readouterr().err

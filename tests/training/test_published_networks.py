@@ -51,14 +51,14 @@ def test_a_published_network_trains_resumes_exactly_reloads_denoises_and_is_expo
 
     model, image = load_model(run), np.random.default_rng(0).random((16, 16), np.float32)
     expected_image = np.clip(outputs(model, image[None, ..., None]), 0, 1)[0, ..., 0]
-    np.testing.assert_allclose(dae.denoise(model, image), expected_image, atol=1e-6)
-    np.testing.assert_array_equal(dae.denoise(model, image), dae.denoise(run, image))
+    np.testing.assert_allclose(dae.denoise(image, model), expected_image, atol=1e-6)
+    np.testing.assert_array_equal(dae.denoise(image, model), dae.denoise(image, run))
     other = np.random.default_rng(1).random((20, 24), np.float32)
     if problem is None:
-        assert dae.denoise(model, other).shape == other.shape
+        assert dae.denoise(other, model).shape == other.shape
     else:
         with pytest.raises(UsageError) as caught:
-            dae.denoise(model, other)
+            dae.denoise(other, model)
         assert str(caught.value) == problem
     assert export.export(model, "savedmodel", tmp_path / "exported")
 
