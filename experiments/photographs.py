@@ -1,13 +1,12 @@
-"""Make the freely licensed photographs that the weights of `dae` are trained on: `python experiments/photographs.py
-OUTPUT --debs FOLDER`; docs/photographs.md lists them."""
+"""Make the photographs of docs/photographs.md: `python experiments/photographs.py OUTPUT --debs FOLDER`."""
 
 import dataclasses
 import hashlib
 import importlib.util
 import subprocess
 import tempfile
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -27,21 +26,8 @@ DEBIAN = {
     "libjxl-testdata": ("0.0~git20230110.d6168ff-1", "usr/share/libjxl-testdata/external/wesaturate/500px"),
 }
 SOURCES = PYTHON | DEBIAN
-
-
-class Photograph(NamedTuple):
-    """A picture: the name of its PNG file, where it is from, and the factor by which its sides are divided."""
-
-    name: str
-    shows: str
-    package: str
-    file: str
-    author: str
-    license: str
-    split: str
-    factor: int = 1
-
-
+# The sides of a picture are divided by its factor.
+Photograph = namedtuple("Photograph", "name shows package file author license split factor", defaults=[1])
 SKIMAGE, SKLEARN, LOMIRI, PALAPELI, JXL = SOURCES
 AITZOL = "Aitzol Berasategi"
 # ruff: noqa: E501  (the table has one line for each picture)
@@ -73,7 +59,8 @@ PHOTOGRAPHS = (
     Photograph("cat", "fine texture: a cat's fur", SKIMAGE, "chelsea.png", "Stefan van der Walt", "CC0", "shown"),
     Photograph("sky", "flat sky above mountains", LOMIRI, "aitzgorri_by_Aitzol_Berasategi.jpg", AITZOL, "CC-BY-4.0", "shown", 3),
     Photograph("text", "text (grey)", SKIMAGE, "text.png", "unnamed (Wikipedia's Corner.png)", "public domain", "shown"),
-)  # fmt: on
+)
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +83,8 @@ def folder_of(package: str, debs: Path, scratch: Path) -> Path:
         return Path(spec.origin).parents[1] / folder
     found = sorted(debs.glob(f"{package}_*.deb"))
     if len(found) != 1:
-        problem = f"has {len(found)} files {package}_*.deb, expected one"
-        raise UsageError(f"--debs: {debs} {problem}; run there: apt-get download {package}={version}")
+        problem = f"{debs} has {len(found)} files {package}_*.deb, expected one"
+        raise UsageError(f"--debs: {problem}; run there: apt-get download {package}={version}")
     with as_usage_error(found[0], "cannot be unpacked by dpkg-deb", OSError, subprocess.CalledProcessError):
         subprocess.run(["dpkg-deb", "-x", found[0], scratch / package], check=True, capture_output=True)
     return scratch / package / folder
@@ -107,14 +94,12 @@ def main() -> None:
     arguments = cli.parse(PhotographsArguments)
     output = Path(arguments.output)
     check_output(output, (), "OUTPUT")
-    if importlib.util.find_spec("PIL") is None:
-        raise UsageError("Pillow is not installed; run: pip install pillow")
-    from PIL import Image
-
     digest = hashlib.sha256()
     sizes: dict[str, list[int]] = {"train": [], "val": [], "shown": []}
     with tempfile.TemporaryDirectory() as scratch, atomic_path(output) as written:
         folders = {name: folder_of(name, Path(arguments.debs), Path(scratch)) for name in SOURCES}
+        from PIL import Image  # which scikit-image requires
+
         for photograph in sorted(PHOTOGRAPHS):
             path = folders[photograph.package] / photograph.file
             with as_usage_error(path, "cannot be read", OSError), Image.open(path) as image:
