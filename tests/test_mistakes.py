@@ -140,7 +140,11 @@ OTHERS = [
         "--model {run} volume.npy --output out",
         ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"],
     ),
-    ("denoise", "--model {run} volume.npy --output out --axes NYXC", ["volume.npy: expected images with the axes NYXC"]),
+    (
+        "denoise",
+        "--model {run} volume.npy --output out --axes NYXC",
+        ["volume.npy: expected images with the axes NYXC"],
+    ),
     ("denoise", "--model {run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "--model {run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
     ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),

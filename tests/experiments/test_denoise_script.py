@@ -84,7 +84,10 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
     again = run_in_process("denoise.py", "--model", model, "in", "--output", "out", cwd=tmp_path)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "--overwrite" in again.stderr
-    assert run_in_process("denoise.py", "--model", model, "in", "--output", "out", "--overwrite", cwd=tmp_path).returncode == 0
+    assert (
+        run_in_process("denoise.py", "--model", model, "in", "--output", "out", "--overwrite", cwd=tmp_path).returncode
+        == 0
+    )
 
 
 def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, mnist):
@@ -94,7 +97,9 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
     twelve_bits = np.rint(mnist.test.pixels[:1] / 255 * 4095).astype(np.uint16)
     pictures.write(tmp_path / "a.tif", twelve_bits)
     for flags, expected in (((), (0, 4095)), (("--value-range", 0, 8000), (0, 8000))):
-        done = run_in_process("denoise.py", "--model", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path)
+        done = run_in_process(
+            "denoise.py", "--model", "run", "a.tif", "--output", "out", "--overwrite", *flags, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         denoised = dae.denoise(twelve_bits, tiny_run, value_range=expected)
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "a.tif"), denoised)
@@ -229,7 +234,9 @@ def test_slices_of_a_volume_are_denoised_one_by_one_along_any_axis(model, tmp_pa
     expected = dae.denoise(slices, dae.load_model(model))
     np.save(tmp_path / "last.npy", np.asfortranarray(slices.transpose(1, 2, 0)))
     np.savez(tmp_path / "set.npz", volume=slices.transpose(1, 2, 0), age=np.arange(3))
-    done = run_in_process("denoise.py", "--model", model, "last.npy", "set.npz", "--output", "out", "--axes", "YXZ", cwd=tmp_path)
+    done = run_in_process(
+        "denoise.py", "--model", model, "last.npy", "set.npz", "--output", "out", "--axes", "YXZ", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "last.npy, set.npz:volume: each 30 images, 28 x 28, grey, float32" in done.stdout
     np.testing.assert_allclose(np.load(tmp_path / "out" / "last.npy").transpose(2, 0, 1), expected, atol=1e-6)
@@ -257,7 +264,9 @@ def test_hounsfield_units_are_denoised_with_a_value_range(model, tmp_path, mnist
     assert done.returncode == 2
     assert "ct.npz:ct: expected uint8, uint16, or floats" in done.stderr
     assert "got int16; --value-range BLACK WHITE allows other integers" in done.stderr
-    done = run_in_process("denoise.py", "--model", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path)
+    done = run_in_process(
+        "denoise.py", "--model", model, "ct.npz", "--output", "out", "--value-range", -1024, 1016, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out" / "ct.npz") as arrays:
         expected = dae.denoise(mnist.test.pixels[:5, ..., 0], dae.load_model(model))

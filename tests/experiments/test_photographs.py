@@ -25,12 +25,12 @@ def test_every_photograph_is_free_and_in_one_split():
     photographs = SCRIPT["PHOTOGRAPHS"]
     assert {p.license for p in photographs} <= {"public domain", "CC0", "CC-BY-2.0", "CC-BY-4.0"}
     assert len({p.name for p in photographs}) == len({(p.package, p.file) for p in photographs}) == len(photographs)
-    assert {p.split for p in photographs} == {"train", "val", "shown"}
+    assert {p.split for p in photographs} == {"train", "val", "test"}
 
 
 def test_a_missing_debian_package_is_named_with_the_command_that_downloads_it(tmp_path):
-    with pytest.raises(Exception, match=r"run there: apt-get download palapeli-data=4:22\.12\.3-1") as error:
-        SCRIPT["folder_of"]("palapeli-data", tmp_path, tmp_path)
+    with pytest.raises(Exception, match=r"run there: apt-get download libjxl-testdata=") as error:
+        SCRIPT["folder_of"]("libjxl-testdata", tmp_path, tmp_path)
     assert type(error.value).__name__ == "UsageError"
 
 
