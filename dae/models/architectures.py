@@ -124,7 +124,7 @@ def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
     """The sum of the noisy image and of the output of a U-Net like `unet`, so that it can leave [0, 1].
 
     The last kernel of each block, and of the network, starts with zeros: at first, the network returns the noisy image.
-    323,969 parameters for grey images; sides are padded as by `unet`.
+    Sides are padded as by `unet`; 323,969 parameters for digits.
 
     Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017), for the
     sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +19,21 @@ def patches() -> keras.Model:
     return sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1)))
 
 
+def not_the_identity(model: keras.Model) -> keras.Model:
+    """Return `model`, with other weights than the zeros that some networks start with."""
+    for number, weight in enumerate(model.trainable_weights):
+        weight.assign_add(0.02 * tf.random.stateless_normal(weight.shape, (1, number)))
+    return model
+
+
 # The smallest sizes of at least 331 x 297 that the networks take.
 PADDED = {"conv": (332, 300), "blog": (332, 300), "patches": (332, 298), "unet": (332, 300), "dncnn": (331, 297)}
+PADDED["residual_unet"] = PADDED["unet"]
 
 
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
-    model = sizes.any_size(networks.build(RunConfig(model=name), (28, 28, 1)))
+    model = not_the_identity(sizes.any_size(networks.build(RunConfig(model=name), (28, 28, 1))))
     digits = mnist.test.pixels[:240, ..., 0].reshape(12, 20, 28, 28).swapaxes(1, 2).reshape(336, 560) / np.float32(255)
     denoiser = Denoiser(model, tile_bytes=1)  # the smallest tiles that the receptive field allows
     for height, width in ((332, 300), (331, 297)):
@@ -32,8 +41,19 @@ def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
         noisy = digits[:height, :width]
         assert len(denoiser._tiles((332, 300), 1)[1]) >= 4
         whole = np.pad(noisy, ((0, rows - height), (0, columns - width)), "symmetric")[None, ..., None]
-        expected = model(whole).numpy()[0, :height, :width, 0]
+        expected = np.clip(model(whole)[0, :height, :width, 0], 0, 1)
         np.testing.assert_allclose(denoiser(noisy), expected, atol=1e-6, rtol=0)
+
+
+def test_self_ensemble_is_the_mean_over_flips_and_turns_also_in_tiles(mnist):
+    model = not_the_identity(sizes.any_size(networks.build(RunConfig(model="residual_unet"), (28, 28, 1))))
+    noisy = np.pad(mnist.test.pixels[0, ..., 0], ((100, 140), (60, 164)), "wrap") / np.float32(255)
+    turned = [np.rot90(image, turns) for image in (noisy, noisy.T) for turns in range(4)]
+    outputs = [np.rot90(model(image[None, ..., None])[0, ..., 0], -i % 4) for i, image in zip([0, 1, 2, 3] * 2, turned)]
+    expected = np.clip(np.mean([*outputs[:4], *(output.T for output in outputs[4:])], axis=0), 0, 1)
+    np.testing.assert_allclose(dae.denoise(noisy, model, self_ensemble=True), expected, atol=1e-6)
+    np.testing.assert_allclose(Denoiser(model, tile_bytes=1, self_ensemble=True)(noisy), expected, atol=1e-6)
+    assert np.abs(dae.denoise(noisy, model) - expected).max() > 1e-4
 
 
 @settings(max_examples=200)

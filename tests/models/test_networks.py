@@ -79,7 +79,14 @@ def test_brightness_is_the_mean_of_the_first_outputs_and_changes_only_the_last_b
     assert float(tf.reduce_mean(model(tf.repeat(digits, 3, axis=3)))) == pytest.approx(brightness, rel=0.1)
 
 
-PARAMETERS = {"conv": 4_385, "blog": 28_353, "patches": 38_689, "unet": 323_969, "dncnn": 56_673}
+PARAMETERS = {
+    "conv": 4_385,
+    "blog": 28_353,
+    "patches": 38_689,
+    "unet": 323_969,
+    "residual_unet": 323_969,
+    "dncnn": 56_673,
+}
 
 
 @pytest.mark.parametrize("name", networks.MODELS)

@@ -85,6 +85,7 @@ def test_inside_its_field_a_tile_gives_the_output_of_the_whole_image_whatever_is
     ("blog", 28, 11, 11, 4),
     ("patches", 28, 12, 12, 2),
     ("unet", 28, 46, 46, 4),
+    ("residual_unet", 28, 46, 46, 4),
     ("dncnn", 28, 8, 8, 1),
 ])  # fmt: skip
 def test_fields_of_the_networks_of_the_package(name, side, before, after, period):

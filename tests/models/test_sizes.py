@@ -24,6 +24,7 @@ REMAINDERS = {
     ("patches", 29): (1, 2),
     ("unet", 28): (0, 4),
     ("unet", 31): (3, 4),
+    ("residual_unet", 28): (0, 4),
     ("dncnn", 28): (0, 1),
 }
 SIDES = st.integers(11, 70)
