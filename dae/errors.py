@@ -55,7 +55,11 @@ def muted_stderr() -> Iterator[None]:
 # Lines that TensorFlow prints before the reason of an error in a graph.
 _PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack traces unavailable>|  File |    ")
 # Keras's text on an object that it cannot load, before the reason.
-_KERAS_PREAMBLE = re.compile(r"Exception encountered: |Example error message for object <.*?>:")
+_KERAS_PREAMBLE = re.compile(
+    r"Exception encountered: |Example error message for object <.*?>:|Exception encountered when calling .*\n"
+)
+# A colour on a terminal.
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 # The operation and the device that it names before and after that reason.
@@ -67,7 +71,7 @@ def first_line(error: BaseException) -> str:
 
     It is cut off after 200 characters.
     """
-    message = _KERAS_PREAMBLE.split(str(error))[-1]
+    message = _KERAS_PREAMBLE.split(_COLOUR.sub("", str(error)))[-1]
     line = next((line for line in message.splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
     line = _OPERATION.sub("", line)
     return line if len(line) <= 200 else f"{line[:200]}..."

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dae.errors import UsageError, as_usage_error, listed, lookup, shown, warn
+from dae.errors import UsageError, as_usage_error, first_line, listed, lookup, shown, warn
 
 # A reference stands at the start of the text or after a space, + or *, so that it can be a term of a sum. Only absolute
 # paths may contain + and *: they arise when a relative path is made absolute, and its folder can have any name.
@@ -249,7 +249,7 @@ def _module(reference: Reference, flag: str) -> types.ModuleType:
         module = types.ModuleType(f"dae_plugin_{_digest(repr(key).encode())}")
         module.__file__ = path
         sys.modules[module.__name__] = module  # dataclasses, pickle and TensorFlow look it up there
-        with errors_with_line(f"{flag}: {reference.path}", path), _unregistered():
+        with errors_with_line(f"{flag}: {reference.path}", path), without_registered():
             exec(compile(content, path, "exec", dont_inherit=True), vars(module))
         # TensorFlow reads the source code when it makes a graph, which may be after an edit.
         linecache.cache[path] = (len(content), None, content.decode(errors="replace").splitlines(True), path)
@@ -258,12 +258,16 @@ def _module(reference: Reference, flag: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _unregistered() -> Iterator[None]:
-    """Undo what the block registers with Keras, so that files can register the same names for different classes."""
+def without_registered() -> Iterator[None]:
+    """Hide what is registered with Keras, and then undo what the block registers.
+
+    So several files can register the same name for different classes.
+    """
     import keras  # which the help of the scripts need not wait for
 
     registered = keras.saving.get_custom_objects()
     before = dict(registered)
+    registered.clear()
     try:
         yield
     finally:
@@ -315,9 +319,9 @@ def errors_with_line(prefix: str, file: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        message = str(error).strip()
+        message, reason = str(error).strip(), first_line(error)
         if message.startswith("in user code:"):  # TensorFlow puts the traceback of a graph into the message
             lines = [int(number) for number in re.findall(rf'File "{re.escape(file)}", line (\d+)', message)]
-            message = message.splitlines()[-1].strip().removeprefix(f"{type(error).__name__}: ")
-        reason = f"{type(error).__name__}: {message.splitlines()[0].strip()}" if message else type(error).__name__
+            reason = message.splitlines()[-1].strip().removeprefix(f"{type(error).__name__}: ")
+        reason = f"{type(error).__name__}: {reason}" if message else type(error).__name__
         raise UsageError(f"{prefix}: fails{f' in line {lines[-1]}' if lines else ''} ({reason})") from error

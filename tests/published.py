@@ -50,6 +50,25 @@ class Gain(Scale):
     pass
 
 
+class Times(layers.Layer):
+    """Its configuration does not say by what it multiplies."""
+
+    def __init__(self, factor=1.0, **settings):
+        super().__init__(**settings)
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+    def get_config(self):
+        return layers.Layer.get_config(self)
+
+
+def times(image_shape):
+    noisy = Input(image_shape)
+    return end(image_shape, noisy, Times(0.25)(layers.Conv2D(4, 3, padding="same")(noisy)))
+
+
 def attention(image_shape):
     """Squeeze and excitation as a nested `Sequential`, an attention gate of two inputs, and layers of one's own."""
     noisy, a, b = Input(image_shape), Input((*image_shape[:2], 4)), Input((*image_shape[:2], 4))

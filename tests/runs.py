@@ -191,6 +191,7 @@ ROWS: dict[str, Row] = {
     "published_nafnet": {"model": "{}/published.py:nafnet", "loss": "charbonnier", "optimizer": "lion"},
     "published_attention": {"model": "{}/published.py:attention", "optimizer": "{}/published.py:accumulating"},
     "published_spectral": {"model": "{}/published.py:spectral", "optimizer": "muon", "ema_decay": 0.9, "shards": None},
+    "published_times": {"model": "{}/published.py:times", "optimizer": "adamw"},
     "published_variational": {"model": "{}/published.py:variational", "optimizer": "nadam"},
 }
 

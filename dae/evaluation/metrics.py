@@ -85,6 +85,8 @@ def check(functions: Mapping[str, ImageFunction], objective: Objective, model: k
         return function(batch.clean, outputs.images, objective.inputs(network, batch, outputs))
 
     for function in (function for name, function in functions.items() if name not in METRICS):
+        if network(batch.noisy).latents is None and {"latents", "encode"} & {*function.inputs}:
+            raise UsageError(f"{function.prefix}: needs latents, but the network has no layer `encoder`")
         with plugins.errors_with_line(function.prefix, plugins.file_of(function.function)):
             found = values(function, batch)
             check_per_image(found, len(batch.clean), function.prefix)

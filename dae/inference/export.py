@@ -63,9 +63,11 @@ def verify(path: Path, format_name: str, model: "keras.Model") -> dict[tuple[int
     difference of any value by the shape of the images. Raises RunError if the file cannot be run, or if a difference
     exceeds `TOLERANCE`.
     """
-    from dae.models.sizes import fitting_size
+    from dae.models.fused_layers import outputs
+    from dae.models.sizes import fitting_size, view_of_any_size
 
-    batch, height, width, channels = model.input_shape
+    view = view_of_any_size(model)
+    batch, height, width, channels = view.input_shape
     first = fitting_size(model, height or 28, width or 28)
     second = fitting_size(model, height or first[0] + 1, width or first[1] + 17)
     _, _, load = FORMATS[format_name]
@@ -75,7 +77,7 @@ def verify(path: Path, format_name: str, model: "keras.Model") -> dict[tuple[int
     for size, count in itertools.product(dict.fromkeys((first, second)), (1, 3) if batch is None else (batch,)):
         shape = (count, *size, channels)
         noisy = np.random.default_rng(0).random(shape, np.float32)
-        expected = model(noisy, training=False).numpy()
+        expected = outputs(view, noisy)
         with _converting(f"{format_name}: the file cannot denoise images {shape}"):
             denoised = denoise(noisy)
         if denoised.shape != expected.shape:
@@ -97,8 +99,9 @@ def _write(model: "keras.Model", format_name: str, path: Path) -> None:
     from dae.models.sizes import view_of_any_size
     from dae.workdir.model_files import value_range_of
 
-    noisy = keras.Input(batch_shape=model.input_shape, name="noisy")
-    signature = [tf.TensorSpec(model.input_shape, tf.float32, name="noisy")]
+    view = view_of_any_size(model)
+    noisy = keras.Input(batch_shape=view.input_shape, name="noisy")
+    signature = [tf.TensorSpec(view.input_shape, tf.float32, name="noisy")]
     options = {"input_signature": signature, "verbose": False}
     written = path
     if format_name == "litert":
@@ -106,7 +109,7 @@ def _write(model: "keras.Model", format_name: str, path: Path) -> None:
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
         written = path.with_suffix(".tflite")  # Keras takes no other suffix
     keras_format = "tf_saved_model" if format_name == "savedmodel" else format_name
-    keras.Model(noisy, {"denoised": view_of_any_size(model)(noisy)}).export(written, keras_format, **options)
+    keras.Model(noisy, {"denoised": view(noisy)}).export(written, keras_format, **options)
     written.rename(path)
     if (value_range := value_range_of(model)) is not None:
         _write_note(path, format_name, value_range.to_json())

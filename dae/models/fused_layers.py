@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dae.errors import UsageError
-from dae.models.sizes import fitting_size, replacement, view_of_any_size
+from dae.errors import UsageError, listed
+from dae.models.sizes import fitting_size, foreign, replacement, view_of_any_size
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
@@ -319,8 +319,12 @@ def in_bfloat16(model: keras.Model) -> Network:
     The last layer computes in float32. Weights and the gradients with respect to them are float32. Source: Kalamkar et
     al., A Study of BFLOAT16 for Deep Learning Training (2019), as in Keras's policy `mixed_bfloat16`.
 
-    Raises UsageError if the model has losses of activities, which would be those of another call.
+    Raises UsageError if the model has other layers than Keras's, whose copies could compute something else, or losses
+    of activities, which would be those of another call.
     """
+    if found := foreign(model):
+        names = listed(operation.name for operation in found)
+        raise UsageError(f"--precision: bfloat16 takes networks that consist of keras.layers alone, not of {names}")
     # Keras has no public function for the layers within a layer, such as that of a wrapper.
     if any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers()):
         raise UsageError("--precision: networks with regularizers of activities take only float32")

@@ -97,11 +97,17 @@ def set_brightness(model: keras.Model, brightness: float) -> None:
 
     So no step is spent on learning it. The bias becomes the logit of `brightness`.
     """
-    activations = [layer.activation for layer in model.layers if hasattr(layer, "activation")]
     biases = [getattr(layer, "bias", None) for layer in model.layers if layer.weights]
-    if activations[-1:] == [keras.activations.sigmoid] and biases and biases[-1] is not None:
+    if _ends_in_sigmoid(model) and biases and biases[-1] is not None:
         logit = math.log(brightness / (1 - brightness))
         biases[-1].assign(keras.ops.full(biases[-1].shape, logit))
+
+
+def _ends_in_sigmoid(model: keras.Model) -> bool:
+    """Return whether the outputs of `model` are those of a sigmoid, perhaps cropped."""
+    operations = getattr(model, "operations", model.layers)  # in the order of their computation
+    *_, last = (operation for operation in operations if not isinstance(operation, keras.layers.Cropping2D))
+    return getattr(last, "activation", None) is keras.activations.sigmoid
 
 
 def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
@@ -139,6 +145,8 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
             f"{source}: TensorFlow computes other outputs in a graph, different by {difference:.2g}; use layers such "
             "as LeakyReLU, not keras.ops, or another activation"
         )
+    if not model.trainable_weights:
+        raise UsageError(f"{source}: has no weights to train")
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(model(batch.noisy, training=True))
     gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])
@@ -155,13 +163,14 @@ def is_bounded(config: RunConfig, model: keras.Model, noisy: tf.Tensor) -> bool:
     They are after a sigmoid. Other networks are tried on noisy images, [batch, H, W, C], with a few random weights:
     with its initial weights, one that subtracts the noise may return the images unchanged.
     """
-    if getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid:
+    if _ends_in_sigmoid(model):
         return True
     tried = build(config, noisy.shape[1:])
     for number in range(3):
         for index, weight in enumerate(tried.trainable_weights):
-            weight.assign_add(tf.random.stateless_normal(weight.shape, (number, index)))
+            scale = math.prod(weight.shape[:-1]) ** -0.5  # so that the outputs of layers keep their size
+            weight.assign_add(scale * tf.random.stateless_normal(weight.shape, (number, index)))
         denoised = outputs(tried, noisy[:4])
-        if not 0 <= denoised.min() <= denoised.max() <= 1:  # also for NaN
+        if (denoised < 0).any() or (denoised > 1).any():
             return False
     return True

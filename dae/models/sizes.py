@@ -39,22 +39,37 @@ def is_functional(layer: object) -> bool:
     return isinstance(layer, keras.Model) and getattr(layer, "inputs", None) is not None
 
 
-def any_size(model: keras.Model) -> keras.Model:
-    """Return a model for images of any size that the layers of `model` allow, or `model` if they allow only one.
+def foreign(model: keras.Model) -> list[Any]:
+    """Return the operations in `model` that are not Keras's layers: those of users, of keras.ops, and in `Lambda`."""
+    found: list[Any] = []
+    for operation in getattr(model, "operations", model.layers):
+        inner = getattr(operation, "layer", operation)  # of a wrapper, such as SpectralNormalization
+        if is_functional(operation):
+            found += foreign(operation)
+        elif isinstance(inner, keras.layers.Lambda) or not type(inner).__module__.startswith("keras.src.layers."):
+            found.append(operation)
+    return found
 
-    It is a copy, or consists of the very layers of `model` if Keras cannot copy them. A network that halves the sides n
-    times takes sides that differ from the original ones by multiples of 2^n.
+
+def any_size(model: keras.Model) -> keras.Model:
+    """Return a copy of `model` for images of any size that its layers allow.
+
+    It is `model` itself if they allow only one size, or if a user's layer cannot be copied. A network that halves the
+    sides n times takes sides that differ from the original ones by multiples of 2^n.
     """
-    copy = _cloned(model)
-    if copy is not model:
-        copy.set_weights(model.get_weights())
-        return copy
-    return _cloned(model, lambda layer: layer)
+    copy = _cloned(model, lambda layer: type(layer).from_config(layer.get_config()))
+    if copy is model:
+        return model
+    copy.set_weights(model.get_weights())
+    # A user's configuration of a layer need not be complete.
+    noisy = np.random.default_rng(0).random((1, *(side or 32 for side in model.input_shape[1:])), np.float32)
+    is_same = not foreign(model) or np.allclose(copy(noisy, training=False), model(noisy, training=False), atol=1e-6)
+    return copy if is_same else model
 
 
 @functools.lru_cache(maxsize=16)
 def view_of_any_size(model: keras.Model) -> keras.Model:
-    """Return the same as `any_size`, but with the very layers of `model`, which keep their weights in common."""
+    """Return the same as `any_size`, but with the very layers of `model`, or functions of these."""
 
     def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
         compute = replacement(layer)
@@ -65,11 +80,9 @@ def view_of_any_size(model: keras.Model) -> keras.Model:
     return _cloned(model, shared)
 
 
-def _cloned(model: keras.Model, clone_function: Callable[[Any], Any] | None = None) -> keras.Model:
+def _cloned(model: keras.Model, clone_function: Callable[[Any], Any]) -> keras.Model:
     def cloned(layer: keras.layers.Layer) -> Any:
-        if is_functional(layer):
-            return _of_any_size(layer, cloned)
-        return clone_function(layer) if clone_function else type(layer).from_config(layer.get_config())
+        return _of_any_size(layer, cloned) if is_functional(layer) else clone_function(layer)
 
     with contextlib.suppress(Exception):  # a user's layer raises any type, a dense one on all pixels a ValueError
         clone = _of_any_size(model, cloned)
@@ -244,20 +257,9 @@ def _without_maxima(model: keras.Model) -> keras.Model:
         config: dict[str, Any] = layer.get_config()
         return kind.from_config({**config, **({"activation": "linear"} if "activation" in config else {})})
 
-    _require_nan(model)
+    if any(type(operation).__name__ not in _ARITHMETIC for operation in foreign(model)):
+        raise ValueError("the output of an operation may ignore that a pixel is NaN")
     image = keras.Input((None, None, model.input_shape[-1]))
     copy = keras.models.clone_model(model, image, clone_function=copied, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _require_nan(model: keras.Model) -> None:
-    """Raise ValueError if `model` has an operation or a user's layer, whose output may ignore that a pixel is NaN."""
-    for operation in getattr(model, "operations", model.layers):
-        if is_functional(operation):
-            _require_nan(operation)
-        elif isinstance(operation, keras.Layer):
-            if not type(operation).__module__.startswith("keras."):
-                raise ValueError(f"layer {operation.name}")
-        elif type(operation).__name__ not in _ARITHMETIC:
-            raise ValueError(f"operation {operation.name}")

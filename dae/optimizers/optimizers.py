@@ -5,10 +5,13 @@ a function of that learning rate which returns a Keras optimizer. docs/optimizer
 """
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
+import tensorflow as tf
 
 from dae import plugins
 from dae.config import RunConfig
@@ -44,7 +47,6 @@ _OF_KERAS = [
     keras.optimizers.Nadam,
     keras.optimizers.Adamax,
     keras.optimizers.Adagrad,
-    keras.optimizers.Adafactor,
     keras.optimizers.Lamb,
     keras.optimizers.Lion,
     keras.optimizers.Muon,
@@ -60,30 +62,57 @@ def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
     Gradients are clipped by the train state, not by the optimizer. Raises UsageError for an unknown optimizer or
     schedule, or for a function that returns another thing.
     """
-    ratio = {"warmup_ratio": config.warmup_ratio} if config.warmup_ratio else {}
-    rate = _call(SCHEDULES, "schedule", config.schedule, "--warmup-ratio", config.learning_rate, total_steps, **ratio)
-    if not isinstance(rate, float | int | keras.optimizers.schedules.LearningRateSchedule):
+    ratio = ("--warmup-ratio", "warmup_ratio", config.warmup_ratio, RunConfig.warmup_ratio)
+    rate: Any = _call(SCHEDULES, "schedule", config.schedule, ratio, config.learning_rate, total_steps)
+    rate = float(rate) if isinstance(rate, numbers.Real) else rate  # also a NumPy scalar
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    if not (0 < rate < math.inf if isinstance(rate, float) else is_schedule):
         raise UsageError(
-            f"--schedule: {plugins.source(config.schedule)}: expected a number or a schedule of "
+            f"--schedule: {plugins.source(config.schedule)}: expected a number > 0 or a schedule of "
             f"keras.optimizers.schedules, got {shown(rate)}"
         )
-    beta_2 = {"beta_2": config.adam_beta_2} if config.adam_beta_2 != RunConfig.adam_beta_2 else {}
-    optimizer = _call(OPTIMIZERS, "optimizer", config.optimizer, "--adam-beta-2", rate, **beta_2)
+    beta_2 = ("--adam-beta-2", "beta_2", config.adam_beta_2, RunConfig.adam_beta_2)
+    optimizer = _call(OPTIMIZERS, "optimizer", config.optimizer, beta_2, rate)
     source = f"--optimizer: {plugins.source(config.optimizer)}"
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise UsageError(f"{source}: expected an optimizer of keras.optimizers, got {shown(optimizer)}")
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UsageError(
+            f"{source}: the loss is not scaled here, which bfloat16 does not need; return its inner optimizer"
+        )
     if optimizer.built:
         raise UsageError(f"{source}: returns an optimizer that is in use; create one in each call")
-    if getattr(optimizer, "use_ema", False):
+    if optimizer.use_ema:
         raise UsageError(f"{source}: use_ema has no effect here; use --ema-decay")
     return optimizer
 
 
-def _call(table: dict[str, Any], field: str, name: str, setting: str, *arguments: Any, **settings: Any) -> Any:
-    """Call the function that `name` is or refers to. Raises UsageError if it does not take the `settings`."""
+def check(config: RunConfig, total_steps: int, variables: list[keras.Variable]) -> None:
+    """Raise UsageError unless a user's optimizer and schedule can be computed in a graph, for these variables."""
+    for field, text, table in (
+        ("optimizer", config.optimizer, OPTIMIZERS),
+        ("schedule", config.schedule, SCHEDULES),
+    ):
+        if text not in table:
+            with plugins.errors_with_line(
+                f"--{field}: {plugins.source(text)}", plugins.file_of(plugins.load(table, text, f"--{field}"))
+            ):
+                optimizer = build(config, total_steps)
+                optimizer.build(variables)
+                gradients = [tf.zeros(variable.shape) for variable in variables]
+                tf.function(lambda: optimizer.apply(gradients, variables)).get_concrete_function()  # noqa: B023
+
+
+def _call(table: dict[str, Any], field: str, name: str, setting: tuple[str, str, Any, Any], *arguments: Any) -> Any:
+    """Call the function that `name` is or refers to, also with a setting: its flag, parameter, value and default.
+
+    The default is passed only to a parameter without one. Raises UsageError for another value without such a parameter.
+    """
     function, source = plugins.load(table, name, f"--{field}"), f"--{field}: {plugins.source(name)}"
+    flag, parameter, value, default = setting
     with plugins.errors_with_line(source, plugins.file_of(function)):
-        for parameter, value in settings.items():
-            if parameter not in inspect.signature(function).parameters:
-                raise UsageError(f"{setting}: {value} has no effect on --{field} {plugins.label(name)}")
-        return function(*arguments, **settings)
+        found = inspect.signature(function).parameters.get(parameter)
+        if found is None and value != default:
+            raise UsageError(f"{flag}: {value} has no effect on --{field} {plugins.label(name)}")
+        is_needed = found is not None and (value != default or found.default is found.empty)
+        return function(*arguments, **({parameter: value} if is_needed else {}))

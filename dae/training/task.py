@@ -158,18 +158,19 @@ def prepare(
         check_recorded(config, resolved, recorded)
     total_steps = config.epochs * steps_per_epoch(examples_per_epoch(splits.train, config), config.batch_size)
     optimizer = optimizers.build(config, total_steps)
+    optimizers.check(config, total_steps, model.trainable_variables)
     task = Task(
         config,
         resolved,
         replicas,
-        splits,
-        model,
-        evaluated_model,
-        network,
-        composite.with_regularization(composite.build(config.loss, config.seed), model),
-        optimizer,
-        metrics.load(config),
-        is_bounded,
+        data=splits,
+        model=model,
+        evaluated_model=evaluated_model,
+        network=network,
+        loss=composite.with_regularization(composite.build(config.loss, config.seed), model),
+        optimizer=optimizer,
+        metrics=metrics.load(config),
+        is_bounded=is_bounded,
     )
     for images in (splits.validation, splits.test):
         check_fits(evaluated_model, images)

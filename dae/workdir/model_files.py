@@ -44,23 +44,28 @@ def load_model(path: str | Path) -> keras.Model:
     UsageError if there is no such model, or if the outputs of one that is not a run's show that it takes or returns
     other values.
     """
-    path = Path(path)
+    path, hint = Path(path), ""
     if path.is_dir():
         if (path / CONFIG).exists() and not (path / REPORT).exists():
             return _unfinished(path)
         epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
         if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
             warn(f"{path}: using the model of its report, after {epochs:g} of {wanted} epochs")
-        if (path / WEIGHTS).exists() and not plugins.is_lost(config_module.read(path / CONFIG).model):
-            return _built(path)
+        if (path / WEIGHTS).exists():
+            network = config_module.read(path / CONFIG).model
+            if not plugins.is_lost(network):
+                return _built(path)
+            hint = f"; its network was a Python function, so call dae.RunConfig(model={plugins.label(network)}) first"
         path = path / MODEL_FILES[0]
         if not path.is_file():
+            if hint:
+                raise UsageError(f"{path.parent}: Keras cannot save this model{hint}")
             raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
     if not path.exists():
         raise UsageError(f"{path}: no such run's folder or model file")
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
-    with as_usage_error(path, "not a readable model", Exception):  # Keras, h5py and zipfile raise many types
+    with as_usage_error(path, f"not a readable model{hint}", Exception):  # Keras, h5py and zipfile raise many types
         hdf5_check.check(path)
         # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
         with keras.StatelessScope(initialize_variables=False):
@@ -150,6 +155,8 @@ def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: 
     from dae.models import sizes
 
     free, alone, others = sizes.any_size(model), [], []
+    classes = [type(layer) for layer in sizes.foreign(model) if isinstance(layer, keras.Layer)]
+    own = {name: kind for kind in classes for name in (kind.__name__, keras.saving.get_registered_name(kind))}
     if is_own:
         with atomic_path(folder / WEIGHTS) as temporary:
             model.save_weights(temporary)
@@ -158,37 +165,33 @@ def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: 
         path = folder / name
         try:
             save_model(free, path, value_range)
-        except Exception:  # of many types, for layers that Keras cannot save
-            if not is_own:
+        except Exception as error:  # of many types, for layers that Keras cannot save
+            if not is_own or isinstance(error, OSError):
                 raise
             path.unlink(missing_ok=True)  # of fewer epochs
             continue
-        if not is_own or _opens_alone(free, path):
+        if not is_own or _restores(model, path, {}):
             alone.append(name)
-        elif path.suffix == ".h5":  # which cannot hold the network
-            path.unlink()
-        else:
+        elif path.suffix == ".keras" and _restores(model, path, own):
             others.append(name)
+        else:
+            path.unlink()
     if alone == [*MODEL_FILES]:
         return []
     return [f"model files: Keras alone opens {listed(alone) or 'none'}; {listed(others)}: with the code of the network"]
 
 
-def _opens_alone(model: keras.Model, path: Path) -> bool:
-    """Return whether Keras reads the same model from a file, without what users' code has registered with it."""
+def _restores(model: keras.Model, path: Path, own: dict[str, type]) -> bool:
+    """Return whether Keras reads the same model from a file, with no classes of users but `own`."""
     from dae.models.fused_layers import outputs
 
-    registered = keras.saving.get_custom_objects()
-    before = dict(registered)
-    registered.clear()
-    try:
-        loaded = keras.models.load_model(path, compile=False)
-        noisy = np.random.default_rng(0).random((1, *(side or 64 for side in model.input_shape[1:])), np.float32)
-        return np.allclose(outputs(loaded, noisy), outputs(model, noisy), atol=1e-6)
-    except Exception:
-        return False
-    finally:
-        registered.update(before)
+    noisy = np.random.default_rng(0).random((1, *(side or 64 for side in model.input_shape[1:])), np.float32)
+    with plugins.without_registered():
+        try:
+            loaded = keras.models.load_model(path, custom_objects=own, compile=False)
+            return np.allclose(outputs(loaded, noisy), outputs(model, noisy), atol=1e-6)
+        except Exception:  # Keras raises many types
+            return False
 
 
 def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:

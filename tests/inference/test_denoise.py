@@ -48,9 +48,12 @@ def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
 def test_self_ensemble_is_the_mean_over_flips_and_turns_also_in_tiles(mnist):
     model = not_the_identity(sizes.any_size(networks.build(RunConfig(model="residual_unet"), (28, 28, 1))))
     noisy = np.pad(mnist.test.pixels[0, ..., 0], ((100, 140), (60, 164)), "wrap") / np.float32(255)
-    turned = [np.rot90(image, turns) for image in (noisy, noisy.T) for turns in range(4)]
-    outputs = [np.rot90(model(image[None, ..., None])[0, ..., 0], -i % 4) for i, image in zip([0, 1, 2, 3] * 2, turned)]
-    expected = np.clip(np.mean([*outputs[:4], *(output.T for output in outputs[4:])], axis=0), 0, 1)
+    results = []
+    for turns in range(4):
+        for flip in (np.asarray, np.transpose):
+            output = model(np.rot90(flip(noisy), turns)[None, ..., None])[0, ..., 0]
+            results.append(flip(np.rot90(output, -turns)))
+    expected = np.clip(np.mean(results, axis=0), 0, 1)
     np.testing.assert_allclose(dae.denoise(noisy, model, self_ensemble=True), expected, atol=1e-6)
     np.testing.assert_allclose(Denoiser(model, tile_bytes=1, self_ensemble=True)(noisy), expected, atol=1e-6)
     assert np.abs(dae.denoise(noisy, model) - expected).max() > 1e-4

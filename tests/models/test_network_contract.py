@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from helpers import TINY, run_in_process
 
 from dae.errors import UsageError
+from dae.models import networks
 from dae.training import trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,6 +93,39 @@ def unsaved(image_shape):
     return keras.Model(noisy, layers.Activation("sigmoid")(Unsaved()(noisy)))
 
 
+def frozen(image_shape):
+    noisy = keras.Input(image_shape)
+    model = keras.Model(noisy, convolution(noisy))
+    model.trainable = False
+    return model
+
+
+class IfNetwork(keras.Model):
+    def call(self, noisy):
+        return noisy if keras.ops.mean(noisy) > 0 else -noisy
+
+
+def branching(image_shape):
+    return IfNetwork()
+
+
+def gated(image_shape):
+    noisy = keras.Input(image_shape)
+    return keras.Model(noisy, noisy + 2 * convolution(noisy) - 1)
+
+
+def deep(image_shape):
+    noisy = x = keras.Input(image_shape)
+    for _ in range(32):
+        x = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    return keras.Model(noisy, Sum()([layers.Activation("sigmoid")(convolution(x, "linear"))]))
+
+
+class Sum(layers.Layer):
+    def call(self, values):
+        return sum(values)
+
+
 def another_shape(image_shape):
     noisy = keras.Input(image_shape)
     return keras.Model(noisy, convolution(layers.MaxPooling2D()(noisy)))
@@ -125,6 +160,8 @@ def networks_file(tmp_path) -> Path:
         ("numpy_weights", ["drawn/kernel", "Keras's initializers"]),
         ("same_network", ["the same weights", "build a new network"]),
         ("unsaved", ["cannot be saved (not here)"]),
+        ("frozen", ["has no weights to train"]),
+        ("branching", ["fails in line 88 (", "IfNetwork.call()"]),
         ("other_in_graphs", ["TensorFlow computes other outputs in a graph, different by 0.", "LeakyReLU"]),
         ("fails", [f"fails in line {FAILING_LINE} ("]),
     ],
@@ -141,12 +178,19 @@ def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written
     assert not runs.exists()
 
 
-@pytest.mark.parametrize("loss", ["bce", "0.5*bce + mse"])
-def test_bce_of_a_network_whose_outputs_may_leave_its_domain_later_is_rejected(loss, networks_file):
-    config = replace(SMALL, model=f"{networks_file}:unchanged_at_first", loss=loss)
-    words = "needs outputs in .*unchanged_at_first can leave; minimize mse or charbonnier"
+@pytest.mark.parametrize(("name", "loss"), [("unchanged_at_first", "bce"), ("gated", "0.5*bce + mse")])
+def test_bce_of_a_network_whose_outputs_may_leave_its_domain_later_is_rejected(name, loss, networks_file):
+    config = replace(SMALL, model=f"{networks_file}:{name}", loss=loss)
+    words = f"needs outputs in .*{name} can leave; minimize mse or charbonnier"
     with pytest.raises(UsageError, match=rf"^--loss: {re.escape(config.loss)} {words}"):
         trainer.train(config, networks_file.parent / "run")
+
+
+def test_a_deep_network_that_ends_in_a_sigmoid_within_a_layer_is_bounded(networks_file, mnist):
+    config = replace(SMALL, model=f"{networks_file}:deep")
+    assert networks.is_bounded(
+        config, networks.build(config, (28, 28, 1)), tf.constant(mnist.test.pixels[:2] / 255, tf.float32)
+    )
 
 
 @pytest.mark.slow

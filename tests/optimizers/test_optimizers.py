@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import keras
 import pytest
 from runs import config_of
 
@@ -34,6 +35,7 @@ def test_build_passes_on_the_settings(name):
 
 OWN = """
 import keras
+import numpy as np
 
 USED = keras.optimizers.Lion(0.1)
 USED.build([keras.Variable(0.0)])
@@ -55,6 +57,18 @@ def text(learning_rate, total_steps):
     return "fast"
 
 
+def scaled(learning_rate):
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(learning_rate))
+
+
+def uphill(learning_rate, total_steps):
+    return -1
+
+
+def ramp(learning_rate, total_steps, warmup_ratio):
+    return np.float32(warmup_ratio + 0.25)
+
+
 def fails(learning_rate):
     return keras.optimizers.SGD(rate=learning_rate)
 """
@@ -66,8 +80,13 @@ def fails(learning_rate):
         ({"optimizer": "{}:used"}, "--optimizer: {}:used: returns an optimizer that is in use"),
         ({"optimizer": "{}:averaged"}, "--optimizer: {}:averaged: use_ema has no effect here; use --ema-decay"),
         ({"optimizer": "{}:number"}, "--optimizer: {}:number: expected an optimizer of keras.optimizers, got 3"),
-        ({"optimizer": "{}:fails"}, "--optimizer: {}:fails: fails in line 25 ("),
-        ({"schedule": "{}:text"}, "--schedule: {}:text: expected a number or a schedule of keras.optimizers.schedules"),
+        ({"optimizer": "{}:fails"}, "--optimizer: {}:fails: fails in line 38 ("),
+        (
+            {"schedule": "{}:text"},
+            "--schedule: {}:text: expected a number > 0 or a schedule of keras.optimizers.schedules",
+        ),
+        ({"optimizer": "{}:scaled"}, "--optimizer: {}:scaled: the loss is not scaled here"),
+        ({"schedule": "{}:uphill"}, "--schedule: {}:uphill: expected a number > 0 or a schedule"),
         ({"schedule": "{}:fails"}, "--schedule: {}:fails: fails"),
         ({"schedule": "{}:text", "warmup_ratio": 0.1}, "--warmup-ratio: 0.1 has no effect on --schedule text"),
         ({"optimizer": "sgd", "adam_beta_2": 0.9}, "--adam-beta-2: 0.9 has no effect on --optimizer sgd"),
@@ -84,6 +103,28 @@ def test_an_optimizer_that_cannot_be_used_is_rejected_in_one_line(fields: dict[s
         optimizers.build(config, 10)
     assert str(caught.value).startswith(message.format(file))
     assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_gets_the_warm_up_that_it_asks_for_and_can_return_a_numpy_scalar(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    for ratio in (0.0, 0.5):
+        optimizer = optimizers.build(RunConfig(schedule=f"{tmp_path}/own.py:ramp", warmup_ratio=ratio), 10)
+        assert float(optimizer.learning_rate) == ratio + 0.25
+
+
+def python_branch(learning_rate: float, total_steps: int) -> Any:
+    class Branch(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return learning_rate if int(step) < 2 else 0.0
+
+    return Branch()
+
+
+def test_a_schedule_that_fails_in_a_graph_is_rejected_before_the_run_starts():
+    own: Any = python_branch
+    config = RunConfig(schedule=own, learning_rate=0.1)
+    with pytest.raises(UsageError, match=r"^--schedule: python_branch: fails in line \d+ \("):
+        optimizers.check(config, 10, [keras.Variable([0.0, 1.0])])
 
 
 @pytest.mark.slow
