@@ -26,6 +26,8 @@ class EvaluateArguments:
     """Evaluate at each of these levels: prints tables, and writes a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
+    bm3d: bool = False
+    """Also evaluate BM3D, which is told the level of Gaussian noise (extra `baselines`)."""
     figure: str | None = None
     """PNG file to write (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
     data: str | None = None
@@ -103,13 +105,14 @@ def main() -> None:
         raise UsageError("expected one or more models, such as runs/mnist-conv-bce")
     paths = [Path(name) for name in arguments.models]
     configs = [evaluated_config(path, arguments) for path in paths]
-    is_sweep = len(paths) > 1 or arguments.noise_levels is not None or arguments.noises is not None
+    several = (arguments.noise_levels, arguments.noises) != (None, None) or arguments.bm3d
+    is_sweep = len(paths) > 1 or several
     folder = (paths[0] if paths[0].is_dir() else paths[0].parent) if len(paths) == 1 else Path()
     figure = Path(arguments.figure or folder / ("sweep.png" if is_sweep else "evaluation.png"))
 
     cli.import_tensorflow(configs[0].onednn)
     from dae import runtime
-    from dae.analysis.denoisers import SAMPLES, save_sweep, score, sweep
+    from dae.analysis.denoisers import NO_DENOISING, SAMPLES, save_sweep, score, sweep
     from dae.data.pipeline import sample_batch
     from dae.evaluation.metrics import format_metrics
     from dae.files import check_output
@@ -125,6 +128,15 @@ def main() -> None:
             raise UsageError(f"{path}: has other test images than {paths[0]}; --data tests both on the same")
     levels = arguments.noise_levels or (trials[0].level,)
     swept = sweep(trials, arguments.noises or (trials[0].config.noise,), levels)
+    if arguments.bm3d:
+        try:
+            from dae.analysis.classical import bm3d_for
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--bm3d: {error.name} is not installed; run: pip install '.[baselines]'") from None
+        for trial in [trial for trial in swept if trial.denoiser == NO_DENOISING]:
+            if trial.config.noise != "gaussian" or isinstance(trial.level, tuple):
+                raise UsageError("--bm3d: needs gaussian noise of one level; add --noise-levels")
+            swept.append(dataclasses.replace(trial, denoiser="BM3D", denoise=bm3d_for(trial.level), milliseconds=None))
     if is_sweep:
         print(save_sweep(figure, tqdm(score(swept), total=len(swept), disable=None)))
         print(f"plot: {figure}; all metrics: {figure.with_suffix('.csv')}")

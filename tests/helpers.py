@@ -186,6 +186,13 @@ def objective(
     return Objective(built, config, corrupt, total_steps, tf.Variable(0, dtype=tf.int64) if step is None else step)
 
 
+def not_the_identity(model: keras.Model) -> keras.Model:
+    """Return `model`, with other weights than the zeros that some networks start with."""
+    for number, weight in enumerate(model.trainable_weights):
+        weight.assign_add(0.02 * tf.random.stateless_normal(weight.shape, (1, number)))
+    return model
+
+
 def new_state(
     config: RunConfig = TINY,
     optimizer: keras.optimizers.Optimizer | None = None,

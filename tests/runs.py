@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers import small_network
 from PIL import Image
 
-from dae.config import RunConfig
+from dae.config import PRESETS, RunConfig
 
 NETWORKS = """
 import keras
@@ -179,6 +179,17 @@ ROWS: dict[str, Row] = {
     "start_from": {"start_from": "{}/start.keras", "noise": "masking", "seed": 3, "shards": 4, "optimizer": "soap"},
     "bfloat16": {"precision": "bfloat16", "noise": "salt_pepper", "model": "{}/networks.py:normalized"},
     "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
+    "photo": {
+        **PRESETS["photo"],
+        "data": None,
+        "clean": "{}/pairs/train/clean",
+        "value_range": (0, 4095),
+        "validation_examples": 2,
+        "patch_size": 16,
+        "batch_size": 4,
+        "epochs": 2,
+        "checkpoint_every": 2,
+    },
     # Networks as they are published, each with another optimizer.
     "published_dncnn": {
         "model": "{}/published.py:dncnn",

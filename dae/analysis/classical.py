@@ -55,6 +55,19 @@ def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
     return bm3d_package.bm3d(image, sigma, profile)
 
 
+def bm3d_for(level: float) -> Callable[[Any], np.ndarray]:
+    """Return BM3D, with the authors' settings for Gaussian noise of this level, as a function of images [N, H, W, C].
+
+    In colour, it is their form for RGB, which matches blocks by their luminance.
+    """
+
+    def denoise(noisy: Any) -> np.ndarray:
+        by_channels = {1: bm3d_package.bm3d, 3: bm3d_package.bm3d_rgb}[noisy.shape[-1]]
+        return np.stack([by_channels(image.squeeze(), level).reshape(image.shape) for image in np.asarray(noisy)])
+
+    return denoise
+
+
 # Functions of images of one channel, with the values of their parameters that tuning tries; floats are multiples of the
 # noise level. Total variation is the minimum over u of |u - image|^2 / 2 + weight * (total variation of u), iterated
 # until it changes by less than 1e-5. Source: Chambolle, An Algorithm for Total Variation Minimization and Applications

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers import not_the_identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,13 +17,6 @@ from dae.workdir.model_files import save_model
 @pytest.fixture(scope="module")
 def patches() -> keras.Model:
     return sizes.any_size(networks.build(RunConfig(model="patches"), (28, 28, 1)))
-
-
-def not_the_identity(model: keras.Model) -> keras.Model:
-    """Return `model`, with other weights than the zeros that some networks start with."""
-    for number, weight in enumerate(model.trainable_weights):
-        weight.assign_add(0.02 * tf.random.stateless_normal(weight.shape, (1, number)))
-    return model
 
 
 # The smallest sizes of at least 331 x 297 that the networks take.
