@@ -34,7 +34,8 @@ class DataConfig:
     """Path of your images, instead of --dataset: a folder of pictures, an .npz, .npy or IDX file, or a folder of IDX
     files. Names of folders say which images are for training, for tests, noisy or clean."""
     noisy: str | None = None
-    """Folder of the noisy pictures, with --clean and instead of --data, whatever the names say."""
+    """Folder of the noisy pictures, instead of --data, whatever the names say: of pairs with those in --clean, or
+    alone, if there are no clean pictures; then no noise is added."""
     clean: str | None = None
     """Folder of the clean pictures, which have the names of the noisy ones; alone: of clean pictures only."""
     image_size: int | tuple[int, int] | None = None
@@ -67,7 +68,8 @@ class NoiseConfig:
     """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION for your own."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
-    for each image (default: 0.5, or 0 for pairs of noisy and clean images)."""
+    for each image (default: 0.5, or 0 for pairs of noisy and clean images). For noisy pictures alone: that of their
+    noise, which some losses need."""
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
 
@@ -200,10 +202,11 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
         if self.warmup_ratio and self.schedule == "constant":
             raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
-        if self.noisy is not None and self.clean is None:
-            raise UsageError(f"--noisy: {shown(self.noisy)} needs --clean, a folder with the clean pictures of those")
-        if self.data is not None and self.clean is not None:
-            raise UsageError(f"--clean: {shown(self.clean)} stands instead of --data, which is {shown(self.data)}")
+        for name in ("noisy", "clean"):
+            if self.data is not None and (folder := getattr(self, name)) is not None:
+                raise UsageError(f"{flag(name)}: {shown(folder)} stands instead of --data, which is {shown(self.data)}")
+        if self.only_noisy and (self.noise != "gaussian" or isinstance(self.noise_level, tuple)):
+            raise UsageError("--noisy: without --clean no noise is added; --noise-level states that of the pictures")
         object.__setattr__(self, "loss", expression.canonical(self.loss))
         for name in PLUGIN_FIELDS:
             resolve = functools.partial(plugins.with_absolute_paths_and_digests, flag=flag(name))
@@ -211,6 +214,11 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
         for name in PATH_FIELDS:
             if (path := getattr(self, name)) and path != PYTHON_DATA:
                 object.__setattr__(self, name, os.path.abspath(path))
+
+    @property
+    def only_noisy(self) -> bool:
+        """True if there are noisy pictures, and no clean ones to train on."""
+        return self.noisy is not None and self.clean is None
 
 
 def flag(field_name: str) -> str:

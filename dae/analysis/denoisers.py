@@ -17,6 +17,7 @@ from dae.config import RunConfig
 from dae.data import noise
 from dae.data.images import Images
 from dae.data.pipeline import Batch, evaluation_batches
+from dae.errors import UsageError
 from dae.evaluation.evaluate import Evaluate, check_fits, compiled_by_shape, make_evaluator
 from dae.evaluation.metrics import METRICS
 from dae.losses.composite import ImageFunction
@@ -48,7 +49,7 @@ class Trial:
     @property
     def level(self) -> float | tuple[float, float]:
         """The noise level, or the lowest and the highest one."""
-        low, high = noise.level_range(self.config, self.images.is_paired)
+        low, high = noise.level_range(self.config, self.images.is_noisy)
         return low if low == high else (low, high)
 
 
@@ -78,6 +79,10 @@ def network(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images) -> Trial:
     """Return the trial of a model. Raises UsageError if it does not take the images."""
     check_fits(model, images)
+    if not images.has_clean:
+        raise UsageError(
+            f"{name}: the test images have no clean ones to compare with; add --data, or --noisy and --clean"
+        )
     return Trial(name, network(model), images, config, facts={"weights": model.count_params()})
 
 

@@ -108,10 +108,9 @@ def load_test(config: RunConfig, trained: ValueRange | None = None) -> tuple[Ima
 
 def source(config: RunConfig) -> str:
     """Return the name of the data set for messages."""
-    if config.clean is not None:
-        return (
-            f"--clean: {config.clean}" if config.noisy is None else f"--noisy: {config.noisy}, --clean: {config.clean}"
-        )
+    given = {"--noisy": config.noisy, "--clean": config.clean}
+    if any(given.values()):
+        return ", ".join(f"{name}: {folder}" for name, folder in given.items() if folder)
     if config.data is None:
         return f"--dataset {config.dataset}"
     return "data" if config.data == PYTHON_DATA else f"--data: {config.data}"

@@ -5,6 +5,7 @@ fixed seed, because folders are often sorted by class and the last training imag
 """
 
 import collections
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -63,10 +64,12 @@ def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool
             held = f" (but {others})" if others else ""
             raise UsageError(f"{folder} holds no pictures{held}; expected {', '.join(pictures.SUFFIXES)}")
         notes += [f"not read, because of their suffixes: {others}"] if others else []
-        parsed = layout.parse_paths((path.relative_to(folder) for path in files), role)
+        # Without --clean, a folder of noisy pictures can have clean ones for tests.
+        given = None if config.only_noisy else role
+        parsed = layout.parse_paths((path.relative_to(folder) for path in files), given)
         meanings |= {(folder / path).relative_to(base): meaning for path, meaning in parsed.items()}
     splits: dict[str, list[_Paths]] = {}
-    for split, pairs in layout.divide(meanings).items():
+    for split, pairs in layout.divide(meanings, config.only_noisy).items():
         clean, noisy = pairs[0]
         notes += [f"{split} pairs: {noisy} is noisy, {clean} is clean"] if noisy is not None else []
         # RandomState's permutations are the same in every version of NumPy.
@@ -89,6 +92,8 @@ def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool
         images[split] = _decode_all(readable, target, broken)
         if not len(images[split]):
             raise UsageError(f"all pictures of the split {split} are broken")
+        if config.only_noisy and not images[split].is_paired:
+            images[split] = dataclasses.replace(images[split], has_clean=False)
     if broken:
         names = sorted({str(path.relative_to(base)) for path in broken})
         notes.append(f"skipped {len(names)} broken pictures: {listed(names)}")
@@ -184,7 +189,7 @@ def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -
     pixels = storage.materialize((count, channels), rows(), target.dtype)
     all_sizes = None if len(set(sizes)) == 1 else np.array(sizes, np.int64).reshape(-1, 2)
     pixels = pixels if all_sizes is not None else pixels.reshape(-1, *sizes[0], channels)
-    return Images(pixels, is_paired, all_sizes, target.value_range)
+    return Images(pixels, is_paired, sizes=all_sizes, given_range=target.value_range)
 
 
 def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:

@@ -29,6 +29,8 @@ class Images:
     """Uint8, uint16 or float32: [N, H, W, C] if all images have one size; else [pixels of all images, C], row by row.
     For pairs, C counts the channels of both images."""
     is_paired: bool = False
+    has_clean: bool = True
+    """False if the images are noisy, and there are no clean ones."""
     sizes: np.ndarray | None = None
     """Int64 [N, 2]: height and width of each image; None if all have one size."""
     given_range: ValueRange | None = None
@@ -60,6 +62,11 @@ class Images:
     def channels(self) -> int:
         """Channels of one image: 1 or 3."""
         return self.pixels.shape[-1] // (2 if self.is_paired else 1)
+
+    @property
+    def is_noisy(self) -> bool:
+        """True if the images have noise, so that none needs to be added."""
+        return self.is_paired or not self.has_clean
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -109,7 +116,8 @@ class Images:
         areas = self.shapes.prod(axis=1)
         sizes = [f"{height} x {width}" for height, width in self.shapes[[areas.argmin(), areas.argmax()]]]
         plural = "" if len(self) == 1 else "s"
-        noun = f"pair{plural} of noisy and clean images" if self.is_paired else f"image{plural}"
+        noun = f"{'' if self.has_clean else 'noisy '}image{plural}"
+        noun = f"pair{plural} of noisy and clean images" if self.is_paired else noun
         kind = f"{'grey' if self.channels == 1 else 'colour'}, {self.dtype.name}"
         size = " to ".join(dict.fromkeys(sizes))
         return f"{len(self):,} {noun}, {size}, {kind} from {self.clean.min():g} to {self.clean.max():g}"

@@ -120,8 +120,10 @@ def _check_equal_names(meanings: Mapping[PurePath, Meaning]) -> None:
             )
 
 
-def divide(meanings: Mapping[Name, Meaning]) -> dict[str, list[tuple[Name, Name | None]]]:
+def divide(meanings: Mapping[Name, Meaning], only_noisy: bool = False) -> dict[str, list[tuple[Name, Name | None]]]:
     """Return the images of each split, sorted: clean ones and None, or pairs of a clean and a noisy one.
+
+    With `only_noisy`, images without a word for a role are noisy; only those to test on can have clean partners.
 
     Without any word for a split, all images are of TRAIN. In pairs, all images of one role can have names without a
     word for it, such as `train` beside `train_cleaned`. Raises UsageError if some images have a split and others have
@@ -135,6 +137,12 @@ def divide(meanings: Mapping[Name, Meaning]) -> dict[str, list[tuple[Name, Name 
         raise UsageError(
             f"{without[0]} is in none of the splits {', '.join(sorted(splits))}, which others are in; move or remove it"
         )
+    if only_noisy:
+        with_clean = {split for split, names in splits.items() if CLEAN in {name.role for name in names.values()}}
+        if not with_clean <= {TEST}:
+            raise UsageError(f"{min(with_clean - {TEST})} has clean images too; train on pairs, with --data or --clean")
+        noisy = {split: [(name, None) for name in sorted(names)] for split, names in splits.items()}
+        return noisy | {split: _pairs(splits[split], CLEAN, NOISY) for split in with_clean}
     roles = {meaning.role for meaning in meanings.values()}
     if roles in ({None}, {CLEAN}):
         return {split: [(name, None) for name in sorted(names)] for split, names in splits.items()}
@@ -142,7 +150,7 @@ def divide(meanings: Mapping[Name, Meaning]) -> dict[str, list[tuple[Name, Name 
         example = next(name for name, meaning in meanings.items() if meaning.role == NOISY)
         raise UsageError(
             f"{example} is noisy by its name; expected a clean image for each noisy one, and no others, such as in two "
-            "folders clean and noisy"
+            "folders clean and noisy; noisy images alone are trained on with --noisy FOLDER"
         )
     order = (CLEAN, NOISY) if None not in roles else (CLEAN, None) if CLEAN in roles else (None, NOISY)
     return {split: _pairs(names, *order) for split, names in splits.items()}

@@ -184,9 +184,9 @@ def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callabl
     """Return the function from pixels like those of `images`, [batch, H, W, C], and a batch's number to the batch.
 
     All that is random is a function of that number, the seed of `config` and the `purpose`. Noise is added to the noisy
-    images of pairs, or else to the clean ones.
+    images of pairs, or else to the clean ones; without clean ones to train on, none is added.
     """
-    low, high = noise.level_range(config, images.is_paired)
+    low, high = noise.level_range(config, images.is_noisy)
     black, white = images.value_range.black, images.value_range.white
     corrupt = noise.corruption(config, high)
 
@@ -201,7 +201,9 @@ def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callabl
         if low < high:
             seed = stateless_seed(config.seed, f"{purpose}noise level", number)
             level = tf.random.stateless_uniform(one_per_image, seed, low, high)
-        noisy = corrupt(start, level, stateless_seed(config.seed, f"{purpose}noise", number))
+        noisy = start
+        if images.has_clean and not (config.only_noisy and images.is_paired):
+            noisy = corrupt(start, level, stateless_seed(config.seed, f"{purpose}noise", number))
         seed = stateless_seed(config.seed, f"{purpose}loss", number)
         return Batch(noisy, clean, tf.broadcast_to(level, one_per_image), seed)
 

@@ -18,6 +18,7 @@ from dae.losses.composite import ImageFunction
 from dae.losses.contract import check_finite, check_per_image
 from dae.losses.losses import bce, mse
 from dae.losses.objective import Objective
+from dae.losses.self_supervised import Denoise, masked_error
 from dae.losses.ssim import ssim
 from dae.models.fused_layers import fused
 
@@ -55,20 +56,57 @@ METRICS: dict[str, ImageFunction] = {
     function.__name__: ImageFunction(function, function.__name__)
     for function in (bce, bce_excess, mse, psnr, ssim, accuracy)
 }
+
+
+def blind_spot_error(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor) -> tf.Tensor:
+    """Squared error of masked pixels, which are predicted from others, against their noisy values: in [0, 1].
+
+    It is the error of the prediction plus the variance of the noise, if the noise is independent between pixels.
+    Source: dae/losses/self_supervised.py, `noise2void`.
+    """
+    return masked_error(noisy, denoise, seed)
+
+
+def residual_mean(denoised: tf.Tensor, *, noisy: tf.Tensor) -> tf.Tensor:
+    """Mean of the residual, noisy - denoised: 0 if what is removed has mean 0."""
+    return tf.reduce_mean(noisy - denoised, axis=[1, 2, 3])
+
+
+def residual_correlation(denoised: tf.Tensor, *, noisy: tf.Tensor) -> tf.Tensor:
+    """Correlation of the residual between pixels that are neighbours in a row or column: in [-1, 1], 0 for white noise.
+
+    Structure of the images in the residual makes it positive; so does noise that is correlated itself.
+    """
+    residual = noisy - denoised
+    residual -= tf.reduce_mean(residual, axis=[1, 2], keepdims=True)
+    along_rows = tf.reduce_mean(residual[:, :, 1:] * residual[:, :, :-1], axis=[1, 2, 3])
+    along_columns = tf.reduce_mean(residual[:, 1:] * residual[:, :-1], axis=[1, 2, 3])
+    variance = tf.reduce_mean(tf.square(residual), axis=[1, 2, 3])
+    return tf.math.divide_no_nan((along_rows + along_columns) / 2, variance)
+
+
+# Of images without clean ones.
+NOISY_METRICS: dict[str, ImageFunction] = {
+    function.__name__: ImageFunction(function, function.__name__)
+    for function in (blind_spot_error, residual_mean, residual_correlation)
+}
 HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 
 
-def load(config: RunConfig) -> dict[str, ImageFunction]:
-    """Return METRICS and those that `config.metrics` adds, by the names of their functions.
+def load(config: RunConfig, has_clean: bool = True) -> dict[str, ImageFunction]:
+    """Return METRICS, or NOISY_METRICS, and those that `config.metrics` adds, by the names of their functions.
 
-    Raises UsageError if there is no such function, or if its name is taken.
+    Raises UsageError if there is no such function, if its name is taken, or if it needs clean images and there are
+    none.
     """
-    functions = dict(METRICS)
+    functions = dict(METRICS if has_clean else NOISY_METRICS)
     for text in config.metrics:
         name, source = plugins.label(text), f"--metrics: {plugins.source(text)}"
         function = ImageFunction(plugins.load({}, text, "--metrics"), source)
         if name in {*functions, "loss", "psnr_of_mean_mse"} or name.startswith("loss_"):
             raise UsageError(f"{source}: the name {name!r} is taken; rename the function")
+        if "clean" in function.images and not has_clean:
+            raise UsageError(f"{source}: needs clean images")
         functions[name] = function
     return functions
 
@@ -84,7 +122,7 @@ def check(functions: Mapping[str, ImageFunction], objective: Objective, model: k
         outputs = network(batch.noisy)
         return function(batch.clean, outputs.images, objective.inputs(network, batch, outputs))
 
-    for function in (function for name, function in functions.items() if name not in METRICS):
+    for function in (function for name, function in functions.items() if name not in METRICS | NOISY_METRICS):
         if network(batch.noisy).latents is None and {"latents", "encode"} & {*function.inputs}:
             raise UsageError(f"{function.prefix}: needs latents, but the network has no layer `encoder`")
         with plugins.errors_with_line(function.prefix, plugins.file_of(function.function)):
@@ -96,6 +134,9 @@ def check(functions: Mapping[str, ImageFunction], objective: Objective, model: k
 
 def format_metrics(report: Mapping[str, float]) -> str:
     """Format the test metrics of a report for display."""
+    if "test_psnr" not in report:
+        names = ("loss", *NOISY_METRICS)
+        return ", ".join(f"{name.replace('_', ' ')} {report[f'test_{name}']:.5f}" for name in names)
     loss = "loss {test_loss:.4f}, " if "test_loss" in report else ""
     return (
         loss + "BCE {test_bce:.4f} ({test_bce_excess:.4f} above its lower bound), MSE {test_mse:.4f}, "

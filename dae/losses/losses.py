@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from dae.losses.self_supervised import noise2noise, noise2void, recorrupted, sure
+from dae.losses.self_supervised import neighbor2neighbor, noise2noise, noise2void, recorrupted, sure
 from dae.losses.ssim import multiscale_ssim
 from dae.losses.ssim import ssim as structural_similarity
 
@@ -137,6 +137,6 @@ REGULARIZERS: dict[str, Loss] = {
     function.__name__: function for function in (total_variation, sparse_latents, contractive)
 }
 SELF_SUPERVISED: dict[str, Loss] = {
-    function.__name__: function for function in (noise2noise, noise2void, sure, recorrupted)
+    function.__name__: function for function in (noise2noise, noise2void, neighbor2neighbor, sure, recorrupted)
 }
 LOSSES = SUPERVISED | REGULARIZERS | SELF_SUPERVISED

@@ -6,6 +6,7 @@ learn, so all of them reject clipped noise.
 
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from dae.config import RunConfig
@@ -35,6 +36,11 @@ def noise2void(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: R
     pixel is the neighbour of another, which would then show its noise.
     """
     _check_noise("noise2void", config)
+    return masked_error(noisy, denoise, seed)
+
+
+def masked_error(noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor) -> tf.Tensor:
+    """Return the value of `noise2void` for images [batch, H, W, C]: float32 [batch]."""
     start_seed, neighbour_seed = tf.unstack(tf.random.split(seed, 2))
     batch, height, width, _ = tf.unstack(tf.shape(noisy))
     start = tf.random.stateless_uniform((2, batch, 1, 1, 1), start_seed, 0, 2, tf.int32)
@@ -91,8 +97,41 @@ def recorrupted(
     return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
 
 
+def neighbor2neighbor(
+    denoised: tf.Tensor, *, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor, config: RunConfig
+) -> tf.Tensor:
+    """e^2 + r^2, mean over pixels, of two halves a and b of the noisy image y: e = f(a) - b, r = e - (f(y)_a - f(y)_b).
+
+    Of each 2 x 2 pixels, a random one is in a, and one beside it in b. The network f predicts each from its neighbour,
+    whose noise is independent; r corrects for the difference between the two, and has no gradient through f(y). For
+    noise of mean zero that is independent between pixels and not clipped. The identity has a low loss, so a lower one
+    need not be better. Source: Huang et al., Neighbor2Neighbor (2021), with the weight 1 for r^2.
+    """
+    _check_noise("neighbor2neighbor", config)
+    batch, height, width, channels = keras.ops.shape(noisy)  # numbers if the graph knows the shape
+    pair = tf.random.stateless_uniform([batch, height // 2, width // 2], seed, 0, len(_NEIGHBOURS), tf.int32)
+
+    def halves(images: tf.Tensor) -> list[tf.Tensor]:
+        cropped = images[:, : height // 2 * 2, : width // 2 * 2]
+        cells = tf.reshape(cropped, [batch, height // 2, 2, width // 2, 2, channels])
+        cells = tf.reshape(tf.transpose(cells, [0, 1, 3, 2, 4, 5]), [batch, height // 2, width // 2, 4, channels])
+        chosen = tf.one_hot(tf.gather(_NEIGHBOURS, pair), 4)  # [batch, H / 2, W / 2, half, 4]
+        return tf.unstack(tf.einsum("bhwnp,bhwpc->nbhwc", chosen, cells))
+
+    (first, second), (full_first, full_second) = halves(noisy), halves(tf.stop_gradient(denoised))
+    error = denoise(first) - second
+    correction = error - (full_first - full_second)
+    return tf.reduce_mean(tf.square(error) + tf.square(correction), axis=[1, 2, 3])
+
+
+# Two pixels of 2 x 2, numbered by rows, that have a side in common, in either order.
+_NEIGHBOURS = ((0, 1), (0, 2), (1, 0), (1, 3), (2, 0), (2, 3), (3, 1), (3, 2))
+
+
 def _check_noise(name: str, config: RunConfig, only_gaussian: bool = False) -> None:
-    if config.clip_noise:
+    if only_gaussian and config.only_noisy and not config.noise_level:
+        raise UsageError(f"--loss: {name}: needs the level of the noise in the pictures; add --noise-level")
+    if config.clip_noise and not config.only_noisy:
         raise UsageError(f"--loss: {name}: assumes noise of mean zero, which clipping shifts; add --no-clip-noise")
     if config.noise in NOT_ZERO_MEAN or (only_gaussian and config.noise != "gaussian"):
         raise UsageError(f"--loss: {name}: its formula does not hold for {config.noise} noise; use --noise gaussian")

@@ -102,7 +102,10 @@ def format_epoch(line: Mapping[str, float], epochs: int) -> str:
     text = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
     if "validation_loss" in line:
         text += f", validation loss {line['validation_loss']:.4f}"
+    if "validation_psnr" in line:
         text += f", PSNR {line['validation_psnr']:.2f} dB, SSIM {line['validation_ssim']:.3f}"
+    elif "validation_blind_spot_error" in line:
+        text += f", blind-spot error {line['validation_blind_spot_error']:.5f}"
     return text + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
 
 

@@ -14,12 +14,16 @@ from dae.evaluation.metrics import psnr, ssim
 from dae.files import atomic_path
 
 
-def save_denoised(path: Path, images: Batch, denoised: np.ndarray) -> None:
+def save_denoised(path: Path, images: Batch, denoised: np.ndarray, has_clean: bool = True) -> None:
     """Write a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
 
-    An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images.
+    An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images. Without clean images, the
+    rows are noisy, denoised and residual, noisy - denoised, where 0 is grey.
     """
     noisy, clean = images.noisy.numpy(), images.clean.numpy()
+    if not has_clean:
+        save_grid(path, {"noisy": noisy, "denoised": denoised, "residual": residual(noisy, denoised)})
+        return
     rows = {"noisy": noisy, "denoised": denoised, "clean": clean, "error": np.abs(denoised - clean)}
     figure = Figure(figsize=(1.1 * len(clean), 5.2), layout="constrained")
     for axes, shown in zip(_draw_rows(figure, rows), (noisy, denoised), strict=False):
@@ -27,6 +31,11 @@ def save_denoised(path: Path, images: Batch, denoised: np.ndarray) -> None:
         for axis, (psnr_value, ssim_value) in zip(axes, quality, strict=True):
             axis.set_xlabel(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}", fontsize=8)
     save(path, figure)
+
+
+def residual(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
+    """Return the noise that was removed, as an image in which no noise is grey."""
+    return 0.5 + noisy - denoised
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; line styles do so in print.

@@ -24,6 +24,7 @@ from dae.config import PLUGIN_FIELDS, RunConfig, map_items
 from dae.data.pipeline import Batch
 from dae.files import atomic_path
 from dae.models.fused_layers import fused
+from dae.reporting.plots import residual
 from dae.resolved import Resolved
 from dae.workdir.workdir import read_environment
 
@@ -50,6 +51,13 @@ TAGS = {
     "speed/images_per_second": "training speed, without evaluation, summaries and checkpoint at the end of an epoch",
     "images/noisy_denoised_clean_error": "the first eight validation images (training images if there are none), one "
     "per row: noisy, denoised, clean, and the absolute error, where black is 0 and white is 1",
+    "images/noisy_denoised_residual": "instead, if there are no clean images: noisy, denoised, and the noise that was "
+    "removed, where grey is none",
+    "quality/blind_spot_error": "without clean images: mean squared error of pixels that are predicted from others, "
+    "against their noisy values; at least the variance of the noise",
+    "quality/residual_mean": "without clean images: mean of the noise that was removed, 0 if it has mean 0",
+    "quality/residual_correlation": "without clean images: correlation of the noise that was removed between "
+    "neighbouring pixels, 0 if it is independent; more if structure is removed, or if the noise itself is correlated",
     "weights/NAME": "histogram of the values of one kernel or bias",
     "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of the first validation images "
     "(500 of the size of MNIST)",
@@ -58,7 +66,7 @@ TAGS = {
 # TRAIN_ONLY maps fields of metrics.jsonl to the tags that only the writer `train` has.
 TRAIN_ONLY = {tag.partition("/")[2]: tag for tag in TAGS if tag.startswith(("optimizer/", "speed/"))}
 EVENTS = "events.out.tfevents.*"
-IMAGES, IMAGES_SHOWN = "images/noisy_denoised_clean_error", 8
+IMAGES, RESIDUALS, IMAGES_SHOWN = "images/noisy_denoised_clean_error", "images/noisy_denoised_residual", 8
 
 
 def scalars(line: Mapping[str, float], writer: str) -> dict[str, float]:
@@ -115,7 +123,7 @@ class TensorBoard:
         values = resolved.value_range
         derived = dataclasses.asdict(resolved) | {"value_range": (values.black, values.white), "dtype": values.dtype}
         settings = dataclasses.asdict(config) | derived
-        self._model, self._samples = model, samples
+        self._model, self._samples, self._only_noisy = model, samples, config.only_noisy
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for name in ("train", "validation"):
             truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
@@ -159,8 +167,10 @@ class TensorBoard:
         with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
             denoised, latents = self._outputs()
             noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
-            grid = image_grid(noisy, denoised, clean, abs(denoised - clean))
-            tf.summary.image(IMAGES, grid[np.newaxis], description=description(IMAGES))
+            columns, tag = (noisy, denoised, clean, abs(denoised - clean)), IMAGES
+            if self._only_noisy:
+                columns, tag = (noisy, denoised, residual(noisy, denoised)), RESIDUALS
+            tf.summary.image(tag, image_grid(*columns)[np.newaxis], description=description(tag))
             if latents is not None:
                 _histogram("latents/encoder", latents.numpy())
         for writer in self._writers.values():

@@ -1,7 +1,7 @@
 """Final artifacts of a run: model files, plots, and last the report, which marks it as finished."""
 
 from dae.data.pipeline import sample_batch
-from dae.evaluation.evaluate import Evaluate
+from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import psnr_of_mse
 from dae.models import networks
 from dae.models.fused_layers import fused
@@ -27,9 +27,10 @@ def write(
 
     `epochs` is the number of epochs that the report is of.
 
-    The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates.
+    The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates, or if
+    there are no clean images.
     """
-    if len(task.data.validation):
+    if len(task.data.validation) and task.criterion:
         checkpoints.restore_best()
     report = {
         "epochs": epochs,
@@ -38,7 +39,10 @@ def write(
         "weights_sha256": model_files.weights_digest(task.evaluated_model),
         **evaluate("test", task.batches("test")),
     }
-    report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
+    if task.data.test.has_clean and not task.data.train.has_clean:
+        report |= make_evaluator(task.evaluated_model, replicas=task.replicas)("test", task.batches("test"))
+    if "test_mse" in report:
+        report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
     if not task.replicas.is_chief:
         return report
     run.check()
@@ -48,7 +52,7 @@ def write(
     console.print(*model_files.save_all(task.evaluated_model, folder, task.resolved.value_range, is_own))
     samples = sample_batch(task.data.test, task.config, "test").images(0, 10)
     denoised = fused(task.evaluated_model, training=False)(samples.noisy).images
-    plots.save_denoised(folder / "denoised.png", samples, denoised.numpy())
+    plots.save_denoised(folder / "denoised.png", samples, denoised.numpy(), task.data.test.has_clean)
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)

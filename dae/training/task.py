@@ -67,6 +67,14 @@ class Task:
         return self.config.epochs * self.steps_per_epoch
 
     @property
+    def criterion(self) -> str:
+        """The name of the value whose lowest one selects the model; empty for the model of the last epoch.
+
+        An error against noisy images does not: Neighbor2Neighbor, for example, is lowest for the identity.
+        """
+        return "validation_loss" if self.data.train.has_clean else ""
+
+    @property
     def checkpoint_every(self) -> int:
         """Steps between two checkpoints within an epoch; by default there are none."""
         return self.config.checkpoint_every or self.steps_per_epoch
@@ -116,13 +124,15 @@ def prepare(
     splits = datasets.load(config, data)
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
+    if config.patience is not None and config.only_noisy:
+        raise UsageError("--patience: needs clean images; no error against noisy ones tells when to stop")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
     needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
     shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded)
     replicas = dataclasses.replace(replicas.with_shards(shards), jit_compile=config.compile)
     replicas.connect()
-    levels = noise.level_range(config, splits.train.is_paired)
+    levels = noise.level_range(config, splits.train.is_noisy)
     noise.check(config, image_shape, levels)
     model = networks.build(config, image_shape, earlier=sketch)
     network = for_training(model, config.precision)
@@ -169,7 +179,7 @@ def prepare(
         network=network,
         loss=composite.with_regularization(composite.build(config.loss, config.seed), model),
         optimizer=optimizer,
-        metrics=metrics.load(config),
+        metrics=metrics.load(config, splits.train.has_clean),
         is_bounded=is_bounded,
     )
     for images in (splits.validation, splits.test):
@@ -194,10 +204,16 @@ def check_loss(task: Task, objective: Objective) -> None:
             f"{source} needs outputs in [0, 1], which those of --model {plugins.source(task.config.model)} can leave; "
             "minimize mse or charbonnier, or end the network in a sigmoid"
         )
-    if task.data.train.is_paired and (needed := task.loss.inputs & {"second_noisy", "corrupt", "noise_level"}):
+    added = {"second_noisy", "corrupt"} | ({"noise_level"} if task.data.train.is_paired else set())
+    if task.data.train.is_noisy and (needed := task.loss.inputs & added):
         raise UsageError(
-            f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with pairs of "
-            "noisy and clean images"
+            f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with images "
+            "that are noisy already"
+        )
+    if not task.data.train.has_clean and any(term.sees_clean for term in task.loss.terms):
+        raise UsageError(
+            f"{source} needs clean images; with noisy ones alone, use noise2void or neighbor2neighbor, or, if the "
+            "level of the noise is known, sure or recorrupted"
         )
     if composite.has_updates(task.config.loss) and task.replicas.shards > 1:
         raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")

@@ -206,7 +206,7 @@ def train_epochs(
         }
         logger.write_epoch(line)
         state.start_epoch()
-        checkpoints.save_epoch(epoch, line.get("validation_loss"))
+        checkpoints.save_epoch(epoch, line.get(task.criterion))
         with interruption.announced():
             on_epoch_end(EpochEnd(line, task.evaluated_model, int(state.step)))
         interruption.raise_if_pending(f"epoch {epoch}")
