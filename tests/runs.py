@@ -190,6 +190,18 @@ ROWS: dict[str, Row] = {
         "epochs": 2,
         "checkpoint_every": 2,
     },
+    "noisy": {
+        "data": None,
+        "noisy": "{}/pairs/train/noisy",
+        "value_range": (0, 4095),
+        "validation_examples": 2,
+        "patch_size": 16,
+        "augment": True,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "loss": "neighbor2neighbor + noise2void + sure",
+        "noise_level": 0.15,
+    },
     # Networks as they are published, each with another optimizer.
     "published_dncnn": {
         "model": "{}/published.py:dncnn",

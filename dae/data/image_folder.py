@@ -189,7 +189,7 @@ def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -
     pixels = storage.materialize((count, channels), rows(), target.dtype)
     all_sizes = None if len(set(sizes)) == 1 else np.array(sizes, np.int64).reshape(-1, 2)
     pixels = pixels if all_sizes is not None else pixels.reshape(-1, *sizes[0], channels)
-    return Images(pixels, is_paired, sizes=all_sizes, given_range=target.value_range)
+    return Images(pixels, is_paired, all_sizes, target.value_range)
 
 
 def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:

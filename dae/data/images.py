@@ -29,12 +29,12 @@ class Images:
     """Uint8, uint16 or float32: [N, H, W, C] if all images have one size; else [pixels of all images, C], row by row.
     For pairs, C counts the channels of both images."""
     is_paired: bool = False
-    has_clean: bool = True
-    """False if the images are noisy, and there are no clean ones."""
     sizes: np.ndarray | None = None
     """Int64 [N, 2]: height and width of each image; None if all have one size."""
     given_range: ValueRange | None = None
     """The value range of the files; None for the usual one of the pixels' type."""
+    has_clean: bool = True
+    """False if the images are noisy, and there are no clean ones."""
 
     def __len__(self) -> int:
         return len(self.pixels) if self.sizes is None else len(self.sizes)

@@ -167,9 +167,9 @@ class TensorBoard:
         with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
             denoised, latents = self._outputs()
             noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
-            columns, tag = (noisy, denoised, clean, abs(denoised - clean)), IMAGES
+            columns, tag = [noisy, denoised, clean, abs(denoised - clean)], IMAGES
             if self._only_noisy:
-                columns, tag = (noisy, denoised, residual(noisy, denoised)), RESIDUALS
+                columns, tag = [noisy, denoised, residual(noisy, denoised)], RESIDUALS
             tf.summary.image(tag, image_grid(*columns)[np.newaxis], description=description(tag))
             if latents is not None:
                 _histogram("latents/encoder", latents.numpy())

@@ -1,0 +1,101 @@
+"""Runs on noisy pictures, of which no clean ones exist, or only for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from runs import config_of
+
+from dae.errors import UsageError
+from dae.evaluation.metrics import METRICS, NOISY_METRICS, residual_correlation
+from dae.training import trainer
+from dae.training.task import prepare
+from dae.workdir.model_files import load_model
+from dae.workdir.workdir import read_metrics
+
+SIGMA = 0.1
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(255 * pixels).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(mnist, tmp_path_factory) -> Path:
+    """Grey digits, in grey, with noise that 8 bits do not clip; the test pictures have clean ones."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number, digit in enumerate(mnist.test.pixels[:60, ..., 0]):
+        clean = 0.4 + 0.2 * digit / 255
+        noisy = clean + SIGMA * rng.standard_normal(clean.shape)
+        split = "train" if number < 50 else "test/noisy"
+        save(folder / split / f"{number}.png", noisy)
+        if number >= 50:
+            save(folder / "test" / "clean" / f"{number}.png", clean)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder, files, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "noisy"
+    config = config_of(
+        files, data=None, noisy=str(folder), loss="noise2void", learning_rate=0.01, validation_examples=10, epochs=3
+    )
+    trainer.train(config, path, quiet=True)
+    return path
+
+
+def test_a_run_reports_what_can_be_known_without_clean_images_and_psnr_only_for_tests_that_have_some(run):
+    for line in read_metrics(run):
+        names = {name.removeprefix("validation_") for name in line if name.startswith("validation_")}
+        assert names == {"loss", *NOISY_METRICS}
+        assert line["validation_blind_spot_error"] > SIGMA**2
+        assert abs(line["validation_residual_mean"]) < 0.05
+    report = trainer.train(config_of_run(run), run, resume=True, quiet=True)
+    assert {f"test_{name}" for name in (*METRICS, *NOISY_METRICS)} < set(report)
+    assert report["test_psnr"] > 22
+
+
+def config_of_run(run: Path):
+    from dae import config as config_module
+
+    return config_module.read(run / "config.json")
+
+
+def test_the_model_is_that_of_the_last_epoch(run):
+    assert not (run / "checkpoints" / "best").exists()
+    last = tf.train.load_checkpoint(str(run / "checkpoints" / "latest" / f"ckpt-{3 * 3}"))
+    weights = load_model(run).get_weights()
+    shapes = last.get_variable_to_shape_map()
+    saved = [last.get_tensor(name) for name in shapes if name.startswith("model/") and name.endswith("VARIABLE_VALUE")]
+    assert all(any(np.array_equal(weight, other) for other in saved) for weight in weights)
+
+
+def test_no_noise_is_added_and_values_are_not_clipped(folder, files):
+    config = config_of(files, data=None, noisy=str(folder), loss="noise2void", validation_examples=10)
+    task = prepare(config)
+    (batch, *_) = task.batches("validation")
+    np.testing.assert_array_equal(batch.noisy, batch.clean)
+    assert float(tf.math.reduce_std(batch.noisy - 0.4)) > SIGMA
+    (test, *_) = task.batches("test")
+    assert float(tf.math.reduce_std(test.noisy - test.clean)) == pytest.approx(SIGMA, rel=0.05)
+
+
+def test_clean_pictures_among_those_to_train_on_are_rejected(folder, files):
+    save(folder / "train" / "clean" / "1.png", np.full((28, 28), 0.5))
+    try:
+        with pytest.raises(UsageError, match=r"train has clean images too; train on pairs, with --data or --clean"):
+            prepare(config_of(files, data=None, noisy=str(folder), loss="noise2void"))
+    finally:
+        (folder / "train" / "clean" / "1.png").unlink()
+
+
+def test_correlation_of_the_residual_is_zero_for_white_noise_and_positive_for_structure():
+    rng = np.random.default_rng(0)
+    noise = tf.constant(rng.standard_normal((4, 64, 64, 1)), tf.float32)
+    zeros = tf.zeros_like(noise)
+    np.testing.assert_allclose(residual_correlation(zeros, noisy=noise), 0, atol=0.05)
+    smooth = (noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]) / 4
+    np.testing.assert_allclose(residual_correlation(zeros[:, 1:, 1:], noisy=smooth), 0.5, atol=0.06)
