@@ -141,8 +141,11 @@ def divide(meanings: Mapping[Name, Meaning], only_noisy: bool = False) -> dict[s
         with_clean = {split for split, names in splits.items() if CLEAN in {name.role for name in names.values()}}
         if not with_clean <= {TEST}:
             raise UsageError(f"{min(with_clean - {TEST})} has clean images too; train on pairs, with --data or --clean")
-        noisy = {split: [(name, None) for name in sorted(names)] for split, names in splits.items()}
-        return noisy | {split: _pairs(splits[split], CLEAN, NOISY) for split in with_clean}
+        divided: dict[str, list[tuple[Name, Name | None]]] = {}
+        for split, names in splits.items():
+            alone: list[tuple[Name, Name | None]] = [(name, None) for name in sorted(names)]
+            divided[split] = _pairs(names, CLEAN, NOISY) if split in with_clean else alone
+        return divided
     roles = {meaning.role for meaning in meanings.values()}
     if roles in ({None}, {CLEAN}):
         return {split: [(name, None) for name in sorted(names)] for split, names in splits.items()}

@@ -173,3 +173,22 @@ def test_losses_reject_noise_for_which_they_are_wrong_in_one_line(names, config,
         assert words in message
         assert "--noise" in message or "--no-clip-noise" in message
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("sides", [(6, 8), (7, 9)])  # odd sides lose their last row and column
+def test_neighbor2neighbor_equals_its_formula(sides):
+    noisy = tf.random.stateless_uniform((2, *sides, 1), (1, 2))
+    seed, height, width = tf.constant([3, 4], tf.int64), sides[0] // 2, sides[1] // 2
+    draws = tf.random.stateless_uniform([2, height, width], seed, 0, 8, tf.int32).numpy()
+    neighbours = ((0, 1), (0, 2), (1, 0), (1, 3), (2, 0), (2, 3), (3, 1), (3, 2))
+    full, halves = blur(noisy).numpy(), np.zeros((2, 2, 2, height, width))  # of noisy or denoised; first or second
+    for image, row, column in np.ndindex(draws.shape):
+        for half, pixel in enumerate(neighbours[draws[image, row, column]]):
+            place = image, 2 * row + pixel // 2, 2 * column + pixel % 2, 0
+            halves[:, half, image, row, column] = noisy[place], full[place]
+    (first, second), (full_first, full_second) = halves
+    error = blur(tf.constant(first[..., None], tf.float32)).numpy()[..., 0] - second
+    correction = error - (full_first - full_second)
+    expected = (error**2 + correction**2).mean(axis=(1, 2))
+    values = SELF_SUPERVISED["neighbor2neighbor"](blur(noisy), noisy=noisy, denoise=blur, seed=seed, config=UNCLIPPED)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
