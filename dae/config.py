@@ -84,7 +84,7 @@ class ModelConfig:
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None
-    """Start from the weights of this finished run's folder, or of a .keras or .h5 file (default: random weights)."""
+    """Start from the weights of this run's folder, or of a .keras or .h5 file (default: random weights)."""
     initial_brightness: float | None = None
     """Brightness of the network's first outputs, given by its last bias (default: mean of the images)."""
     loss: str = "bce"
@@ -107,7 +107,8 @@ class OptimizationConfig:
     learning_rate: float = 1e-3
     """Learning rate; its peak, if a schedule changes it."""
     adam_beta_2: float = 0.999
-    """Decay of the running mean of squared gradients, of optimizers that have a `beta_2`."""
+    """The optimizer's `beta_2`, in Adam the decay of the running mean of squared gradients; optimizers without one
+    reject other values than the default."""
     max_gradient_norm: float | None = None
     """Gradient clipping: scale gradients of a larger global norm down to this norm (default: none)."""
     batch_size: int = 128
@@ -167,9 +168,9 @@ REMOVED = {"reduction": "gradients of several workers are always added exactly; 
 class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, NoiseConfig, DataConfig):
     """The settings that decide the result of a run; saved with it as `config.json`.
 
-    The fields of PLUGIN_FIELDS also take Python functions: `RunConfig(loss=my_loss)`. A configuration is
-    canonical once it is made: the loss has one spelling, paths are absolute, and users' files and functions are named
-    with the digests of their code.
+    `loss`, `model`, `noise`, `metrics`, `optimizer` and `schedule` also take Python functions:
+    `RunConfig(loss=my_loss)`. A configuration is canonical once it is made: the loss has one spelling, paths are
+    absolute, and users' files and functions are named with the digests of their code.
 
     Raises UsageError for an unknown field, a value of the wrong type or out of range, and for a user's file that cannot
     be read, naming its flag.
@@ -200,11 +201,11 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             value = getattr(self, name)
             if value is not None and not is_allowed(value):
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
-        if self.warmup_ratio and self.schedule == "constant":
-            raise UsageError(f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine")
         for name in ("noisy", "clean"):
             if self.data is not None and (folder := getattr(self, name)) is not None:
-                raise UsageError(f"{flag(name)}: {shown(folder)} stands instead of --data, which is {shown(self.data)}")
+                raise UsageError(
+                    f"{flag(name)}: {shown(folder)} replaces --data, which is {shown(self.data)}; give only one"
+                )
         if self.only_noisy and (self.noise != "gaussian" or isinstance(self.noise_level, tuple)):
             raise UsageError("--noisy: without --clean no noise is added; --noise-level states that of the pictures")
         object.__setattr__(self, "loss", expression.canonical(self.loss))
@@ -329,7 +330,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "train_examples": 32_000, "epochs": 1},
     # More than 21 dB in a few minutes.
     "best": {**_SOAP, "model": "unet", "learning_rate": 0.003, "epochs": 3},
-    # Photographs of any size, grey or in colour, with unknown Gaussian noise of up to 55 of 255 (docs/results.md).
+    # Photographs, grey or in colour, with Gaussian noise of unknown level, up to 55/255 (docs/pretrained.md).
     "photo": {
         **_SOAP,
         "model": "residual_unet",

@@ -58,7 +58,7 @@ _PREAMBLE = re.compile(r"\s*$|Graph execution error:|Detected at node |<stack tr
 _KERAS_PREAMBLE = re.compile(
     r"Exception encountered: |Example error message for object <.*?>:|Exception encountered when calling .*\n"
 )
-# A colour on a terminal.
+# Codes with which Keras colours its messages.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 

@@ -39,11 +39,13 @@ def check_utf8(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file or a folder to, with the same suffixes; if the block succeeds, it becomes
-    `path`, which can be a file or an empty folder.
+    """Yield a temporary path to write a file or a folder to; if the block succeeds, it becomes `path`.
+
+    It has the last two suffixes of `path`, which can be a file or an empty folder.
     """
-    # The process's own, and without the file's name, by which TensorBoard would take it for an event file.
-    temporary = path.with_name("".join([f"{TEMPORARY}{os.getpid()}", *path.suffixes]))
+    # The process's own, and without the file's name, by which TensorBoard would take it for an event file. Two suffixes
+    # are kept, because Keras writes weights only to a file that ends in .weights.h5.
+    temporary = path.with_name("".join([f"{TEMPORARY}{os.getpid()}", *path.suffixes[-2:]]))
     try:
         yield temporary
         for written in (temporary, *temporary.rglob("*")):

@@ -55,7 +55,9 @@ def main() -> None:
             raise UsageError(f"{name}: a model, not images; write --model {name}")
     path, output = None if arguments.model is None else Path(arguments.model), Path(arguments.output)
     if path is not None and not path.exists():
-        raise UsageError(f"--model: {path}: no such run's folder or model file")
+        raise UsageError(
+            f"--model: {path}: no such run or model file; expected a run's folder, or a .keras or .h5 file"
+        )
     trained = config.read(path / "config.json") if path is not None and path.is_dir() else RunConfig()
     files, notes = denoise_files.plan(
         [Path(name) for name in arguments.inputs],

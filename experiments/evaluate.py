@@ -21,7 +21,7 @@ class EvaluateArguments:
     """Report the test metrics of a trained model and plot examples; or compare several models, on several noises."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Folders of finished runs, or .keras or .h5 files."""
+    """Folders of runs, or .keras or .h5 files."""
     noise_levels: tuple[float, ...] | None = None
     """Evaluate at each of these levels: prints tables, and writes a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
@@ -105,8 +105,8 @@ def main() -> None:
         raise UsageError("expected one or more models, such as runs/mnist-conv-bce")
     paths = [Path(name) for name in arguments.models]
     configs = [evaluated_config(path, arguments) for path in paths]
-    several = (arguments.noise_levels, arguments.noises) != (None, None) or arguments.bm3d
-    is_sweep = len(paths) > 1 or several
+    several = (arguments.noise_levels, arguments.noises) != (None, None)
+    is_sweep = len(paths) > 1 or several or arguments.bm3d
     folder = (paths[0] if paths[0].is_dir() else paths[0].parent) if len(paths) == 1 else Path()
     figure = Path(arguments.figure or folder / ("sweep.png" if is_sweep else "evaluation.png"))
 
@@ -135,7 +135,9 @@ def main() -> None:
             raise UsageError(f"--bm3d: {error.name} is not installed; run: pip install '.[baselines]'") from None
         for trial in [trial for trial in swept if trial.denoiser == NO_DENOISING]:
             if trial.config.noise != "gaussian" or isinstance(trial.level, tuple):
-                raise UsageError("--bm3d: needs gaussian noise of one level; add --noise-levels")
+                raise UsageError(
+                    "--bm3d: needs Gaussian noise of one level; add --noises gaussian --noise-levels LEVEL"
+                )
             swept.append(dataclasses.replace(trial, denoiser="BM3D", denoise=bm3d_for(trial.level), milliseconds=None))
     if is_sweep:
         print(save_sweep(figure, tqdm(score(swept), total=len(swept), disable=None)))

@@ -14,7 +14,7 @@ class ExportArguments:
     """Write a model as ONNX, LiteRT or SavedModel. The file is first run and compared with the model."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a finished run, or a .keras or .h5 file."""
+    """Folder of a run, or a .keras or .h5 file."""
     format: str
     """onnx, litert or savedmodel."""
     output: str

@@ -53,7 +53,7 @@ def test_settings_of_keras_do_not_change_a_run_and_are_left_as_they_were(other_s
 
 
 def test_settings_of_keras_are_left_as_they_were_after_a_mistake(other_settings, tmp_path):
-    with pytest.raises(UsageError, match="no such run's folder"):
+    with pytest.raises(UsageError, match="no such run or model file"):
         dae.load_model(tmp_path / "none")
     assert settings() == ("float64", 0.1, "channels_first", "mixed_float16")
 

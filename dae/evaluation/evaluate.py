@@ -33,8 +33,8 @@ def make_evaluator(
 ) -> Evaluate:
     """Return the function from a prefix and batches to the means of the loss's values and all `metrics` over images.
 
-    The loss is that of the network's outputs, metrics are those of images clipped to [0, 1]. Every image has the same
-    weight; sums are float64. The function is compiled for each size of images, so make it
+    The loss is computed from the network's outputs, and metrics from these outputs clipped to [0, 1]. Every image has
+    the same weight; sums are float64. The function is compiled for each size of images, so make it
     once. Each batch is computed in the shards of `replicas`. Images of a size that `model` does not take are mirrored
     at the edges up to one that it takes. With several workers, each calls it with some of the batches.
     """

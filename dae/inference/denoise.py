@@ -51,7 +51,7 @@ def denoise(
     and uint16, and 0 to 1 for floats. With `self_ensemble`, the result is the mean over the eight flips and turns of
     the image, which takes eight times as long.
 
-    Computed in float32; the result is clipped to black and white, and rounded for integers. A grey network denoises
+    Computed in float32; the result is clipped to the value range, and rounded for integers. A grey network denoises
     each channel of a colour image separately; the outputs of a colour network for a grey image are averaged over the
     channels.
 
@@ -87,7 +87,7 @@ class Denoiser:
         """1 if the network is one for grey images, 3 for colour."""
 
     def of(self, channels: int) -> "Denoiser":
-        """Return what denoises images of so many channels: the package's model for these, or this one."""
+        """Return the denoiser for images of so many channels: of the package's model for them, or this one."""
         return self._colour if self._is_pretrained and channels == 3 else self
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Denoiser:
             raise UsageError(f"the network takes images with {self.channels} channels, got {channels}")
         padded = fitting_size(self._model, height, width)
         if self._self_ensemble and fitting_size(self._model, *padded[::-1]) != padded[::-1]:
-            raise UsageError(f"self-ensemble: the network does not take images of {width} x {height}, turned ones")
+            raise UsageError(f"--self-ensemble: the network does not take the turned image, {width} x {height}")
         bytes_ = self._bytes_per_pixel * math.prod(padded) * (channels if self.channels == 1 else 1)
         if bytes_ > WHOLE_BYTES and self._field is None:
             raise UsageError(
@@ -179,6 +179,7 @@ class Denoiser:
         field = receptive_field(self._model)  # takes up to a second, which small images need not wait for
         if field is None or not self._self_ensemble:
             return field
+        # A turn exchanges rows and columns, and a flip the two ends.
         side, period = max(*field.before, *field.after), math.lcm(*field.period)
         return ReceptiveField((side, side), (side, side), (period, period))
 

@@ -89,8 +89,7 @@ class ImageFunction:
                 f"({', '.join(str(found).split(':')[0].split('=')[0] for found in positional)}){hint}"
             )
         for name in (found.name for found in by_keyword if found.default is found.empty and found.name not in INPUTS):
-            known = ", ".join(INPUTS)
-            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, INPUTS)} (known: {known})")
+            raise UsageError(f"{prefix}: unknown input {name!r}{suggestion(name, INPUTS)} (known: {', '.join(INPUTS)})")
         self.function, self.prefix, self.images = function, prefix, order
         self.inputs = [found.name for found in by_keyword if found.name in INPUTS]
 

@@ -35,17 +35,13 @@ class Objective:
 
         These differ only in the first `bce_steps` steps (see `warms_up`). All are float32 scalars.
         """
-        outputs, values = self.values(network, batch)
+        outputs = network(batch.noisy)
+        values = self.loss(batch.clean, outputs.denoised, self.inputs(network, batch, outputs))
         means = {name: tf.reduce_mean(value) for name, value in values.items()}
         if not self.warms_up:
             return means["loss"], means
         mixed = functools.partial(self._mixed, means["loss"], batch.clean, outputs.denoised)
         return tf.cond(self.step < self.config.bce_steps, mixed, lambda: means["loss"]), means
-
-    def values(self, network: Network, batch: Batch) -> tuple[Outputs, dict[str, tf.Tensor]]:
-        """Return the outputs of `network` for a batch, and the values of the loss, as `CompositeLoss` does."""
-        outputs = network(batch.noisy)
-        return outputs, self.loss(batch.clean, outputs.denoised, self.inputs(network, batch, outputs))
 
     def after_step(self, network: SeededNetwork, batch: Batch) -> None:
         """Call the method `update` of each term that has one, with a batch and the updated network's outputs for it."""
@@ -60,7 +56,7 @@ class Objective:
     def warms_up(self) -> bool:
         """True if the run starts with the BCE warm-up, because many losses do not learn from random weights.
 
-        Weights of a finished run have learned already. A loss that never sees the clean images is minimized from the
+        Weights of another run are trained already. A loss that never sees the clean images is minimized from the
         first step, because BCE would show it these; and so is that of a network whose outputs are not bounded.
         """
         supervised = [term.function for term in self.loss.terms if term.sees_clean]

@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     """Denoised images, and latents, that a model computes from noisy images."""
 
     denoised: tf.Tensor
-    """As the network returns them; those of a linear one can leave [0, 1]."""
+    """As the network returns them; those of a network that is not bounded can leave [0, 1]."""
     latents: tf.Tensor | None = None
     """The output of the layer `encoder`, or None if there is no such layer."""
 

@@ -142,8 +142,8 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
     compiled = tf.function(lambda noisy: fused(model, training=False)(noisy).denoised)(batch.noisy)
     if (difference := np.abs(compiled - denoised).max()) > 1e-4 * max(1.0, np.abs(denoised).max()):
         raise UsageError(
-            f"{source}: TensorFlow computes other outputs in a graph, different by {difference:.2g}; use layers such "
-            "as LeakyReLU, not keras.ops, or another activation"
+            f"{source}: outputs in a TensorFlow graph differ by {difference:.2g} from those in eager mode; use "
+            "keras.layers.LeakyReLU instead of keras.ops.leaky_relu, or another activation"
         )
     if not model.trainable_weights:
         raise UsageError(f"{source}: has no weights to train")
@@ -158,10 +158,11 @@ def _check_values(source: str, model: keras.Model, batch: Batch) -> None:
 
 
 def is_bounded(config: RunConfig, model: keras.Model, noisy: tf.Tensor) -> bool:
-    """Return whether the outputs of `model`, which was built for `config`, are in [0, 1] whatever its weights are.
+    """Return whether the outputs of `model`, which was built for `config`, stay in [0, 1].
 
-    They are after a sigmoid. Other networks are tried on noisy images, [batch, H, W, C], with a few random weights:
-    with its initial weights, one that subtracts the noise may return the images unchanged.
+    This is certain for a network that ends in a sigmoid. Others are tried on the first four noisy images,
+    [batch, H, W, C], with three sets of random weights, because a residual network may return its input unchanged with
+    its initial weights.
     """
     if _ends_in_sigmoid(model):
         return True

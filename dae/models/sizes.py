@@ -35,7 +35,7 @@ _ROUNDING = 1e-4
 
 
 def is_functional(layer: object) -> bool:
-    """Return whether a layer is a model of inputs and outputs, unlike a class with `call`, whose inside is unknown."""
+    """Return whether a layer is a functional or built Sequential model, unlike a class, whose layers are not known."""
     return isinstance(layer, keras.Model) and getattr(layer, "inputs", None) is not None
 
 
@@ -103,7 +103,7 @@ def _of_any_size(model: keras.Model, clone_function: Callable[[Any], Any]) -> ke
 
 
 def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[str, int]]:
-    """Return the type of each operation in the graph of `model`, and how many values it returns for one such image."""
+    """Return the type of each operation in the graph of `model`, and its number of values for an image of this size."""
     network = tf.function(view_of_any_size(model), autograph=False)
     graph = network.get_concrete_function(tf.TensorSpec((None, height, width, model.input_shape[-1]))).graph
     outputs = [(operation.type, output.shape) for operation in graph.get_operations() for output in operation.outputs]

@@ -60,7 +60,7 @@ def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
     """Return the optimizer that `config` names, with its schedule over `total_steps` steps.
 
     Gradients are clipped by the train state, not by the optimizer. Raises UsageError for an unknown optimizer or
-    schedule, or for a function that returns another thing.
+    schedule, or for a function that returns anything else.
     """
     ratio = ("--warmup-ratio", "warmup_ratio", config.warmup_ratio, RunConfig.warmup_ratio)
     rate: Any = _call(SCHEDULES, "schedule", config.schedule, ratio, config.learning_rate, total_steps)
@@ -89,30 +89,36 @@ def build(config: RunConfig, total_steps: int) -> keras.optimizers.Optimizer:
 
 def check(config: RunConfig, total_steps: int, variables: list[keras.Variable]) -> None:
     """Raise UsageError unless a user's optimizer and schedule can be computed in a graph, for these variables."""
-    for field, text, table in (
-        ("optimizer", config.optimizer, OPTIMIZERS),
-        ("schedule", config.schedule, SCHEDULES),
+    if config.optimizer in OPTIMIZERS and config.schedule in SCHEDULES:
+        return
+    optimizer = build(config, total_steps)
+    gradients = [tf.zeros(variable.shape) for variable in variables]
+    # The schedule first: the optimizer calls it too, and would be named instead.
+    for field, table, compute in (
+        ("schedule", SCHEDULES, lambda: tf.convert_to_tensor(optimizer.learning_rate)),
+        ("optimizer", OPTIMIZERS, lambda: optimizer.apply(gradients, variables)),
     ):
-        if text not in table:
-            with plugins.errors_with_line(
-                f"--{field}: {plugins.source(text)}", plugins.file_of(plugins.load(table, text, f"--{field}"))
-            ):
-                optimizer = build(config, total_steps)
-                optimizer.build(variables)
-                gradients = [tf.zeros(variable.shape) for variable in variables]
-                tf.function(lambda: optimizer.apply(gradients, variables)).get_concrete_function()  # noqa: B023
+        text = getattr(config, field)
+        file = "" if text in table else plugins.file_of(plugins.load(table, text, f"--{field}"))
+        with plugins.errors_with_line(f"--{field}: {plugins.source(text)}", file):
+            optimizer.build(variables)
+            tf.function(compute).get_concrete_function()
 
 
 def _call(table: dict[str, Any], field: str, name: str, setting: tuple[str, str, Any, Any], *arguments: Any) -> Any:
-    """Call the function that `name` is or refers to, also with a setting: its flag, parameter, value and default.
+    """Call the function that `name` names, and with a setting if it has a parameter for it.
 
-    The default is passed only to a parameter without one. Raises UsageError for another value without such a parameter.
+    `setting` is (flag, parameter, value, default); the default is passed only to a parameter without one. Raises
+    UsageError if the value is another one and there is no such parameter.
     """
     function, source = plugins.load(table, name, f"--{field}"), f"--{field}: {plugins.source(name)}"
     flag, parameter, value, default = setting
     with plugins.errors_with_line(source, plugins.file_of(function)):
         found = inspect.signature(function).parameters.get(parameter)
         if found is None and value != default:
-            raise UsageError(f"{flag}: {value} has no effect on --{field} {plugins.label(name)}")
+            raise UsageError(
+                f"{flag}: {value} has no effect on --{field} {plugins.label(name)}, which has no parameter "
+                f"`{parameter}`; set {flag} {default:g}"
+            )
         is_needed = found is not None and (value != default or found.default is found.empty)
         return function(*arguments, **({parameter: value} if is_needed else {}))

@@ -16,8 +16,8 @@ _WEIGHTED = ("Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "FusedBat
 def warn_if_scarce(model: keras.Model, batch_size: float) -> None:
     """Warn if a training step of `batch_size` images probably needs more memory than is available.
 
-    Kept are the outputs of operations with weights; and there are gradients of two outputs at once, and a few batches
-    ahead. The estimate was 0.75 to 1.4 of the peak memory of runs with the networks here, by `/usr/bin/time -v`.
+    A step keeps the outputs of operations with weights, the gradients of two outputs, and a few batches ahead. The
+    estimate was 0.75 to 1.4 of the peak memory of runs with the networks here, by `/usr/bin/time -v`.
     There is no warning on a GPU, or on a system other than Linux: the available memory is unknown there.
     """
     if tf.config.get_visible_devices("GPU") or not _MEMINFO.exists():

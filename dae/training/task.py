@@ -194,15 +194,15 @@ def prepare(
 
 
 def check_loss(task: Task, objective: Objective) -> None:
-    """Raise UsageError if the loss needs noise that pairs do not have, or whole batches that the run divides.
+    """Raise UsageError if the loss cannot be used with the images, the network or the shards of the run.
 
-    Also rejected is BCE of a network whose outputs can leave [0, 1]. Warns if the run ends within the BCE warm-up.
+    Warns if the run ends within the BCE warm-up.
     """
     source = f"--loss: {plugins.source(task.config.loss)}"
     if not task.is_bounded and any(term.function is bce for term in task.loss.terms):
         raise UsageError(
-            f"{source} needs outputs in [0, 1], which those of --model {plugins.source(task.config.model)} can leave; "
-            "minimize mse or charbonnier, or end the network in a sigmoid"
+            f"{source} is defined for outputs in [0, 1], which --model {plugins.source(task.config.model)} can leave; "
+            "use --loss mse or charbonnier, or end the network in a sigmoid"
         )
     added = {"second_noisy", "corrupt"} | ({"noise_level"} if task.data.train.is_paired else set())
     if task.data.train.is_noisy and (needed := task.loss.inputs & added):

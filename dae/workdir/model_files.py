@@ -38,8 +38,8 @@ def load_model(path: str | Path) -> keras.Model:
     A run that is not finished has the model of its best checkpoint, or of the latest one if nothing validates; a
     warning names it.
 
-    The model maps float32 [N, H, W, C] in [0, 1] to the same shape and range, which the outputs of linear networks can
-    leave. A run of a user's network runs the copy of the user's file in the run's folder. A file need not be trusted:
+    The model maps float32 [N, H, W, C] in [0, 1] to the same shape; outputs of a network that is not bounded can leave
+    [0, 1]. A run of a user's network runs the copy of the user's file in the run's folder. A file need not be trusted:
     Keras runs no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises
     UsageError if there is no such model, or if the outputs of one that is not a run's show that it takes or returns
     other values.
@@ -62,7 +62,7 @@ def load_model(path: str | Path) -> keras.Model:
                 raise UsageError(f"{path.parent}: Keras cannot save this model{hint}")
             raise UsageError(f"{path}: no such file; delete {REPORT}, and repeat run.py with --resume to write it")
     if not path.exists():
-        raise UsageError(f"{path}: no such run's folder or model file")
+        raise UsageError(f"{path}: no such run or model file; expected a run's folder, or a .keras or .h5 file")
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
     with as_usage_error(path, f"not a readable model{hint}", Exception):  # Keras, h5py and zipfile raise many types
@@ -150,7 +150,8 @@ def weights_digest(model: keras.Model) -> str:
 def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: bool) -> list[str]:
     """Write the model files of a run. Return a line that says which of them Keras alone opens, unless it opens all.
 
-    Those of a user's network, `is_own`, are written as far as Keras can save it; and its weights in any case.
+    Those of a user's network (`is_own`) are kept only if Keras restores the same network from them; its weights are
+    always written.
     """
     from dae.models import sizes
 
@@ -178,7 +179,8 @@ def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: 
             path.unlink()
     if alone == [*MODEL_FILES]:
         return []
-    return [f"model files: Keras alone opens {listed(alone) or 'none'}; {listed(others)}: with the code of the network"]
+    names = f"{listed(alone) or 'none'}; {listed(others)}"
+    return [f"model files: Keras alone opens {names} can be opened only with the network's code"]
 
 
 def _restores(model: keras.Model, path: Path, own: dict[str, type]) -> bool:
@@ -195,7 +197,7 @@ def _restores(model: keras.Model, path: Path, own: dict[str, type]) -> bool:
 
 
 def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:
-    """Write `model` to a .keras or .h5 file, which plain Keras opens without this package.
+    """Write `model` to a .keras or .h5 file. Keras alone opens it if the model consists of Keras's layers.
 
     The file also holds the `value_range` of the images that the model was trained on.
     """

@@ -43,9 +43,8 @@ def batch(mnist) -> Batch:
 def call(function: Callable, model: keras.Model, batch: Batch, config: RunConfig = RANGE, step: int = 0) -> Any:
     """Return the values of a user's loss for a batch, with `step` of 30 steps done."""
     made = objective(loss_of(function), config, tf.Variable(step, dtype=tf.int64))
-    outputs, values = made.values(fused(model), batch)
-    assert outputs.denoised.shape == batch.clean.shape
-    return values["loss"]
+    outputs = fused(model)(batch.noisy)
+    return made.loss(batch.clean, outputs.denoised, made.inputs(fused(model), batch, outputs))["loss"]
 
 
 def inputs(model: keras.Model, batch: Batch, config: RunConfig = RANGE, step: int = 0) -> dict[str, Any]:

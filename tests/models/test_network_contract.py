@@ -162,7 +162,7 @@ def networks_file(tmp_path) -> Path:
         ("unsaved", ["cannot be saved (not here)"]),
         ("frozen", ["has no weights to train"]),
         ("branching", ["fails in line 88 (", "IfNetwork.call()"]),
-        ("other_in_graphs", ["TensorFlow computes other outputs in a graph, different by 0.", "LeakyReLU"]),
+        ("other_in_graphs", ["outputs in a TensorFlow graph differ by 0.", "LeakyReLU"]),
         ("fails", [f"fails in line {FAILING_LINE} ("]),
     ],
 )
@@ -181,7 +181,7 @@ def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written
 @pytest.mark.parametrize(("name", "loss"), [("unchanged_at_first", "bce"), ("gated", "0.5*bce + mse")])
 def test_bce_of_a_network_whose_outputs_may_leave_its_domain_later_is_rejected(name, loss, networks_file):
     config = replace(SMALL, model=f"{networks_file}:{name}", loss=loss)
-    words = f"needs outputs in .*{name} can leave; minimize mse or charbonnier"
+    words = f"is defined for outputs in .*{name} can leave; use --loss mse or charbonnier"
     with pytest.raises(UsageError, match=rf"^--loss: {re.escape(config.loss)} {words}"):
         trainer.train(config, networks_file.parent / "run")
 

@@ -277,7 +277,7 @@ def test_files_that_are_not_models_are_rejected(tiny_run, tmp_path):
     keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
     for name, message in {
         "unfinished": "not a finished run, and without a checkpoint",
-        "none.h5": "no such run's folder or model file",
+        "none.h5": "no such run or model file",
         "text.h5": "not a readable model",
         "text.keras": "not a readable model",
         "model.pb": r"\.keras or \.h5",
