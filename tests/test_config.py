@@ -79,7 +79,6 @@ def test_any_text_is_a_valid_config_or_rejected_with_its_source(text):
         ({"seed": 2**63}, "--seed: .* got 9223372036854775808$"),
         ({"initial_brightness": 0.0}, "--initial-brightness: .* got 0.0$"),
         ({"bce_steps": -1}, "--bce-steps: .* got -1$"),
-        ({"warmup_ratio": 0.3}, "--warmup-ratio: .*0.3.*--schedule cosine"),
         ({"loss": "bce +* mse"}, "--loss: .*'bce \\+\\* mse'"),
         ({"loss": "a" * 5001}, "--loss: .*5,000"),
         ({"epochs": 2.5}, "--epochs: .*int.* got 2.5$"),

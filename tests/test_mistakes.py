@@ -45,17 +45,22 @@ MISTAKES = [
     # Data
     ("--data nowhere --image-size 32", ["--data: ", "nowhere: no such file or folder"]),
     (
-        "--noisy {}/pairs/noisy --image-size 16",
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16",
         ["--loss: bce needs clean images; with noisy ones alone, use noise2void"],
     ),
     (
-        "--noisy {}/pairs/noisy --image-size 16 --loss sure",
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure",
         ["--loss: sure: needs the level of the noise", "--noise-level"],
     ),
-    ("--noisy {}/pairs/noisy --image-size 16 --loss noise2noise", ["--loss: noise2noise takes `second_noisy`"]),
-    ("--noisy {}/pairs/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
-    ("--noisy {}/pairs/noisy --loss noise2void --patience 3", ["--patience: needs clean images"]),
-    ("--data {}/pairs/noisy --image-size 16", ["noisy images alone are trained on with --noisy FOLDER"]),
+    (
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2noise",
+        ["--loss: noise2noise takes `second_noisy`"],
+    ),
+    ("--noisy {}/pairs/train/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
+    (
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2void --patience 3",
+        ["--patience: needs clean images"],
+    ),
     ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' replaces --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),

@@ -122,10 +122,10 @@ def prepare(
     resumed or repeated. Raises UsageError for whatever would make the run fail.
     """
     splits = datasets.load(config, data)
-    if config.patience is not None and not len(splits.validation):
-        raise UsageError("--patience: needs validation images; --validation-examples is 0")
     if config.patience is not None and config.only_noisy:
         raise UsageError("--patience: needs clean images; no error against noisy ones tells when to stop")
+    if config.patience is not None and not len(splits.validation):
+        raise UsageError("--patience: needs validation images; --validation-examples is 0")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
     needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)

@@ -87,8 +87,8 @@ def as_if_killed(finished: Path, run: Path, step: int) -> None:
         pytest.param("start_from", 8, marks=pytest.mark.slow),
         pytest.param("bfloat16", 12, marks=pytest.mark.slow),
         pytest.param("xla", 8, marks=pytest.mark.slow),
-        pytest.param("photo", 2, marks=pytest.mark.slow),
-        pytest.param("noisy", 2, marks=pytest.mark.slow),
+        pytest.param("photo", 6, marks=pytest.mark.slow),
+        pytest.param("noisy", 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_resumed_from_within_an_epoch_to_the_same_bits(name, step, finished_run, files, tmp_path):
