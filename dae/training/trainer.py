@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import tensorflow as tf
 from dae import runtime
 from dae.config import PYTHON_DATA, RunConfig
 from dae.data.datasets import Arrays
-from dae.data.pipeline import batch_spec, equal_batches, training_batches
+from dae.data.pipeline import batch_spec, training_batches
 from dae.errors import Interrupted, RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import format_metrics
@@ -23,6 +22,7 @@ from dae.replicas import LOST_WORKER, from_environment
 from dae.reporting.logger import Console, Logger
 from dae.resolved import Resolved
 from dae.training import outputs
+from dae.training.calls import calls
 from dae.training.checkpoints import Checkpoints
 from dae.training.interruption import Interruption
 from dae.training.profiler import profiled
@@ -46,10 +46,6 @@ class EpochEnd(NamedTuple):
 
 
 OnEpochEnd = Callable[[EpochEnd], object]
-
-# One call of the train loop takes as many steps as process this many pixel values, those of 20 batches of 128 MNIST
-# images. Signals and the progress bar are handled only between calls, so a call takes fewer steps of larger images.
-VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
 @keras_defaults()
@@ -210,26 +206,3 @@ def train_epochs(
         with interruption.announced():
             on_epoch_end(EpochEnd(line, task.evaluated_model, int(state.step)))
         interruption.raise_if_pending(f"epoch {epoch}")
-
-
-class Call(NamedTuple):
-    """A call of the train loop."""
-
-    num_steps: int
-    batch_size: int
-    is_last: bool
-    """True if it ends the epoch."""
-
-
-def calls(task: Task, step: int) -> Iterator[Call]:
-    """Yield the calls of the train loop from `step` to the end of its epoch.
-
-    The batches of a call have one size, and a call ends at each step at which a checkpoint is due.
-    """
-    config, end = task.config, (step // task.steps_per_epoch + 1) * task.steps_per_epoch
-    most = max(1, VALUES_PER_LOOP // (config.batch_size * math.prod(task.model.input_shape[1:])))
-    while step < end:
-        num_steps, batch_size = equal_batches(task.examples, config.batch_size, step)
-        num_steps = min(num_steps, most, task.checkpoint_every - step % task.checkpoint_every)
-        step += num_steps
-        yield Call(num_steps, batch_size, is_last=step == end)

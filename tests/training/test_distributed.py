@@ -19,9 +19,9 @@ from dae.config import RunConfig, to_json
 from dae.data.pipeline import training_batches
 from dae.errors import RunError, UsageError
 from dae.training import trainer
+from dae.training.calls import calls
 from dae.training.task import prepare
 from dae.training.train_step import make_train_loop, make_train_step
-from dae.training.trainer import calls
 from dae.workdir.workdir import read_metrics
 
 # Epochs end with a batch of one image, so that some shards, and some workers, have none.

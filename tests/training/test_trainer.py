@@ -22,8 +22,8 @@ from dae.errors import RunError, UsageError
 from dae.models import networks
 from dae.reporting.logger import warn_if_collapsed
 from dae.training import trainer
+from dae.training.calls import VALUES_PER_LOOP, calls
 from dae.training.checkpoints import saved_in
-from dae.training.trainer import VALUES_PER_LOOP, calls
 from dae.workdir.workdir import read_metrics
 
 
