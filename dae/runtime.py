@@ -1,5 +1,6 @@
 """Devices, shards, threads and oneDNN, which decide the last bits of a result."""
 
+import math
 import os
 import platform
 import shutil
@@ -18,10 +19,10 @@ from dae.errors import UsageError, listed
 from dae.replicas import ALONE, Replicas
 from dae.resolved import Resolved
 
-# A shard has at least this many images, because starting the operations of a smaller one is expected to cost more than
-# another core saves. At the default batch size, this matters only with more than eight cores, where it was not
-# measured.
-MIN_SHARD_SIZE = 16
+# A shard has at least this many pixel values, those of 16 MNIST images, because starting the operations of a smaller
+# one is expected to cost more than another core saves. With 16 patches of 64 x 64 on two cores, two shards take 0.89 of
+# the time of one.
+MIN_SHARD_VALUES = 16 * 28 * 28
 
 
 def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -63,12 +64,13 @@ def resolve(
     whole_batches: bool = False,
     replicas: Replicas = ALONE,
     recorded: Resolved | None = None,
+    image_shape: tuple[int, int, int] = (28, 28, 1),
 ) -> tuple[int, int, bool]:
     """Return the number of shards and of threads, and whether to use oneDNN; and set the number of threads.
 
     A setting of `config` comes first, then that of `recorded`, an earlier run that is resumed or repeated. By default,
-    batches are divided among the workers and devices of `replicas`, and for speed among the cores; but with
-    `whole_batches` not among the cores.
+    batches of images of `image_shape` are divided among the workers and devices of `replicas`, and for speed among the
+    cores; but with `whole_batches` not among the cores.
 
     Threads and oneDNN can be set only before TensorFlow starts. If it has started, this function warns if its settings
     are slower than the default, and raises UsageError if `config` or `recorded` requires other settings.
@@ -76,7 +78,8 @@ def resolve(
     on_gpu = bool(tf.config.get_visible_devices("GPU"))
     devices, workers = max(1, len(replicas.devices)), replicas.workers
     parallel = devices if on_gpu or whole_batches else max(devices, cores())
-    per_worker = max(1, min(parallel, config.batch_size // workers // MIN_SHARD_SIZE))
+    images = config.batch_size // workers
+    per_worker = max(1, min(parallel, images, images * math.prod(image_shape) // MIN_SHARD_VALUES))
     if workers > 1:
         per_worker = 2 ** (per_worker.bit_length() - 1)
     shards = config.shards or (recorded.shards if recorded else workers * per_worker)
