@@ -201,6 +201,10 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             value = getattr(self, name)
             if value is not None and not is_allowed(value):
                 raise UsageError(f"{flag(name)}: expected {allowed}, got {shown(value)}")
+        if self.warmup_ratio and self.schedule == "constant":
+            raise UsageError(
+                f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine, or your own that takes `warmup_ratio`"
+            )
         for name in ("noisy", "clean"):
             if self.data is not None and (folder := getattr(self, name)) is not None:
                 raise UsageError(

@@ -73,7 +73,7 @@ def first_line(error: BaseException) -> str:
     """
     message = _KERAS_PREAMBLE.split(_COLOUR.sub("", str(error)))[-1]
     line = next((line for line in message.splitlines() if not _PREAMBLE.match(line)), type(error).__name__)
-    line = _OPERATION.sub("", line)
+    line = _OPERATION.sub("", line).strip()
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 

@@ -81,6 +81,7 @@ def test_any_text_is_a_valid_config_or_rejected_with_its_source(text):
         ({"bce_steps": -1}, "--bce-steps: .* got -1$"),
         ({"loss": "bce +* mse"}, "--loss: .*'bce \\+\\* mse'"),
         ({"loss": "a" * 5001}, "--loss: .*5,000"),
+        ({"warmup_ratio": 0.3}, "--warmup-ratio: .*0.3.*--schedule cosine"),
         ({"epochs": 2.5}, "--epochs: .*int.* got 2.5$"),
         ({"epochs": True}, "--epochs: .*int.* got True$"),
         ({"epochs": "3"}, "--epochs: .*int.* got '3'$"),

@@ -23,7 +23,7 @@ MISTAKES = [
     ("--epochs 2.5", ["--epochs", "'2.5'", "INT"]),
     ("--epochs 0", ["--epochs: expected an integer from 1 to 1,000,000, got 0"]),
     ("--noise-level 1 2 3", ["--noise-level", "'1', '2', '3'", "FLOAT|{FLOAT FLOAT}"]),
-    ("--warmup-ratio 0.3", ["--warmup-ratio: 0.3 has no effect on --schedule constant"]),
+    ("--warmup-ratio 0.3", ["--warmup-ratio: 0.3 needs --schedule cosine"]),
     (f"{SMALL} --loss bcee", ["--loss: unknown name 'bcee'; did you mean 'bce'?"]),
     ("--data {}/digits.npz --model cnov", ["--model: unknown name 'cnov'; did you mean 'conv'?"]),
     (f"{SMALL} --noise gausian", ["--noise: unknown name 'gausian'; did you mean 'gaussian'?"]),
@@ -73,7 +73,7 @@ MISTAKES = [
     ),
     (
         "--data {}/pairs --value-range 0 4095 --patch-size 16 --loss noise2noise --no-clip-noise",
-        ["--loss: noise2noise takes `second_noisy`", "cannot be used with pairs"],
+        ["--loss: noise2noise takes `second_noisy`", "cannot be used with images that are noisy already"],
     ),
     ("--data {}/pairs --axes NYX", ["--axes: applies only to arrays, not to folders of pictures"]),
     (f"{SMALL} --axes NYXC", ["digits.npz: expected images, NYXC, got x_train (140, 16, 16), x_test (40, 16, 16)"]),

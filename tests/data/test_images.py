@@ -149,7 +149,9 @@ def test_noise_of_a_given_level_is_added_to_the_noisy_images_of_pairs(pairs, tmp
 
 def test_losses_that_add_noise_themselves_are_rejected_for_pairs(pairs, tmp_path):
     config = RunConfig(data=in_two_folders(tmp_path, *pairs), loss="bce + 0.1*sure", clip_noise=False, batch_size=8)
-    with pytest.raises(UsageError, match=r"^--loss: .* takes `\w+`, .*; it cannot be used with pairs") as caught:
+    with pytest.raises(
+        UsageError, match=r"^--loss: .* takes `\w+`, .*; it cannot be used with images that are noisy"
+    ) as caught:
         prepare(config)
     assert "\n" not in str(caught.value)
 

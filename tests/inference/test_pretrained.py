@@ -28,7 +28,9 @@ def psnr(clean: np.ndarray, image: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((clean - image) ** 2)))
 
 
-@pytest.mark.parametrize(("grey", "sigma", "gain"), [(True, 25, 8), (False, 25, 9), (False, 50, 11)])
+@pytest.mark.parametrize(
+    ("grey", "sigma", "gain"), [(True, 25, 8), pytest.param(False, 25, 9, marks=pytest.mark.slow), (False, 50, 11)]
+)
 def test_noise_of_any_level_is_removed_from_photographs_in_grey_and_colour(grey, sigma, gain, photograph):
     clean = photograph.mean(axis=2) if grey else photograph
     noisy = clean + np.float32(sigma / 255) * np.random.default_rng(0).standard_normal(clean.shape, np.float32)

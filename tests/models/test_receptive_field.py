@@ -110,6 +110,7 @@ def test_any_layers_are_measured():
         assert receptive_field(any_size(keras.Model(noisy, output))) == field
 
 
+@pytest.mark.slow
 def test_there_is_no_field_with_global_layers_or_only_one_size():
     noisy = keras.Input((28, 28, 1))
     unknown = {

@@ -103,7 +103,7 @@ def test_a_run_is_resumed_from_within_an_epoch_to_the_same_bits(name, step, fini
 @pytest.mark.parametrize(
     ("name", "stop", "call", "step"),
     [
-        ("network", send_sigterm, 5, 12),
+        pytest.param("network", send_sigterm, 5, 12, marks=pytest.mark.slow),
         pytest.param("sum", raise_stop, 5, 8, marks=pytest.mark.slow),
         pytest.param("functions", raise_stop, 4, 7, marks=pytest.mark.slow),
     ],

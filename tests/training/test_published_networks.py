@@ -32,10 +32,8 @@ NETWORKS = [
 FAST = "published_dncnn"
 
 
-@pytest.mark.parametrize(
-    ("name", "alone", "with_code", "problem"),
-    [pytest.param(*row, marks=() if row[0] == FAST else pytest.mark.slow, id=row[0]) for row in NETWORKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "alone", "with_code", "problem"), [pytest.param(*row, id=row[0]) for row in NETWORKS])
 def test_a_published_network_trains_resumes_exactly_reloads_denoises_and_is_exported(
     name, alone, with_code, problem, finished_run, files, tmp_path, capsys
 ):

@@ -36,7 +36,13 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("changes", [{"epochs": 3}, {"epochs": 3, "ema_decay": 0.6, "validation_examples": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 3},
+        pytest.param({"epochs": 3, "ema_decay": 0.6, "validation_examples": 0}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_is_used_with_its_checkpoint_finished_early_and_continued(changes, files, tmp_path, capsys):
     config, run = config_of(files, **changes), tmp_path / "run"
     train_one_epoch(config, run)

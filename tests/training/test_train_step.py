@@ -161,7 +161,13 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
     assert means["loss"] == pytest.approx(2 * bce + 0.5 * mse, rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+# Keras's take part in the slow tests.
+OPTIMIZERS = [
+    name if name in ("adam", "soap") else pytest.param(name, marks=pytest.mark.slow) for name in optimizers.OPTIMIZERS
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
     config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
@@ -229,7 +235,7 @@ def finite_with_infinite_gradient(clean: tf.Tensor, denoised: tf.Tensor) -> tf.T
         (finite_with_infinite_gradient, 1.0, "gradient"),
     ],
 )
-@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_train_step_rejects_values_that_are_not_finite_before_anything_changes(loss, factor, quantity, optimizer):
     config = RunConfig(optimizer=optimizer, bce_steps=0)
     state = new_state(config)
