@@ -20,10 +20,12 @@ def first_difference(run: Path, other: Path) -> str | None:
     """Describe the first difference between the results in two run folders; None if they are identical.
 
     In the order in which a run writes them: the lines of metrics.jsonl, TensorBoard's events, every tensor of the last
-    checkpoints (weights, optimizer, best result), the report, the plots.
+    checkpoints (weights, optimizer, best result), the report, the plots. Of a run whose checkpoints were removed, such as
+    those in dae/pretrained, only what is left is compared; the report has a digest of the weights.
     """
     results, other_results = dict(_results(run)), dict(_results(other))
-    for name in results | other_results:
+    is_whole = (run / "checkpoints").exists()
+    for name in results | other_results if is_whole else results:
         values = results.get(name, "missing"), other_results.get(name, "missing")
         if values[0] != values[1]:
             texts = [value if isinstance(value, str) else "present" for value in values]
@@ -52,7 +54,8 @@ def _results(run: Path) -> Iterator[tuple[str, Any]]:
                     array = np.asarray(reader.get_tensor(key))
                     yield f"{folder}: {key}", (array.dtype, array.shape, array.tobytes())
     for name in ("denoised.png", "curves.png"):
-        yield name, (run / name).read_bytes()
+        if (run / name).exists():
+            yield name, (run / name).read_bytes()
 
 
 def _events(run: Path, folder: str) -> Iterator[tuple[str, bytes]]:

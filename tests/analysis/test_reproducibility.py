@@ -200,3 +200,15 @@ def test_verify_rejects_an_unfinished_run(copy):
     completed = run_in_process("verify.py", copy)
     assert completed.returncode == 2
     assert "not a finished run" in completed.stderr
+
+
+def test_of_a_run_without_its_checkpoints_what_is_left_is_compared(copy, tiny_run):
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(copy / name)
+    (copy / "curves.png").unlink()
+    assert first_difference(copy, tiny_run) is None
+    report = json.loads((copy / "report.json").read_text())
+    (copy / "report.json").write_text(json.dumps(report | {"weights_sha256": "0" * 64}))
+    difference = first_difference(copy, tiny_run)
+    assert difference is not None
+    assert difference.startswith("report.json: weights_sha256 is ")
