@@ -20,8 +20,8 @@ def first_difference(run: Path, other: Path) -> str | None:
     """Describe the first difference between the results in two run folders; None if they are identical.
 
     In the order in which a run writes them: the lines of metrics.jsonl, TensorBoard's events, every tensor of the last
-    checkpoints (weights, optimizer, best result), the report, the plots. Of a run whose checkpoints were removed, such as
-    those in dae/pretrained, only what is left is compared; the report has a digest of the weights.
+    checkpoints (weights, optimizer, best result), the report, the plots. Of a `run` whose checkpoints were removed, as
+    in dae/pretrained, only what is left is compared; the report has a digest of the weights.
     """
     results, other_results = dict(_results(run)), dict(_results(other))
     is_whole = (run / "checkpoints").exists()
