@@ -20,8 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def photograph() -> np.ndarray:
     """A clean photograph in colour, float32 in [0, 1]: the last square of a picture of docs/pretrained.md."""
-    figure = Image.open(ROOT / "docs" / "images" / "cat.jpg")
-    return np.asarray(figure.crop((figure.width - 300, 18, figure.width, figure.height)), np.float32) / np.float32(255)
+    with Image.open(ROOT / "docs" / "images" / "cat.jpg") as figure:
+        part = figure.crop((figure.width - 300, 18, figure.width, figure.height))
+    return np.asarray(part, np.float32) / np.float32(255)
 
 
 def psnr(clean: np.ndarray, image: np.ndarray) -> float:
@@ -75,4 +76,5 @@ def test_a_picture_is_denoised_with_nothing_trained(tmp_path, photograph):
     Image.fromarray(np.rint(255 * photograph).astype(np.uint8)).save(tmp_path / "holiday.png")
     done = run_subprocess("denoise.py", "holiday.png", "--output", "denoised", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "denoised" / "holiday.png").size == photograph.shape[1::-1]
+    with Image.open(tmp_path / "denoised" / "holiday.png") as denoised:
+        assert denoised.size == photograph.shape[1::-1]
