@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import EIGHT_BITS
 from runs import config_of
 from test_exact_resume import as_if_killed, assert_same
 
@@ -11,11 +12,12 @@ import dae
 from dae.data.pipeline import evaluation_batches
 from dae.errors import RunError, UsageError
 from dae.inference import export
+from dae.models import networks
 from dae.models.fused_layers import outputs
 from dae.training import trainer
 from dae.training.checkpoints import restored_model
 from dae.training.task import prepare
-from dae.workdir.model_files import load_model
+from dae.workdir.model_files import load_model, save_all
 from dae.workdir.workdir import read_report
 
 FIXED_SIZE = "the model takes images of (16, 16, 1), not of 20 x 24"
@@ -81,17 +83,17 @@ def test_a_run_builds_its_network_from_its_own_copy_of_the_file_once_the_digest_
         assert all(map(np.array_equal, load_model(copy).get_weights(), load_model(run).get_weights()))
 
 
-@pytest.mark.slow
 def test_names_that_two_files_register_with_keras_do_not_collide(files, tmp_path):
-    """The class that each of the files registers as `Gain` is that of its own network."""
+    """The class that each of the files registers as `Gain` is that of its own network, also in its model file."""
     other = tmp_path / "other.py"
     text = (files / "published.py").read_text()
     other.write_text(text.replace("class Gain(Scale):\n    pass", "class Gain(layers.ReLU):\n    pass"))
-    counts: list[int] = []
-    for file in (files / "published.py", other, files / "published.py"):
-        config = config_of(files, "published_attention", model=f"{file}:attention", epochs=1, checkpoint_every=None)
-        trainer.train(config, tmp_path / f"run-{len(counts)}", quiet=True)
-        counts.append(load_model(tmp_path / f"run-{len(counts)}").count_params())
+    counts = []
+    for number, file in enumerate((files / "published.py", other, files / "published.py")):
+        model = networks.build(config_of(files, model=f"{file}:attention"), (16, 16, 1))
+        save_all(model, tmp_path, EIGHT_BITS, is_own=True)
+        assert (tmp_path / "model.keras").exists(), number
+        counts.append(model.count_params())
     assert counts[0] == counts[2] == counts[1] + 4
     assert "Gain" not in "".join(keras.saving.get_custom_objects())
 
