@@ -3,6 +3,8 @@
 Each takes images of any size, also of sides that its strides do not divide.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import layers
 
@@ -81,17 +83,11 @@ def patches(image_shape: Shape, width: int = 1) -> keras.Model:
     Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network (2016), and for
     denoising of Zhang, Zuo and Zhang, FFDNet (2018).
     """
-    height, width_of_image, channels = image_shape
-    padding = ((0, height % 2), (0, width_of_image % 2))
-    noisy = x = keras.Input(image_shape, name="noisy")
-    if padding != ((0, 0), (0, 0)):
-        x = layers.ZeroPadding2D(padding)(x)
+    noisy, x, crop = _padded_input(image_shape, 2)
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
     x = _residual_blocks(x, 2)
-    denoised = layers.Conv2DTranspose(channels, 6, strides=2, padding="same", activation="sigmoid")(x)
-    if padding != ((0, 0), (0, 0)):
-        denoised = layers.Cropping2D(padding)(denoised)
-    return keras.Model(noisy, denoised, name="patches")
+    denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
+    return keras.Model(noisy, crop(denoised), name="patches")
 
 
 def unet(image_shape: Shape, width: int = 1) -> keras.Model:
@@ -103,21 +99,15 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
     Source: Ronneberger, Fischer and Brox, U-Net (2015); with residual blocks, strides instead of pooling, and sums
     instead of concatenations, as in Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior (2021).
     """
-    height, width_of_image, channels = image_shape
-    padding = ((0, -height % 4), (0, -width_of_image % 4))
-    noisy = x = keras.Input(image_shape, name="noisy")
-    if padding != ((0, 0), (0, 0)):
-        x = layers.ZeroPadding2D(padding)(x)
+    noisy, x, crop = _padded_input(image_shape, 4)
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
     fine = _residual_blocks(x, 2)
     x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
     coarse = _residual_blocks(x, 3)
     x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
     x = _residual_blocks(layers.ReLU()(layers.Add()([x, fine])), 2)
-    denoised = layers.Conv2DTranspose(channels, 6, strides=2, padding="same", activation="sigmoid")(x)
-    if padding != ((0, 0), (0, 0)):
-        denoised = layers.Cropping2D(padding)(denoised)
-    return keras.Model(noisy, denoised, name="unet")
+    denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
+    return keras.Model(noisy, crop(denoised), name="unet")
 
 
 def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
@@ -129,21 +119,15 @@ def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
     Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017), for the
     sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
     """
-    height, width_of_image, channels = image_shape
-    padding = ((0, -height % 4), (0, -width_of_image % 4))
-    noisy = x = keras.Input(image_shape, name="noisy")
-    if padding != ((0, 0), (0, 0)):
-        x = layers.ZeroPadding2D(padding)(x)
+    noisy, x, crop = _padded_input(image_shape, 4)
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
     fine = _identity_blocks(x, 2)
     x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
     coarse = _identity_blocks(x, 3)
     x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
     x = _identity_blocks(layers.Add()([x, fine]), 2)
-    x = layers.Conv2DTranspose(channels, 6, strides=2, padding="same", kernel_initializer="zeros")(x)
-    if padding != ((0, 0), (0, 0)):
-        x = layers.Cropping2D(padding)(x)
-    return keras.Model(noisy, layers.Add()([noisy, x]), name="residual_unet")
+    x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
+    return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name="residual_unet")
 
 
 def dncnn(image_shape: Shape, width: int = 1) -> keras.Model:
@@ -164,6 +148,17 @@ def dncnn(image_shape: Shape, width: int = 1) -> keras.Model:
     residual = layers.Conv2D(image_shape[-1], 3, padding="same")(x)
     denoised = layers.Activation("sigmoid")(layers.Add()([noisy, residual]))
     return keras.Model(noisy, denoised, name="dncnn")
+
+
+def _padded_input(
+    image_shape: Shape, multiple: int
+) -> tuple[keras.KerasTensor, keras.KerasTensor, Callable[[keras.KerasTensor], keras.KerasTensor]]:
+    """Return the input, the same padded with zeros to sides that `multiple` divides, and the function that crops it."""
+    padding = tuple((0, -side % multiple) for side in image_shape[:2])
+    noisy = keras.Input(image_shape, name="noisy")
+    if padding == ((0, 0), (0, 0)):
+        return noisy, noisy, lambda x: x
+    return noisy, layers.ZeroPadding2D(padding)(noisy), lambda x: layers.Cropping2D(padding)(x)
 
 
 def _residual_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
