@@ -1,7 +1,7 @@
 """Draw docs/images/NAME.jpg for docs/pretrained.md: `python docs/before_after.py photographs` (extra `baselines`).
 
-Each picture shows, at full resolution, a part of a photograph of the split test: noisy, denoised by BM3D, which is told
-the noise level, by the package's models, and clean, with the PSNR of the whole photograph.
+Each picture shows, at full resolution, a part of a photograph of the split test: noisy, denoised by BM3D, given the
+noise level, denoised by the pretrained models, and clean, with the PSNR of the whole photograph.
 """
 
 import sys

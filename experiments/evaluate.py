@@ -27,7 +27,7 @@ class EvaluateArguments:
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
     bm3d: bool = False
-    """Also evaluate BM3D, which is told the level of Gaussian noise (extra `baselines`)."""
+    """Also evaluate BM3D, given the level of the Gaussian noise (extra `baselines`)."""
     figure: str | None = None
     """PNG file to write (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
     data: str | None = None

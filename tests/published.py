@@ -70,7 +70,7 @@ def times(image_shape):
 
 
 def attention(image_shape):
-    """Squeeze and excitation as a nested `Sequential`, an attention gate of two inputs, and layers of one's own."""
+    """Squeeze and excitation as a nested `Sequential`, an attention gate of two inputs, and custom layers."""
     noisy, a, b = Input(image_shape), Input((*image_shape[:2], 4)), Input((*image_shape[:2], 4))
     gate = Model([a, b], layers.Multiply()([a, layers.Conv2D(4, 1, activation="sigmoid")(b)]))
     squeeze = keras.Sequential([Input((4,)), layers.Dense(4, activation="sigmoid"), layers.Reshape((1, 1, 4))])

@@ -100,7 +100,7 @@ def test_help_shows_every_field_of_the_config_in_one_of_six_groups(capsys):
     groups = groups_of_help(text)
     others = groups.pop("")
     assert list(groups) == ["data", "noise", "model-and-loss", "optimization", "schedule", "runtime"]
-    shown = [each for flags in groups.values() for each in flags]
+    shown = [name for flags in groups.values() for name in flags]
     assert sorted(shown) == sorted(map(flag, RunConfig.__dataclass_fields__))
     assert {"--run-dir", "--resume", "--preset", "--config", "--quiet"} <= set(others)
     assert all(name in text for name in PRESETS)

@@ -87,7 +87,7 @@ class Denoiser:
         """1 if the network is one for grey images, 3 for colour."""
 
     def of(self, channels: int) -> "Denoiser":
-        """Return the denoiser for images of so many channels: of the package's model for them, or this one."""
+        """Return the denoiser for images with this number of channels: that of a pretrained model, or this one."""
         return self._colour if self._is_pretrained and channels == 3 else self
 
     @functools.cached_property

@@ -85,7 +85,7 @@ def fused(model: keras.Model, training: bool = True) -> Network:
 
 
 def outputs(model: keras.Model, noisy: tf.Tensor) -> np.ndarray:
-    """Return what `model` itself returns in inference, as `fused` does if Keras and TensorFlow are right."""
+    """Return the outputs of `model` itself in inference, [batch, H, W, C], with which those of `fused` must agree."""
     seed_layers(model, tf.zeros([2], tf.int64))
     return np.asarray(model(noisy, training=False))
 

@@ -35,7 +35,7 @@ from dae.workdir.workdir import Workdir
 
 
 class EpochEnd(NamedTuple):
-    """What `on_epoch_end` receives."""
+    """The results of an epoch, as `on_epoch_end` receives them."""
 
     values: dict[str, float]
     """The line of metrics.jsonl."""

@@ -86,7 +86,7 @@ def one_process(folder: Path, name: str, run_dir: str, devices: Sequence[str] = 
 
 
 def several_workers(folder: Path, count: int, name: str, run_dir: str, *arguments: str) -> None:
-    """The same, with so many workers, of which only the chief may print."""
+    """Train the run with `count` workers, of which only the chief may print."""
     workers = ended(start_workers(count, "--config", f"{name}.json", "--run-dir", run_dir, *arguments, cwd=folder))
     assert [status for status, *_ in workers] == [0] * count, workers
     assert f"with {count} workers" in workers[0][1]

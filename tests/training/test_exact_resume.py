@@ -38,7 +38,7 @@ def send_sigterm() -> None:
 
 
 def train_until(config: RunConfig, folder: Path, stop: Any, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a run, and call `stop` after the train loop was called so many times."""
+    """Start a run, and call `stop` after call number `call` of the train loop."""
 
     def progress_and_stop(self: Logger, epoch: int, images: int, loss: tf.Tensor) -> None:
         progress(self, epoch, images, loss)
