@@ -194,7 +194,7 @@ def prepare(
 
 
 def check_loss(task: Task, objective: Objective) -> None:
-    """Raise UsageError if the loss cannot be used with the images, the network or the shards of the run.
+    """Raise UsageError if the loss or a metric does not fit the images, the network or the shards of the run.
 
     Warns if the run ends within the BCE warm-up.
     """
@@ -205,11 +205,13 @@ def check_loss(task: Task, objective: Objective) -> None:
             "use --loss mse or charbonnier, or end the network in a sigmoid"
         )
     added = {"second_noisy", "corrupt"} | ({"noise_level"} if task.data.train.is_paired else set())
-    if task.data.train.is_noisy and (needed := task.loss.inputs & added):
-        raise UsageError(
-            f"{source} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with images "
-            "that are noisy already"
-        )
+    asked = {source: task.loss.inputs} | {metric.prefix: {*metric.inputs} for metric in task.metrics.values()}
+    for prefix, inputs in asked.items():
+        if task.data.train.is_noisy and (needed := inputs & added):
+            raise UsageError(
+                f"{prefix} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with "
+                "images that are noisy already"
+            )
     if not task.data.train.has_clean and any(term.sees_clean for term in task.loss.terms):
         raise UsageError(
             f"{source} needs clean images; with noisy ones alone, use noise2void or neighbor2neighbor, or, if the "

@@ -147,6 +147,17 @@ def test_noise_of_a_given_level_is_added_to_the_noisy_images_of_pairs(pairs, tmp
         np.testing.assert_allclose(after.noisy, added, atol=1e-6)
 
 
+def levels(denoised, *, noise_level):
+    return noise_level[:, 0, 0, 0]
+
+
+def test_metrics_that_ask_for_the_noise_that_is_added_are_rejected_for_pairs(pairs, tmp_path):
+    metrics: Any = (levels,)
+    config = RunConfig(data=in_two_folders(tmp_path, *pairs), metrics=metrics, batch_size=8)
+    with pytest.raises(UsageError, match=r"^--metrics: levels takes `noise_level`, of noise that is added"):
+        prepare(config)
+
+
 def test_losses_that_add_noise_themselves_are_rejected_for_pairs(pairs, tmp_path):
     config = RunConfig(data=in_two_folders(tmp_path, *pairs), loss="bce + 0.1*sure", clip_noise=False, batch_size=8)
     with pytest.raises(
