@@ -77,7 +77,6 @@ class Objective:
         scale = tf.stop_gradient(tf.math.divide_no_nan(tf.abs(loss), mean_bce))
         return weight * scale * mean_bce + (1 - weight) * loss
 
-    @tf.autograph.experimental.do_not_convert
     def inputs(self, network: Network, batch: Batch, outputs: Outputs) -> dict[str, Any]:
         """Return the value of each of INPUTS. In a graph, those that no term asks for are not computed."""
         second = tf.random.experimental.stateless_fold_in(batch.seed, 2**31 - 1)
