@@ -1,39 +1,58 @@
 """Plots and grids of images, drawn by matplotlib and written as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dae.data.pipeline import Batch
+from dae.config import RunConfig
+from dae.data.images import Images
+from dae.data.pipeline import first_images
 from dae.evaluation.metrics import psnr, ssim
 from dae.files import atomic_path
 
+# The images of a split that `save_denoised` shows, and the most pixels of a side and of a row of images.
+SHOWN, SHOWN_SIDE, SHOWN_WIDTH = 10, 512, 2048
 
-def save_denoised(path: Path, images: Batch, denoised: np.ndarray, has_clean: bool = True) -> None:
+
+def save_denoised(path: Path, images: Images, config: RunConfig, denoise: Callable[[tf.Tensor], Any]) -> None:
     """Write a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
 
-    An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images. Without clean images, the
-    rows are noisy, denoised and residual, noisy - denoised, where 0 is grey.
+    It shows the first test images, whole, as many as fit side by side, up to SHOWN; of large ones, only every n-th
+    pixel is drawn. `denoise` maps noisy to denoised images [1, H, W, C]. An error of 1 is white. PSNR in dB and SSIM
+    stand below the noisy and the denoised images. Without clean images, the rows are noisy, denoised and residual,
+    noisy - denoised, where 0 is grey.
     """
-    noisy, clean = images.noisy.numpy(), images.clean.numpy()
-    if not has_clean:
-        save_grid(path, {"noisy": noisy, "denoised": denoised, "residual": residual(noisy, denoised)})
-        return
-    rows = {"noisy": noisy, "denoised": denoised, "clean": clean, "error": np.abs(denoised - clean)}
-    figure = Figure(figsize=(1.1 * len(clean), 5.2), layout="constrained")
-    for axes, shown in zip(_draw_rows(figure, rows), (noisy, denoised), strict=False):
-        quality = zip(psnr(clean, shown).numpy(), ssim(clean, shown).numpy(), strict=True)
-        for axis, (psnr_value, ssim_value) in zip(axes, quality, strict=True):
-            axis.set_xlabel(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}", fontsize=8)
+    side = int(images.shapes[:SHOWN].max())
+    every, drawn = -(-side // SHOWN_SIDE), min(side, SHOWN_SIDE)
+    names = ("noisy", "denoised", "clean", "error") if images.has_clean else ("noisy", "denoised", "residual")
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    labels = []
+    for batch in first_images(images, config, "test", min(SHOWN, SHOWN_WIDTH // drawn)):
+        denoised = tf.convert_to_tensor(denoise(batch.noisy))
+        if images.has_clean:
+            last = (batch.clean, tf.abs(denoised - batch.clean))
+            for shown in (batch.noisy, denoised):
+                psnr_value, ssim_value = (float(metric(batch.clean, shown)[0]) for metric in (psnr, ssim))
+                labels.append(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}")
+        else:
+            last = (residual(batch.noisy, denoised),)
+        for row, shown in zip(rows.values(), (batch.noisy, denoised, *last), strict=True):
+            row.append(shown[0, ::every, ::every].numpy())
+    column = max(1.1, drawn / 100)
+    figure = Figure(figsize=(column * len(rows["noisy"]), (column + 0.2) * len(rows)), layout="constrained")
+    axes = _draw_rows(figure, rows)
+    for number, label in enumerate(labels):
+        axes[number % 2, number // 2].set_xlabel(label, fontsize=8)
     save(path, figure)
 
 
-def residual(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
+def residual(noisy: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Return the noise that was removed, as an image in which no noise is grey."""
     return 0.5 + noisy - denoised
 
