@@ -200,6 +200,14 @@ def test_train_loop_fetches_only_the_batches_it_trains_on(mnist):
         np.testing.assert_array_equal(part, expected_part)
 
 
+def test_many_runs_in_a_process_are_not_taken_for_one_function_that_is_traced_again(mnist, caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    config = RunConfig(batch_size=4)
+    for _ in range(6):
+        new_train_loop(new_state(config), config)(iter(training_batches(mnist.train[:8], config)), 1, 4)
+    assert caplog.messages == []
+
+
 def test_train_loop_rejects_batches_of_another_size(mnist):
     config = RunConfig(batch_size=16)
     state = new_state(config)
