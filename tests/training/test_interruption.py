@@ -41,9 +41,10 @@ def test_a_second_sigint_interrupts_at_once_and_the_first_signal_counts():
     with Interruption() as interruption:
         send(signal.SIGTERM)
         send(signal.SIGUSR1)
-    resume = r"continue with dae.train\(config, '.*/run', resume=True\)"
-    with pytest.raises(KeyboardInterrupt, match=rf"epoch 1; {resume}$") as caught:
-        interruption.raise_if_pending("step 1")
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        with pytest.raises(Interrupted) as caught:
+            interruption.raise_if_pending("step 1")
     assert caught.value.signal_number == signal.SIGTERM
 
 
@@ -85,9 +86,8 @@ def test_a_signal_at_the_end_of_an_epoch_keeps_the_epoch(files, tmp_path):
         seen.append((epoch_end.values, epoch_end.step, checkpoints))
         send(signal.SIGINT)
 
-    with pytest.raises(
-        KeyboardInterrupt, match=r"epoch 1; continue with dae.train\(config, '.*/run', resume=True\)$"
-    ) as caught:
+    hint = r"continue with dae.train\(config, '.*/run', resume=True\)"
+    with pytest.raises(KeyboardInterrupt, match=rf"epoch 1; {hint}$") as caught:
         trainer.train(config_of(files, checkpoint_every=None), run, quiet=True, on_epoch_end=interrupt)
     assert isinstance(caught.value, Interrupted)
     assert caught.value.signal_number == signal.SIGINT
