@@ -11,6 +11,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dae import startup
+from dae.config import RunConfig, preset
+from dae.errors import Interrupted, RunError, UsageError
 
 startup.check_backend()
 # TensorFlow reads these when it is imported, so they are set here; values set by the user take precedence.
@@ -23,20 +25,14 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 __version__ = "0.3.0"
 __all__ = ["Interrupted", "RunConfig", "RunError", "UsageError", "denoise", "load_model", "preset", "train"]
 
+# Functions that need TensorFlow.
 _LAZY_IMPORTS = {
-    "Interrupted": "dae.errors",
-    "RunConfig": "dae.config",
-    "RunError": "dae.errors",
-    "UsageError": "dae.errors",
     "denoise": "dae.inference.denoise",
     "load_model": "dae.workdir.model_files",
-    "preset": "dae.config",
     "train": "dae.training.trainer",
 }
 
 if TYPE_CHECKING:
-    from dae.config import RunConfig, preset
-    from dae.errors import Interrupted, RunError, UsageError
     from dae.inference.denoise import denoise
     from dae.training.trainer import train
     from dae.workdir.model_files import load_model
@@ -45,8 +41,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'dae' has no attribute {name!r}")
-    if name in ("denoise", "load_model", "train"):
-        startup.import_tensorflow()
+    startup.import_tensorflow()
     return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
 
 

@@ -8,13 +8,11 @@ from dae.errors import UsageError, first_line, muted_stderr
 
 
 def check_backend() -> None:
-    """Raise UsageError if Keras has been imported with a backend other than TensorFlow, and cannot change it."""
-    backend = getattr(getattr(sys.modules.get("keras"), "config", None), "backend", lambda: "tensorflow")()
-    if backend != "tensorflow":
-        raise UsageError(
-            f"keras: was imported with the backend {backend}, but dae needs tensorflow; import dae first, or set "
-            "KERAS_BACKEND=tensorflow"
-        )
+    """Raise UsageError if Keras has been imported with a backend other than TensorFlow."""
+    keras = sys.modules.get("keras")
+    if keras is not None and (backend := keras.config.backend()) != "tensorflow":
+        allowed = "import dae first, or set KERAS_BACKEND=tensorflow"
+        raise UsageError(f"keras: was imported with the backend {backend}, but dae needs tensorflow; {allowed}")
 
 
 def import_tensorflow() -> None:

@@ -34,7 +34,7 @@ def test_presets_are_configurations_by_name():
 
 
 def test_a_dictionary_is_no_configuration(tmp_path):
-    with pytest.raises(dae.UsageError, match="^config: expected dae.RunConfig.* or dae.preset.*, got a dict$"):
+    with pytest.raises(dae.UsageError, match=r"^config: expected dae.RunConfig.* or dae.preset.*, got a dict$"):
         dae.train({"epochs": 1}, tmp_path / "run")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

@@ -5,9 +5,8 @@ levels and noise. So there is no iterator state to save, a pipeline can start at
 parallel calls nor the number of devices and workers can change a batch.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -154,14 +153,6 @@ def evaluation_batches(
 
     numbers = tf.data.Dataset.range(worker, steps_per_epoch(examples, batch_size), workers)
     return _batches(numbers, batch)
-
-
-def first_images(images: Images, config: RunConfig, purpose: str, count: int) -> Iterator[Batch]:
-    """Return the first `count` images, whole and one by one, with the noise of `evaluation_batches`."""
-    first = images[: max(count, evaluation_batch_size(images, config))]
-    batches = evaluation_batches(first, config, purpose)
-    ones = (batch.images(index, index + 1) for batch in batches for index in range(batch.clean.shape[0]))
-    return itertools.islice(ones, count)
 
 
 def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:

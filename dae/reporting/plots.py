@@ -1,5 +1,6 @@
 """Plots and grids of images, drawn by matplotlib and written as PNG."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dae.config import RunConfig
 from dae.data.images import Images
-from dae.data.pipeline import first_images
+from dae.data.pipeline import evaluation_batch_size, evaluation_batches
 from dae.evaluation.metrics import psnr, ssim
 from dae.files import atomic_path
 
@@ -30,22 +31,20 @@ def save_denoised(path: Path, images: Images, config: RunConfig, denoise: Callab
     """
     side = int(images.shapes[:SHOWN].max())
     every, drawn = -(-side // SHOWN_SIDE), min(side, SHOWN_SIDE)
-    names = ("noisy", "denoised", "clean", "error") if images.has_clean else ("noisy", "denoised", "residual")
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    rows: dict[str, list[np.ndarray]] = {"noisy": [], "denoised": []}
+    rows |= {"clean": [], "error": []} if images.has_clean else {"residual": []}
     labels = []
-    for batch in first_images(images, config, "test", min(SHOWN, SHOWN_WIDTH // drawn)):
-        denoised = tf.convert_to_tensor(denoise(batch.noisy))
-        if images.has_clean:
-            last = (batch.clean, tf.abs(denoised - batch.clean))
-            for shown in (batch.noisy, denoised):
-                psnr_value, ssim_value = (float(metric(batch.clean, shown)[0]) for metric in (psnr, ssim))
-                labels.append(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}")
-        else:
-            last = (residual(batch.noisy, denoised),)
-        for row, shown in zip(rows.values(), (batch.noisy, denoised, *last), strict=True):
-            row.append(shown[0, ::every, ::every].numpy())
-    column = max(1.1, drawn / 100)
-    figure = Figure(figsize=(column * len(rows["noisy"]), (column + 0.2) * len(rows)), layout="constrained")
+    evaluated = evaluation_batches(images[: max(SHOWN, evaluation_batch_size(images, config))], config, "test")
+    singles = (batch.images(index, index + 1) for batch in evaluated for index in range(batch.clean.shape[0]))
+    for noisy, clean, *_ in itertools.islice(singles, min(SHOWN, SHOWN_WIDTH // drawn)):
+        denoised = tf.convert_to_tensor(denoise(noisy))
+        last = (clean, tf.abs(denoised - clean)) if images.has_clean else (residual(noisy, denoised),)
+        for row, image in zip(rows.values(), (noisy, denoised, *last), strict=True):
+            row.append(image[0, ::every, ::every].numpy())
+        for image in (noisy, denoised) if images.has_clean else ():
+            labels.append(f"{float(psnr(clean, image)[0]):.1f} dB\nSSIM {float(ssim(clean, image)[0]):.2f}")
+    width = max(1.1, drawn / 100)
+    figure = Figure(figsize=(width * len(rows["noisy"]), (width + 0.2) * len(rows)), layout="constrained")
     axes = _draw_rows(figure, rows)
     for number, label in enumerate(labels):
         axes[number % 2, number // 2].set_xlabel(label, fontsize=8)

@@ -34,10 +34,13 @@ def write(
     """
     if len(task.data.validation) and task.criterion:
         checkpoints.restore_best()
+    low, high = task.resolved.noise_level
+    level, name = low if low == high else [low, high], plugins.label(task.config.noise)
+    noise = {"model": name, "level": level, "clipped": task.config.clip_noise}
     report: dict[str, Any] = {
         "epochs": epochs,
         "epoch": int(state.step) // task.steps_per_epoch,
-        "noise": added_noise(task),
+        "noise": noise if high and task.data.train.has_clean else None,
         "num_test_images": len(task.data.test),
         "parameters": task.evaluated_model.count_params(),
         "weights_sha256": model_files.weights_digest(task.evaluated_model),
@@ -62,12 +65,3 @@ def write(
     workdir.write_duration(folder)
     workdir.write_report(folder, report)
     return report
-
-
-def added_noise(task: Task) -> dict[str, Any] | None:
-    """Return the model, the level or its lowest and highest value, and the clipping of the noise; None without any."""
-    low, high = task.resolved.noise_level
-    if not (high and task.data.train.has_clean):
-        return None
-    level = low if low == high else [low, high]
-    return {"model": plugins.label(task.config.noise), "level": level, "clipped": task.config.clip_noise}
