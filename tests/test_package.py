@@ -1,6 +1,5 @@
 """What `import dae` offers in Python, and how it starts TensorFlow."""
 
-import os
 import subprocess
 import sys
 
@@ -16,9 +15,8 @@ from dae.data.images import Images
 from dae.reporting import plots
 
 
-def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **variables}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_dir_lists_what_is_public_and_nothing_else():
@@ -40,8 +38,10 @@ def test_a_dictionary_is_no_configuration(tmp_path):
 
 
 def test_keras_with_another_backend_is_rejected_in_one_line():
-    done = run_python("import keras, dae", KERAS_BACKEND="numpy")
-    message = "keras: was imported with the backend numpy, but dae needs tensorflow; import dae first, or set "
+    """A module stands for Keras, whose other backends need packages that are not installed here."""
+    keras = "import sys, types; keras = sys.modules['keras'] = types.ModuleType('keras')"
+    done = run_python(f"{keras}; keras.config = types.SimpleNamespace(backend=lambda: 'jax'); import dae")
+    message = "keras: was imported with the backend jax, but dae needs tensorflow; import dae first, or set "
     assert done.stderr.splitlines()[-1] == f"dae.errors.UsageError: {message}KERAS_BACKEND=tensorflow"
 
 
