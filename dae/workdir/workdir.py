@@ -254,7 +254,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     problem = "missing or damaged; restore it, or start another run"
     with as_usage_error(path / ENVIRONMENT, problem, OSError, ValueError, KeyError, TypeError):
         read = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
-        return {name: read[name] for name in ("versions", "cpu")} | read
+        return read | {name: read[name] for name in ("versions", "cpu")}
 
 
 def append_metrics(path: Path, line: Mapping[str, float]) -> None:
