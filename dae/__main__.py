@@ -21,6 +21,7 @@ def call() -> None:
 
     Raises UsageError if there is no such command. Those that are not called are not imported, which takes longer.
     """
+    sys.argv[0] = "dae"
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: dae COMMAND [FLAGS]; `dae COMMAND --help` lists the flags of a command\n")
@@ -35,7 +36,6 @@ def call() -> None:
 
 def main() -> None:
     """Run the command line, and exit as `cli.run` does."""
-    sys.argv[0] = "dae"
     cli.run(call)
 
 

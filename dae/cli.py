@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from dae import config as config_module
+from dae import startup
 from dae.config import PRESETS, REMOVED, RunConfig, flag
-from dae.errors import Interrupted, RunError, UsageError, first_line, lookup, muted_stderr
+from dae.errors import Interrupted, RunError, UsageError, lookup, warn
 
 if TYPE_CHECKING:
     from dae.resolved import Resolved
@@ -39,13 +40,26 @@ class ConfigArguments:
         return RunConfig(**{name: value for group in groups for name, value in vars(group).items()})
 
 
+def _spelled(field: str, value: Any) -> str:
+    """Return the flag that gives a field of RunConfig this value, with numbers of three digits."""
+    if isinstance(value, bool):
+        return flag(field if value else f"no_{field}")
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([flag(field), *(f"{item:.3g}" if isinstance(item, float) else str(item) for item in values)])
+
+
+# What each preset sets, for the help.
+_PRESETS = "\n".join(
+    ["Start from a preset: good (a first run), default, tutorial, fast, best, or photo for photographs."]
+    + [f"{name}: {' '.join(map(_spelled, fields, fields.values()))}" for name, fields in PRESETS.items() if fields]
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class PresetArguments:
     """The flags that select the configuration which all other flags override."""
 
-    preset: str | None = None
-    """Start from a preset: default, fast (as good as the default in 2 epochs), good and best (better networks),
-    photo (photographs), tutorial or quick (a first look)."""
+    preset: Annotated[str | None, tyro.conf.arg(help=_PRESETS)] = None
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
     """Start from a config.json, such as that of another run; what that run derived is read from beside it."""
 
@@ -55,13 +69,13 @@ class _BaseArguments(PresetArguments):
     """The flags of run.py that are not fields of RunConfig."""
 
     run_dir: str | None = None
-    """Folder of the run (default: a new folder below runs/)."""
+    """Folder of the run; None: a new folder below runs/."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Resume the run in --run-dir; start it if there is none; do nothing if it is finished."""
     finish: tyro.conf.FlagCreatePairsOff[bool] = False
     """With --resume: train no further, but evaluate and write the model of the epochs that are complete."""
     devices: tuple[str, ...] = ()
-    """Compute on these devices, such as gpu:0 gpu:2, or cpu (default: all GPUs, or else the CPU)."""
+    """Compute on these devices, such as gpu:0 gpu:2, or cpu; none: on all GPUs, or else the CPU."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -184,25 +198,24 @@ def _one_line(box: str) -> str:
 
 
 def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None:
-    """Import TensorFlow with or without oneDNN, and without the messages that it prints meanwhile.
-
-    It writes them straight to the file descriptor of stderr, whatever TF_CPP_MIN_LOG_LEVEL says. They are shown with
-    `verbose`, or if that variable is 0.
-    """
+    """Import TensorFlow with or without oneDNN, and its messages if `verbose`; and set Keras's defaults."""
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
-    is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
-    with contextlib.nullcontext() if is_shown else muted_stderr():
-        try:
-            import tensorflow as tf
+    startup.import_tensorflow()
+    from dae import machine
 
-            from dae import machine
-        except (AssertionError, AttributeError, TypeError, ValueError) as error:  # whose messages do not name the file
-            raise UsageError(f"keras.json in KERAS_HOME or ~/.keras: cannot be used ({first_line(error)})") from None
-        tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
-        machine.set_keras()
+    machine.set_keras()
+
+
+def _warn_of_other_package(script: Path) -> None:
+    """Warn if `script` is one of a checkout whose package is not the one that was imported."""
+    package = Path(__file__).parent
+    for checkout in script.resolve().parents[1:3] if script.is_file() else ():  # of experiments/ or a folder in it
+        other = checkout / "dae"
+        if (other / "cli.py").exists() and not other.samefile(package):
+            warn(f"{script.name}: runs the package in {package}, not that in {other}; run: pip install -e {checkout}")
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -216,14 +229,17 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     message: object = None
     status = 0
+    _warn_of_other_package(Path(sys.argv[0]))
     try:
         main()
     except UsageError as error:
         status, message = 2, error
     except (RunError, OSError) as error:
         status, message = 1, error
-    except Interrupted as interruption:
-        status, message = 128 + interruption.signal_number, interruption
+    except Interrupted as stop:
+        status, message = 128 + stop.signal_number, stop.message
+        if stop.run_dir is not None:
+            message += f"; continue with --resume --run-dir {stop.run_dir}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     if message is not None:

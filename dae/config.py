@@ -45,19 +45,21 @@ class DataConfig:
     grey: bool = False
     """Convert pictures in colour to grey."""
     value_range: tuple[float, float] | None = None
-    """Dynamic range of your images, the values of black and white (default: 0 and 255 or 65535 for integers, 0 and 1
-    for floats)."""
+    """Dynamic range of your images, the values of black and white; None: 0 and 255 or 65535 for integers, 0 and 1
+    for floats."""
     axes: str | None = None
     """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
-    channels, others count images (default: by the shape, where it leaves no doubt)."""
+    channels, others count images; None: by the shape, where it leaves no doubt."""
     patch_size: int | None = None
     """Train on random square crops of this many pixels, from images of any sizes; whole images are evaluated."""
     augment: bool = False
     """Data augmentation: random flips, and rotations by multiples of 90 degrees if images are square."""
     train_examples: int | None = None
-    """Train on the first N images only (default: all images that are not used for validation)."""
+    """Train on the first N images only; None: on all that are not used for validation."""
+    max_train_examples: int | None = None
+    """Train on at most the first N images, unless --train-examples states their number; None: no limit."""
     validation_examples: int | None = None
-    """Use the last N training images for validation; 0: no validation (default: a tenth, at most 5000)."""
+    """Use the last N training images for validation; 0: no validation; None: a tenth, at most 5000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class NoiseConfig:
     """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION for your own."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
-    for each image (default: 0.5, or 0 for pairs of noisy and clean images). For noisy pictures alone: that of their
+    for each image; None: 0.5, or 0 for pairs of noisy and clean images. For noisy pictures alone: that of their
     noise, which some losses need."""
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
@@ -84,9 +86,9 @@ class ModelConfig:
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None
-    """Start from the weights of this run's folder, or of a .keras or .h5 file (default: random weights)."""
+    """Start from the weights of this run's folder, or of a .keras or .h5 file; None: from random weights."""
     initial_brightness: float | None = None
-    """Brightness of the network's first outputs, given by its last bias (default: mean of the images)."""
+    """Brightness of the network's first outputs, given by its last bias; None: mean of the images."""
     loss: str = "bce"
     """Loss: bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised loss
     (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
@@ -110,11 +112,11 @@ class OptimizationConfig:
     """The optimizer's `beta_2`, in Adam the decay of the running mean of squared gradients; optimizers without one
     reject other values than the default."""
     max_gradient_norm: float | None = None
-    """Gradient clipping: scale gradients of a larger global norm down to this norm (default: none)."""
+    """Gradient clipping: scale gradients of a larger global norm down to this norm; None: do not."""
     batch_size: int = 128
     """Images per training step."""
     ema_decay: float | None = None
-    """Evaluate and export the exponential moving average of the weights, with this decay per step (default: none)."""
+    """Evaluate and export the exponential moving average of the weights, with this decay per step; None: do not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +132,10 @@ class ScheduleConfig:
     """Learning-rate warm-up: fraction of the steps in which the rate rises linearly from 0 (cosine, or
     your own with a parameter `warmup_ratio`)."""
     patience: int | None = None
-    """Early stopping: stop after N epochs without a new lowest validation loss (default: never)."""
+    """Early stopping: stop after N epochs without a new lowest validation loss; None: never."""
     checkpoint_every: int | None = None
-    """Save a checkpoint every N steps too (default: at the end of each epoch and on SIGINT, SIGTERM or
-    SIGUSR1)."""
+    """Save a checkpoint every N steps too; None: only at the end of each epoch and on SIGINT, SIGTERM or
+    SIGUSR1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +145,11 @@ class RuntimeConfig:
     seed: int = 0
     """Seed of the initial weights, shuffling, augmentation and noise."""
     shards: int | None = None
-    """Parts of each batch that are computed in parallel (default: one per GPU, or else per core)."""
+    """Parts of each batch that are computed in parallel; None: one per GPU, or else per core."""
     intra_op_threads: int | None = None
-    """Threads within one operation (default: cores divided by shards)."""
+    """Threads within one operation; None: cores divided by shards."""
     onednn: bool | None = None
-    """Use oneDNN kernels, which are faster (default: yes, unless TF_ENABLE_ONEDNN_OPTS is 0)."""
+    """Use oneDNN kernels, which are faster; None: yes, unless TF_ENABLE_ONEDNN_OPTS is 0."""
     precision: str = "float32"
     """Compute the layers in float32 or bfloat16 (mixed precision); weights, loss and optimizer stay in float32."""
     compile: bool = False
@@ -286,6 +288,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (_ends, "two finite numbers in ascending order that float32 can tell apart"),
     "patch_size": (_sides, "an integer from 11 (the window of SSIM) to 32768"),
     "train_examples": _integer(1),
+    "max_train_examples": _integer(1),
     "validation_examples": _integer(0),
     "noise": _SHORT,
     "optimizer": _SHORT,
@@ -331,7 +334,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As good as the default in a twenty-fifth of its epochs (docs/results.md).
     "fast": {**_SOAP, "learning_rate": 0.03, "batch_size": 80, "epochs": 2},
     # More than 20 dB in a few seconds of training.
-    "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "train_examples": 32_000, "epochs": 1},
+    "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "max_train_examples": 32_000, "epochs": 1},
     # More than 21 dB in a few minutes.
     "best": {**_SOAP, "model": "unet", "learning_rate": 0.003, "epochs": 3},
     # Photographs, grey or in colour, with Gaussian noise of unknown level, up to 55/255 (docs/pretrained.md).
@@ -348,8 +351,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.003,
         "epochs": 30,
     },
-    # A first look, in seconds.
-    "quick": {"train_examples": 10_000, "validation_examples": 1_000, "epochs": 3},
 }
 
 

@@ -27,12 +27,16 @@ class Diverged(RunError):
     """The loss or its gradient is not finite."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its state has been saved."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop, and its state has been saved. `run_dir` is the run's folder, if it is known.
 
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal.Signals(signal_number)
+    Like any KeyboardInterrupt, it is not caught by `except Exception`, and ends the execution of a notebook.
+    """
+
+    def __init__(self, signal_number: int, message: str, run_dir: Path | None = None) -> None:
+        hint = "" if run_dir is None else f"; continue with dae.train(config, {str(run_dir)!r}, resume=True)"
+        super().__init__(message + hint)
+        self.signal_number, self.message, self.run_dir = signal.Signals(signal_number), message, run_dir
 
 
 def warn(message: str) -> None:

@@ -27,11 +27,11 @@ class ScoreTableArguments:
     models: tuple[str, ...] = ()
     """Also these .keras or .h5 files, a row for each."""
     filters: tuple[str, ...] | None = None
-    """Classical denoisers, by their names in the table (default: all)."""
+    """Classical denoisers, by their names in the table; None: all."""
     tune_examples: int = 200
     """Validation images that each of them is tuned on."""
     classical_examples: int | None = None
-    """Test images for them and for the posterior mean (default: all); multiples of 500 have the networks' noise."""
+    """Test images for them and for the posterior mean (multiples of 500 have the networks' noise); None: all."""
     dataset: str = RunConfig.dataset
     """As --dataset of run.py."""
     output: str = "runs/score_table"

@@ -12,7 +12,7 @@ class ShowNoiseArguments:
     """Plot an image with each noise model at each level."""
 
     noises: tuple[str, ...] | None = None
-    """Noise models, one per row (default: all)."""
+    """Noise models, one per row; None: all."""
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     """Levels, one per column."""
     output: str = "noise.png"

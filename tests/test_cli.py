@@ -109,6 +109,15 @@ def test_help_shows_every_field_of_the_config_in_one_of_six_groups(capsys):
     assert all(name in text for name in PRESETS)
 
 
+def test_help_says_what_each_preset_sets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "photo: " in line)
+    for part in ("--model residual_unet", "--noise-level 0 0.216", "--no-clip-noise", "--augment ", "--epochs 30"):
+        assert part in line
+
+
 def test_help_shows_the_values_of_the_preset_as_defaults(capsys):
     with pytest.raises(SystemExit):
         parse("--preset fast --help")
@@ -162,6 +171,8 @@ def test_a_command_names_itself_in_its_help_and_messages(name, tmp_path, monkeyp
         assert exit.value.code == status
         shown = capsys.readouterr()
         assert (shown.err or shown.out).startswith(f"dae {name}: " if status else f"usage: dae {name} [-h]")
+        for described in re.split(r"\n[│ ] --[a-z]", shown.out):
+            assert described.count("(default: ") <= 1
 
 
 def test_an_unknown_command_is_reported_with_the_most_similar_one():
@@ -169,6 +180,19 @@ def test_an_unknown_command_is_reported_with_the_most_similar_one():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("dae: COMMAND: unknown name 'trian'; did you mean 'train'? (known: train, ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_script_warns_if_its_checkout_holds_another_package_than_the_one_that_it_imports(tmp_path):
+    for name in ("dae/cli.py", "experiments/run.py"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(EXPERIMENTS.parent / name, tmp_path / name)
+    package = Path(dae.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    command = [sys.executable, str(tmp_path / "experiments" / "run.py"), "--epochs", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    warning = f"run.py: runs the package in {package}, not that in {tmp_path}/dae; run: pip install -e {tmp_path}"
+    assert done.stderr.splitlines()[0] == f"warning: {warning}"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
 
 
 @pytest.mark.parametrize(

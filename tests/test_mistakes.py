@@ -30,6 +30,8 @@ MISTAKES = [
     (f"{SMALL} --optimizer adm", ["--optimizer: unknown name 'adm'; did you mean 'adam'?"]),
     (f"{SMALL} --schedule cosin", ["--schedule: unknown name 'cosin'; did you mean 'cosine'?"]),
     ("--dataset minst", ["--dataset: unknown name 'minst'; did you mean 'mnist'?"]),
+    ("--max-train-examples 0", ["--max-train-examples: expected an integer >= 1, got 0"]),
+    ("--preset quick", ["--preset: unknown name 'quick'", "(known: default, tutorial, fast, good, best, photo)"]),
     ("--preset fsat", ["--preset: unknown name 'fsat'; did you mean 'fast'?"]),
     ("--preset fast --config x.json", ["--preset and --config: give only one of them"]),
     ("--config none.json", ["none.json: cannot be read (", "No such file"]),

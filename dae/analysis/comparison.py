@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,21 +94,11 @@ class Comparison:
 
 @contextlib.contextmanager
 def many_runs() -> Iterator[None]:
-    """Train several runs in this process within the block; an interruption says to repeat the command.
-
-    Within it, TensorFlow does not warn of retracing: it mistakes the functions that the runs compile for one function.
-    """
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "tf.function retracing" not in record.getMessage()
-
-    tf.get_logger().addFilter(is_other)
+    """Train several runs in this process within the block; an interruption says to repeat the command."""
     try:
         yield
     except Interrupted as stop:
-        raise Interrupted(stop.signal_number, f"{stop}; repeat the command to continue") from None
-    finally:
-        tf.get_logger().removeFilter(is_other)
+        raise Interrupted(stop.signal_number, f"{stop.message}; repeat the command to continue") from None
 
 
 def compare(

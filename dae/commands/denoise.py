@@ -25,16 +25,16 @@ class DenoiseArguments:
     output: str
     """Folder to write to, with the subfolders of the inputs."""
     model: str | None = None
-    """Folder of a run, or a .keras or .h5 file (default: the package's models, for photographs with white Gaussian
-    noise)."""
+    """Folder of a run, or a .keras or .h5 file; None: the package's models, for photographs with white Gaussian
+    noise."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
     """Average over the eight flips and turns of each image: slightly better, in eight times the time."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white (default: those of the run for images of the same type; else 0 and 255 or 65535 for
-    uint8 and uint16, 0 and 1 for floats)."""
+    """Values of black and white; None: those of the run for images of the same type; else 0 and 255 or 65535 for
+    uint8 and uint16, 0 and 1 for floats."""
     axes: str | None = None
     """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
-    channels, others count images (default: by the shape, where it leaves no doubt)."""
+    channels, others count images; None: by the shape, where it leaves no doubt."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -29,9 +29,9 @@ class EvaluateArguments:
     bm3d: bool = False
     """Also evaluate BM3D, given the level of the Gaussian noise (extra `baselines`)."""
     figure: str | None = None
-    """PNG file to write (default: evaluation.png or sweep.png in the run's folder, or beside the file)."""
+    """PNG file to write; None: evaluation.png or sweep.png in the run's folder, or beside the file."""
     data: str | None = None
-    """Test on these images, as --data of run.py, or on their split test (default: as the run; MNIST for a file)."""
+    """Test on these images, as --data of run.py, or on their split test; None: as the run, or MNIST for a file."""
     noisy: str | None = None
     """As --noisy of run.py: pairs of these pictures and those of --clean, instead of --data."""
     clean: str | None = None
@@ -43,17 +43,17 @@ class EvaluateArguments:
     grey: bool = False
     """As --grey of run.py, for --data."""
     value_range: tuple[float, float] | None = None
-    """As --value-range of run.py, for --data (default: as the run for images of the same type)."""
+    """As --value-range of run.py, for --data; None: as the run for images of the same type."""
     axes: str | None = None
     """As --axes of run.py, for --data."""
     noise: str | None = None
-    """Noise model (default: as the run; gaussian for a file)."""
+    """Noise model; None: as the run, or gaussian for a file."""
     noise_level: float | tuple[float, float] | None = None
-    """Strength of the noise (default: as the run; 0.5 for a file, 0 for pairs of --data)."""
+    """Strength of the noise; None: as the run, or 0.5 for a file and 0 for pairs of --data."""
     clip_noise: bool | None = None
-    """Clip noisy images to [0, 1] (default: as the run; True for a file)."""
+    """Clip noisy images to [0, 1]; None: as the run, or True for a file."""
     seed: int | None = None
-    """Seed of the noise (default: as the run; 0 for a file)."""
+    """Seed of the noise; None: as the run, or 0 for a file."""
 
 
 def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
@@ -113,8 +113,7 @@ def main() -> None:
 
     cli.import_tensorflow(configs[0].onednn)
     from dae import runtime
-    from dae.analysis.denoisers import NO_DENOISING, SAMPLES, save_sweep, score, sweep
-    from dae.data.pipeline import sample_batch
+    from dae.analysis.denoisers import NO_DENOISING, save_sweep, score, sweep
     from dae.evaluation.metrics import format_metrics
     from dae.files import check_output
     from dae.reporting import plots
@@ -148,6 +147,5 @@ def main() -> None:
         (result,) = score([trial])
         means = {f"test_{metric}": mean for metric, mean in result.metrics.items()}
         print(f"{paths[0]} on {describe_noise(trial)}: {format_metrics(means)}")
-        samples = sample_batch(trial.images, trial.config, "test").images(0, SAMPLES)
-        plots.save_denoised(figure, samples, np.asarray(trial.denoise(samples.noisy)))
+        plots.save_denoised(figure, trial.images, trial.config, trial.denoise)
         print(f"plot: {figure}")

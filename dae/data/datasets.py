@@ -167,7 +167,8 @@ def _complete(images: Mapping[str, Images], config: RunConfig, name: str) -> tup
     if VALIDATION not in images:
         train = train[: len(train) - count]
         origins[VALIDATION] = ", the last of those to train on" if count else ""
-    train = train[: _requested("--train-examples", config.train_examples, len(train), len(train))]
+    default = min(len(train), config.max_train_examples or len(train))
+    train = train[: _requested("--train-examples", config.train_examples, len(train), default)]
     return {TRAIN: train, VALIDATION: validation, TEST: test}, origins
 
 

@@ -1,5 +1,6 @@
 """Reports of a run: messages, a progress bar, metrics.jsonl and TensorBoard."""
 
+import time
 from collections.abc import Mapping
 
 import keras
@@ -14,6 +15,9 @@ from dae.reporting.tensorboard import TensorBoard
 from dae.resolved import Resolved
 from dae.workdir import workdir
 from dae.workdir.workdir import Workdir
+
+# In a log file, the time in seconds between two lines on the progress within an epoch.
+SECONDS_BETWEEN_LINES = 30
 
 
 class Console:
@@ -50,16 +54,18 @@ class Logger:
     ) -> None:
         """Report from `step` on, with epochs of `images` images. TensorBoard shows the images of `samples`.
 
-        If stderr is a terminal, a progress bar is shown there.
+        If stderr is a terminal, a progress bar is shown there; else a line is printed every SECONDS_BETWEEN_LINES.
         """
         self._run, self._epochs, self._console = run, config.epochs, console
         self._model, self._noisy = model, samples.noisy
         epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images, config.batch_size))
         self.tensorboard = TensorBoard(run.output, config, resolved, model, samples, epochs_done)
         self._is_first_epoch = True
+        self._total, self._images = config.epochs * images, epochs_done * images + steps_into_epoch * config.batch_size
+        self._last_line = time.monotonic()
         self._bar = tqdm(
-            total=config.epochs * images,
-            initial=epochs_done * images + steps_into_epoch * config.batch_size,
+            total=self._total,
+            initial=self._images,
             unit=" images",
             unit_scale=True,
             # A bar wider than its terminal would leave a line behind at each update, so the width is measured each
@@ -72,8 +78,13 @@ class Logger:
     def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
         """Report that `images` more images have been trained on; `loss` is the mean over the last batch."""
         # tqdm redraws the bar a few times per second; only then is the loss fetched.
+        self._images += images
         if self._bar.update(images):
             self._bar.set_description_str(f"epoch {epoch}/{self._epochs}, loss {float(loss):.4f}", refresh=False)
+        elif self._bar.disable and time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES:
+            done = f"{self._images / self._total:.1%} of the run"
+            self.print(f"epoch {epoch}/{self._epochs}: {done}, loss {float(loss):.4f}")
+            self._last_line = time.monotonic()
 
     def print(self, message: str) -> None:
         """Print a message on the console."""
@@ -85,6 +96,7 @@ class Logger:
         self.tensorboard.write_epoch(line)
         workdir.append_metrics(self._run.output, line)
         self._console.print(format_epoch(line, self._epochs))
+        self._last_line = time.monotonic()
         if self._is_first_epoch:
             warn_if_collapsed(self._model, self._noisy)
         self._is_first_epoch = False

@@ -1,39 +1,57 @@
 """Plots and grids of images, drawn by matplotlib and written as PNG."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dae.data.pipeline import Batch
+from dae.config import RunConfig
+from dae.data.images import Images
+from dae.data.pipeline import evaluation_batch_size, evaluation_batches
 from dae.evaluation.metrics import psnr, ssim
 from dae.files import atomic_path
 
+# The images of a split that `save_denoised` shows, and the most pixels of a side and of a row of images.
+SHOWN, SHOWN_SIDE, SHOWN_WIDTH = 10, 512, 2048
 
-def save_denoised(path: Path, images: Batch, denoised: np.ndarray, has_clean: bool = True) -> None:
+
+def save_denoised(path: Path, images: Images, config: RunConfig, denoise: Callable[[tf.Tensor], Any]) -> None:
     """Write a PNG with a column for each image and the rows noisy, denoised, clean and error, |denoised - clean|.
 
-    An error of 1 is white. PSNR in dB and SSIM stand below the noisy and the denoised images. Without clean images, the
-    rows are noisy, denoised and residual, noisy - denoised, where 0 is grey.
+    It shows the first test images, whole, as many as fit side by side, up to SHOWN; of large ones, only every n-th
+    pixel is drawn. `denoise` maps noisy to denoised images [1, H, W, C]. An error of 1 is white. PSNR in dB and SSIM
+    stand below the noisy and the denoised images. Without clean images, the rows are noisy, denoised and residual,
+    noisy - denoised, where 0 is grey.
     """
-    noisy, clean = images.noisy.numpy(), images.clean.numpy()
-    if not has_clean:
-        save_grid(path, {"noisy": noisy, "denoised": denoised, "residual": residual(noisy, denoised)})
-        return
-    rows = {"noisy": noisy, "denoised": denoised, "clean": clean, "error": np.abs(denoised - clean)}
-    figure = Figure(figsize=(1.1 * len(clean), 5.2), layout="constrained")
-    for axes, shown in zip(_draw_rows(figure, rows), (noisy, denoised), strict=False):
-        quality = zip(psnr(clean, shown).numpy(), ssim(clean, shown).numpy(), strict=True)
-        for axis, (psnr_value, ssim_value) in zip(axes, quality, strict=True):
-            axis.set_xlabel(f"{psnr_value:.1f} dB\nSSIM {ssim_value:.2f}", fontsize=8)
+    side = int(images.shapes[:SHOWN].max())
+    every, drawn = -(-side // SHOWN_SIDE), min(side, SHOWN_SIDE)
+    rows: dict[str, list[np.ndarray]] = {"noisy": [], "denoised": []}
+    rows |= {"clean": [], "error": []} if images.has_clean else {"residual": []}
+    labels = []
+    evaluated = evaluation_batches(images[: max(SHOWN, evaluation_batch_size(images, config))], config, "test")
+    singles = (batch.images(index, index + 1) for batch in evaluated for index in range(batch.clean.shape[0]))
+    for noisy, clean, *_ in itertools.islice(singles, min(SHOWN, SHOWN_WIDTH // drawn)):
+        denoised = tf.convert_to_tensor(denoise(noisy))
+        last = (clean, tf.abs(denoised - clean)) if images.has_clean else (residual(noisy, denoised),)
+        for row, image in zip(rows.values(), (noisy, denoised, *last), strict=True):
+            row.append(image[0, ::every, ::every].numpy())
+        for image in (noisy, denoised) if images.has_clean else ():
+            labels.append(f"{float(psnr(clean, image)[0]):.1f} dB\nSSIM {float(ssim(clean, image)[0]):.2f}")
+    width = max(1.1, drawn / 100)
+    figure = Figure(figsize=(width * len(rows["noisy"]), (width + 0.2) * len(rows)), layout="constrained")
+    axes = _draw_rows(figure, rows)
+    for number, label in enumerate(labels):
+        axes[number % 2, number // 2].set_xlabel(label, fontsize=8)
     save(path, figure)
 
 
-def residual(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
+def residual(noisy: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Return the noise that was removed, as an image in which no noise is grey."""
     return 0.5 + noisy - denoised
 

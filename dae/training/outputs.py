@@ -1,6 +1,8 @@
 """Final artifacts of a run: model files, plots, and last the report, which marks it as finished."""
 
-from dae.data.pipeline import sample_batch
+from typing import Any
+
+from dae import plugins
 from dae.evaluation.evaluate import Evaluate, make_evaluator
 from dae.evaluation.metrics import psnr_of_mse
 from dae.models import networks
@@ -22,7 +24,7 @@ def write(
     checkpoints: Checkpoints,
     console: Console,
     epochs: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Write everything to the folder of `run`, and return the report; of several workers, only the chief writes.
 
     `epochs` is the number of epochs that the report is of.
@@ -32,9 +34,14 @@ def write(
     """
     if len(task.data.validation) and task.criterion:
         checkpoints.restore_best()
-    report = {
+    low, high = task.resolved.noise_level
+    level, name = low if low == high else [low, high], plugins.label(task.config.noise)
+    noise = {"model": name, "level": level, "clipped": task.config.clip_noise}
+    report: dict[str, Any] = {
         "epochs": epochs,
         "epoch": int(state.step) // task.steps_per_epoch,
+        "noise": noise if high and task.data.train.has_clean else None,
+        "num_test_images": len(task.data.test),
         "parameters": task.evaluated_model.count_params(),
         "weights_sha256": model_files.weights_digest(task.evaluated_model),
         **evaluate("test", task.batches("test")),
@@ -50,11 +57,11 @@ def write(
     (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
     is_own = task.config.model not in networks.MODELS
     console.print(*model_files.save_all(task.evaluated_model, folder, task.resolved.value_range, is_own))
-    samples = sample_batch(task.data.test, task.config, "test").images(0, 10)
-    denoised = fused(task.evaluated_model, training=False)(samples.noisy).images
-    plots.save_denoised(folder / "denoised.png", samples, denoised.numpy(), task.data.test.has_clean)
+    denoise = fused(task.evaluated_model, training=False)
+    plots.save_denoised(folder / "denoised.png", task.data.test, task.config, lambda noisy: denoise(noisy).images)
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)
+    workdir.write_duration(folder)
     workdir.write_report(folder, report)
     return report

@@ -5,6 +5,7 @@ calls has the decorator `do_not_convert` where translating it would delay the fi
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,7 +68,6 @@ def make_train_loop(train_step: TrainStep, state: TrainState) -> TrainLoop:
     Raises Diverged, which names the step, if a loss or a gradient is not finite.
     """
 
-    @tf.function
     def train_loop(batches: Iterator[Batch], num_steps: tf.Tensor, batch_size: int) -> tf.Tensor:
         mean_loss = tf.constant(0.0)
         for _ in tf.range(num_steps):
@@ -76,9 +76,13 @@ def make_train_loop(train_step: TrainStep, state: TrainState) -> TrainLoop:
             mean_loss = train_step(next(batches).of_size(batch_size))
         return mean_loss
 
+    # TensorFlow tells functions apart by their code, which a partial has not, and would warn at the third run of a
+    # process that one function is traced again and again.
+    compiled = tf.function(functools.partial(train_loop))
+
     def checked(batches: Iterator[Batch], num_steps: int, batch_size: int) -> tf.Tensor:
         try:
-            return train_loop(batches, tf.constant(num_steps), batch_size)
+            return compiled(batches, tf.constant(num_steps), batch_size)
         except tf.errors.InvalidArgumentError as error:
             quantity = next(
                 (name for name in ("loss", "gradient") if f"the {name} : Tensor had" in error.message), None

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -61,7 +61,7 @@ def train(
     profile: bool = False,
     devices: Sequence[str] = (),
     on_epoch_end: OnEpochEnd = lambda epoch_end: None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train a model as `config` describes, write the run to the folder `run_dir`, and return its report.json.
 
     If the variable TF_CONFIG lists several workers, all of them must call this with the same arguments; only the first
@@ -87,8 +87,11 @@ def train(
     Raises:
         UsageError: For a user's mistake, before anything is written.
         RunError: If the run fails.
-        Interrupted: After SIGINT, SIGTERM, SIGUSR1 or SIGHUP to any worker, once the state is saved.
+        Interrupted: After SIGINT, SIGTERM, SIGUSR1 or SIGHUP to any worker, once the state is saved; it is a
+            KeyboardInterrupt.
     """
+    if not isinstance(config, RunConfig):
+        raise UsageError(f"config: expected dae.RunConfig(...) or dae.preset(...), got a {type(config).__name__}")
     check_tensorflow()
     if data is not None:
         config = dataclasses.replace(config, data=PYTHON_DATA)
@@ -117,7 +120,7 @@ def train(
             hint = f"continue with --resume --run-dir {run.path} from the last checkpoint, if there is one"
             raise RunError(f"{lost}{first_line(error)}; {hint}") from error
         except Interrupted as stop:
-            raise Interrupted(stop.signal_number, f"{stop}; continue with --resume --run-dir {run.path}") from None
+            raise Interrupted(stop.signal_number, stop.message, run.path) from None
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
     console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")
     return report
@@ -125,7 +128,7 @@ def train(
 
 def train_task(
     task: Task, run: Workdir, console: Console, profile: bool, on_epoch_end: OnEpochEnd, finish: bool
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Start or restore the run of `task`, train it unless it is to `finish`, write its results; return its report."""
     state, config = task.new_state(), task.config
     checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas, task.steps_per_epoch, run.check)

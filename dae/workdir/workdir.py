@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+import dae
 from dae import config as config_module
 from dae import plugins, resolved
 from dae.config import PLUGIN_FIELDS, RunConfig, config_for_resume, flag, to_json
@@ -57,7 +59,7 @@ class Workdir:
     """The record of the run in the folder, which is then resumed; None if there is no run yet."""
     is_longer: bool = False
     """True if `config` asks for more epochs than that run was started with."""
-    report: dict[str, float] | None = None
+    report: dict[str, Any] | None = None
     """The report of that run if it needs no further epochs."""
     check: Callable[[], None] = dataclasses.field(default=lambda: None, compare=False)
     """A function that raises RunError if `path` is no longer the folder that was locked."""
@@ -209,12 +211,14 @@ def _write_config(path: Path, config: RunConfig) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Describe this process, for a run's environment.json."""
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    """Describe this process and the package that it runs, for a run's environment.json."""
+    is_checkout = _git("ls-files", "--error-unmatch", __file__) is not None
+    changed = _git("status", "--porcelain", "--untracked-files=no") if is_checkout else None
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("dae", "tensorflow", "keras", "numpy")},
-        "git_commit": _git("rev-parse", "HEAD"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "dae": dae.__version__}
+        | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
+        "git_commit": _git("rev-parse", "HEAD") if is_checkout else None,
         "git_changed_files": None if changed is None else changed.splitlines(),
         "command": [sys.executable, *sys.orig_argv[1:]],
         "platform": platform.platform(),
@@ -228,12 +232,18 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Ask git about the checkout that holds the running script; None without git or without a checkout."""
-    command = ["git", "-C", str(Path(sys.argv[0]).resolve().parent), *arguments]
+    """Ask git in the folder of this package; None without git or outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.rstrip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def write_duration(path: Path) -> None:
+    """Add to environment.json the seconds that all epochs took, without interruptions."""
+    seconds = round(sum(line["seconds"] for line in read_metrics(path)), 3)
+    atomic_write(path / ENVIRONMENT, json.dumps(read_environment(path) | {"seconds": seconds}, indent=2) + "\n")
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -244,7 +254,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     problem = "missing or damaged; restore it, or start another run"
     with as_usage_error(path / ENVIRONMENT, problem, OSError, ValueError, KeyError, TypeError):
         read = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
-        return {name: read[name] for name in ("versions", "cpu")} | read
+        return read | {name: read[name] for name in ("versions", "cpu")}
 
 
 def append_metrics(path: Path, line: Mapping[str, float]) -> None:
@@ -281,12 +291,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def write_report(path: Path, report: Mapping[str, float]) -> None:
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json, which marks a run as finished."""
     atomic_write(path / REPORT, json.dumps(report, indent=2) + "\n")
 
 
-def finished_report(path: Path, config: RunConfig) -> dict[str, float] | None:
+def finished_report(path: Path, config: RunConfig) -> dict[str, Any] | None:
     """Return the report of the run in `path` if it is of all epochs that `config` asks for, else None.
 
     A run that is trained further keeps the report of fewer epochs.
@@ -295,7 +305,7 @@ def finished_report(path: Path, config: RunConfig) -> dict[str, float] | None:
     return report if report.get("epochs", 0) >= config.epochs else None
 
 
-def read_report(path: Path) -> dict[str, float]:
+def read_report(path: Path) -> dict[str, Any]:
     """Return the report.json of a run. Raises UsageError if it is missing, as in an unfinished run, or damaged."""
     if not (path / REPORT).exists():
         raise UsageError(f"{path}: not a finished run (it has no {REPORT}); finish it with --resume")

@@ -22,7 +22,7 @@ class KerasFitArguments:
     epochs: int = 50
     """Passes over the training images."""
     train_examples: int | None = None
-    """Train on the first N images only (default: all)."""
+    """Train on the first N images only; None: all."""
 
 
 def compiled(config: RunConfig) -> Any:

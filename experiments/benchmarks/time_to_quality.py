@@ -25,7 +25,7 @@ class TimeToQualityArguments:
     seed: int = 0
     """Seed of the initial weights, the shuffling and the noise."""
     train_examples: int | None = None
-    """Train on the first N images only (default: all)."""
+    """Train on the first N images only; None: all."""
     epochs: int = 50
     """Epochs of `fit` and of the default run."""
 

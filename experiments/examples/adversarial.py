@@ -1,6 +1,6 @@
 """An example of a loss that trains weights of its own: a discriminator between clean and denoised images.
 
-python experiments/run.py --preset quick --loss "bce + 0.01*experiments/examples/adversarial.py:Adversarial"
+python experiments/run.py --epochs 3 --loss "bce + 0.01*experiments/examples/adversarial.py:Adversarial"
 """
 
 import keras

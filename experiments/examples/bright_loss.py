@@ -1,6 +1,6 @@
 """An example of a loss in a user's file.
 
-python experiments/run.py --preset quick --loss "bce + 0.5*experiments/examples/bright_loss.py:bright_mse"
+python experiments/run.py --epochs 3 --loss "bce + 0.5*experiments/examples/bright_loss.py:bright_mse"
 """
 
 import tensorflow as tf

@@ -1,6 +1,6 @@
 """An example of a loss with weights that are trained with those of the network.
 
-python experiments/run.py --preset quick --loss experiments/examples/learned_weights.py:LearnedWeights
+python experiments/run.py --epochs 3 --loss experiments/examples/learned_weights.py:LearnedWeights
 """
 
 import keras

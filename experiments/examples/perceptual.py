@@ -1,6 +1,6 @@
 """An example of a loss with a frozen network, which it reads from a file beside it.
 
-python experiments/run.py --preset quick --loss "bce + 0.1*experiments/examples/perceptual.py:Perceptual"
+python experiments/run.py --epochs 3 --loss "bce + 0.1*experiments/examples/perceptual.py:Perceptual"
 """
 
 from pathlib import Path

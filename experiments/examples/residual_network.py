@@ -1,6 +1,6 @@
 """An example of a network in a user's file.
 
-python experiments/run.py --preset quick --model experiments/examples/residual_network.py:residual_network
+python experiments/run.py --epochs 3 --model experiments/examples/residual_network.py:residual_network
 """
 
 import keras

@@ -17,7 +17,7 @@ class FeaturesArguments:
     epochs: int = 5
     """Passes over the training images."""
     train_examples: int | None = None
-    """Train on the first N images only (default: all images that are not used for validation)."""
+    """Train on the first N images only; None: all images that are not used for validation."""
     output: str = str(Path(__file__).parent / "features.keras")
     """Path of the network to write."""
 

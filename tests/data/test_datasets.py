@@ -4,12 +4,13 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import idx_bytes
 
-from dae.config import RunConfig
+from dae.config import RunConfig, preset
 from dae.data import datasets
 from dae.errors import UsageError
 
@@ -108,6 +109,17 @@ def test_few_images_are_split(count, sizes, tmp_path, mnist):
     np.save(tmp_path / "own.npy", mnist.test.pixels[:count])
     splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == sizes
+
+
+def test_the_number_of_images_of_a_preset_is_a_limit_and_one_that_is_given_a_demand(tmp_path, mnist):
+    np.save(tmp_path / "own.npy", mnist.test.pixels[:9])
+    config = preset("good", data=str(tmp_path / "own.npy"))
+    assert len(datasets.load(preset("good")).train) == 32_000
+    assert len(datasets.load(preset("good", train_examples=40_000)).train) == 40_000
+    assert len(datasets.load(config).train) == 8
+    assert len(datasets.load(replace(config, max_train_examples=5)).train) == 5
+    with pytest.raises(UsageError, match="--train-examples: 32000 exceeds the 8 images available"):
+        datasets.load(replace(config, train_examples=32_000))
 
 
 def test_single_image_is_rejected(tmp_path, mnist):

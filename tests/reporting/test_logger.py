@@ -97,6 +97,19 @@ def test_a_quiet_run_prints_nothing(log, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_log_file_gets_a_line_when_none_was_written_for_some_time(mnist, tmp_path, monkeypatch, capsys):
+    samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
+    arguments = Workdir(tmp_path, tmp_path, TINY), TINY, RESOLVED, small_network((28, 28, 1)), samples
+    for quiet, seconds, lines in ((False, 30, 0), (False, 0, 5), (True, 0, 0)):
+        monkeypatch.setattr(logger, "SECONDS_BETWEEN_LINES", seconds)
+        with Logger(*arguments, Console(quiet), step=25, images=600) as writer:
+            for _ in range(5):
+                writer.progress(3, 60, tf.constant(0.25))
+        shown = capsys.readouterr()
+        assert (len(shown.out.splitlines()), shown.err) == (lines, "")
+        assert not lines or shown.out.startswith("epoch 3/3: 87.8% of the run, loss 0.2500\n")
+
+
 def test_epochs_are_formatted_with_and_without_validation():
     line = {"epoch": 1, "train_loss": 0.25, "images_per_second": 1234.0, "seconds": 0.5}
     short = logger.format_epoch(line, 3)

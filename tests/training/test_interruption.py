@@ -86,8 +86,10 @@ def test_a_signal_at_the_end_of_an_epoch_keeps_the_epoch(files, tmp_path):
         seen.append((epoch_end.values, epoch_end.step, checkpoints))
         send(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"epoch 1; continue with --resume --run-dir .*/run$") as caught:
+    hint = r"continue with dae.train\(config, '.*/run', resume=True\)"
+    with pytest.raises(KeyboardInterrupt, match=rf"epoch 1; {hint}$") as caught:
         trainer.train(config_of(files, checkpoint_every=None), run, quiet=True, on_epoch_end=interrupt)
+    assert isinstance(caught.value, Interrupted)
     assert caught.value.signal_number == signal.SIGINT
     assert seen == [(read_metrics(run)[0], 7, ["ckpt-7"])]
     assert len(read_metrics(run)) == 1

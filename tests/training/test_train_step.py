@@ -17,6 +17,7 @@ from dae.losses.losses import LOSSES
 from dae.models import networks
 from dae.optimizers import optimizers
 from dae.training.train_state import TrainState
+from dae.training.train_step import make_train_loop
 
 STEPS = 50
 MSE = RunConfig(loss="mse", bce_steps=0)
@@ -198,6 +199,16 @@ def test_train_loop_fetches_only_the_batches_it_trains_on(mnist):
     *_, expected = training_batches(mnist.train, config).take(4)
     for part, expected_part in zip(next(batches), expected, strict=True):
         np.testing.assert_array_equal(part, expected_part)
+
+
+def test_many_runs_in_a_process_are_not_taken_for_one_function_that_is_traced_again(mnist, caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    config = RunConfig(batch_size=4)
+    state = new_state(config)
+    for _ in range(6):
+        train_loop = make_train_loop(lambda batch: tf.reduce_mean(batch.clean), state)
+        train_loop(iter(training_batches(mnist.train[:8], config)), 1, 4)
+    assert caplog.messages == []
 
 
 def test_train_loop_rejects_batches_of_another_size(mnist):

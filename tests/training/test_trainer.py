@@ -49,9 +49,8 @@ def test_run_writes_every_documented_file(tiny_run):
         assert set(line) == others | {f"{name}_{metric}" for name in ("train", "validation") for metric in metrics}
         assert line["seconds"] > 600 / line["images_per_second"]
     report = json.loads((tiny_run / "report.json").read_text())
-    assert set(report) == {"epochs", "epoch", "parameters", "weights_sha256", "test_psnr_of_mean_mse"} | {
-        f"test_{metric}" for metric in metrics
-    }
+    facts = {"epochs", "epoch", "noise", "num_test_images", "parameters", "weights_sha256", "test_psnr_of_mean_mse"}
+    assert set(report) == facts | {f"test_{metric}" for metric in metrics}
     environment = json.loads((tiny_run / "environment.json").read_text())
     assert environment["versions"]["tensorflow"] == tf.__version__
     assert environment["cpu_cores"] >= 1

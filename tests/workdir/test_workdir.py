@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,37 @@ def test_start_writes_the_configuration_the_record_the_environment_and_the_code(
     environment = workdir.read_environment(path)
     assert environment["versions"]["python"] == sys.version.partition(" ")[0]
     assert {"git_commit", "git_changed_files", "command", "platform", "cpu", "cpu_cores", "gpus"} < set(environment)
+    assert datetime.now(timezone.utc) - datetime.fromisoformat(environment["started"]) < timedelta(minutes=1)
+
+
+def git(*arguments: object, cwd: Path) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    command = ["git", *identity, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_environment_names_the_commit_of_the_package_if_it_is_part_of_a_checkout(tmp_path, monkeypatch):
+    """Not that of the current folder or of the script; a package that is installed in a checkout is not part of it."""
+    git("init", cwd=tmp_path)
+    git("commit", "--allow-empty", "-m", "empty", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
+    package = Path(workdir.__file__).parents[1]
+    if (package.parent / ".git").exists():
+        assert workdir.environment()["git_commit"] == git("rev-parse", "HEAD", cwd=package)
+    installed = tmp_path / ".venv" / "dae" / "workdir.py"
+    installed.parent.mkdir(parents=True)
+    monkeypatch.setattr(workdir, "__file__", str(installed))
+    for command, expected in ((["status"], (None, None)), (["add", installed.parent], ("HEAD", []))):
+        installed.touch()
+        git(*command, cwd=tmp_path)
+        if expected[0]:
+            git("commit", "-m", "dae", cwd=tmp_path)
+            expected = (git("rev-parse", "HEAD", cwd=tmp_path), [])
+        environment = workdir.environment()
+        assert (environment["git_commit"], environment["git_changed_files"]) == expected
+    installed.write_text("pass")
+    assert workdir.environment()["git_changed_files"] == [" M .venv/dae/workdir.py"]
 
 
 def test_reopen_records_more_epochs_keeps_the_report_and_removes_remains_of_a_kill(tmp_path, capsys):
