@@ -18,18 +18,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.3.0"
-__all__ = ["RunConfig", "UsageError", "denoise", "load_model", "train"]
+__all__ = ["RunConfig", "UsageError", "denoise", "estimate_noise", "load_model", "train"]
 
 _LAZY_IMPORTS = {
     "RunConfig": "dae.config",
     "UsageError": "dae.errors",
     "denoise": "dae.inference.denoise",
+    "estimate_noise": "dae.data.noise_level",
     "load_model": "dae.workdir.model_files",
     "train": "dae.training.trainer",
 }
 
 if TYPE_CHECKING:
     from dae.config import RunConfig
+    from dae.data.noise_level import estimate_noise
     from dae.errors import UsageError
     from dae.inference.denoise import denoise
     from dae.training.trainer import train

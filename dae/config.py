@@ -353,9 +353,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def preset_fields(name: str, only_noisy: bool = False) -> dict[str, Any]:
+    """Return the fields of a preset; with `only_noisy`, where none is added, without its noise level.
+
+    Raises UsageError if there is no such preset.
+    """
+    fields = lookup(PRESETS, name, "--preset")
+    return {field: value for field, value in fields.items() if not (only_noisy and field == "noise_level")}
+
+
 def preset(name: str, **changes: Any) -> RunConfig:
     """Return the configuration of a preset, with some fields changed. Raises UsageError if there is no such preset."""
-    return RunConfig(**{**lookup(PRESETS, name, "--preset"), **changes})
+    only_noisy = changes.get("noisy") is not None and changes.get("clean") is None
+    return RunConfig(**{**preset_fields(name, only_noisy), **changes})
 
 
 # Version of config.json; raised when the same file would no longer give the same run.
