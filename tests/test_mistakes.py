@@ -49,8 +49,8 @@ MISTAKES = [
         ["--loss: bce needs clean images; with noisy ones alone, use noise2void"],
     ),
     (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure",
-        ["--loss: sure: needs the level of the noise", "--noise-level"],
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure --noise-level 0",
+        ["--loss: sure needs the level of the noise", "--noise-level"],
     ),
     (
         "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2noise",
@@ -163,6 +163,10 @@ OTHERS = [
     ),
     ("denoise", "--model {run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "--model {run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
+    ("noise_level", "", ["expected pictures, arrays or folders"]),
+    ("noise_level", "nowhere", ["nowhere: no such file or folder"]),
+    ("noise_level", "volume.npy", ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"]),
+    ("noise_level", "in --value-range 1 0", ["in/0.png: expected two finite numbers in ascending order"]),
     ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),
     ("evaluate", "{run} --data volume.npy", ["or 20 of 30 x 30; add --axes NYX or, with the images last, YXN"]),
     ("evaluate", "{run} --image-size 32", ["--image-size: applies to --data, which is not given"]),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dae.data.images import LUMA, Images
+from dae.data.images import LUMA, MIN_SIDE, Images
 from dae.data.values import ValueRange
 from dae.errors import UsageError
 
@@ -25,7 +25,7 @@ FLAT, LESS_FLAT = 0.05, 0.3
 # Blocks with more values at black or white show too little of their noise.
 MAX_CLIPPED = 2
 # Fewer blocks say too little.
-MIN_BLOCKS, MIN_JPEG_BLOCKS = 60, 16
+MIN_BLOCKS, MIN_JPEG_BLOCKS = 2 * GROUPS, 16
 # The side of the crop in which blocks of JPEG are looked for, and by how much more of their coefficients are zeros.
 JPEG_CROP, JPEG_ZEROS = 256, 0.02
 # Less noise than this is called none. Structure is correlated too, but varies more between blocks than noise does, of
@@ -94,13 +94,15 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
     """Estimate the noise in an image [H, W] or [H, W, C], C 1 or 3, of integers or floats.
 
     `value_range` has the values of black and white; the default is the usual one of the type. Raises UsageError for
-    other types and shapes, and for an image of fewer than 16 x 16 pixels.
+    other types, shapes and sizes, and for values that are not finite.
     """
     image = np.asarray(image)
     values = ValueRange.requested(value_range, image.dtype).to_unit(image)
     values = values if values.ndim == 3 else values[..., None]
-    if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < 2 * SIDE:
-        raise UsageError(f"expected an image [H, W] or [H, W, C] of at least 16 x 16 pixels, got shape {image.shape}")
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < MIN_SIDE:
+        raise UsageError(
+            f"expected an image [H, W] or [H, W, C] of at least {MIN_SIDE} x {MIN_SIDE} pixels, got shape {image.shape}"
+        )
     if not np.isfinite(values).all():
         raise UsageError("expected finite values, got NaN or infinity")
     windows = sliding_window_view(values, (SIDE, SIDE), axis=(0, 1))
@@ -123,24 +125,20 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
 def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
     """Return the estimate of noise that is the same in all images, from those of each image."""
     found = [level for level in levels if len(level.variances)] or levels
-    correlation, clipped, is_compressed = (
-        float(np.median([getattr(level, name) for level in found]))
-        for name in ("correlation", "clipped", "is_compressed")
-    )
-    return _fitted(np.concatenate([level.variances for level in found]), correlation, clipped, is_compressed > 0.5)
+    medians = [np.median([level[index] for level in found]) for index in (6, 7, 8)]
+    variances = np.concatenate([level.variances for level in found])
+    return _fitted(variances, float(medians[0]), float(medians[1]), bool(medians[2] > 0.5))
 
 
 def of_images(images: Images) -> NoiseLevel:
-    """Return the estimate of the noise in some noisy images, at most SAMPLE."""
-    ends = np.cumsum(images.shapes.prod(axis=1))
-    indices = np.unique(np.linspace(0, len(images) - 1, SAMPLE).round().astype(int))
-    shapes = images.shapes[indices]
-    pixels = (
-        images.rows[ends[index] - height * width : ends[index]].reshape(height, width, -1)
-        for index, (height, width) in zip(indices, shapes)
-    )
-    ends = images.value_range.black, images.value_range.white
-    return combined([estimate_noise(image, ends) for image in pixels])
+    """Return the estimate of the noise in some noisy images, at most SAMPLE. Raises as `estimate_noise` does."""
+    ends, value_range = np.cumsum(images.shapes.prod(axis=1)), (images.value_range.black, images.value_range.white)
+    levels = []
+    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)):
+        shape = images.shapes[index]
+        pixels = images.rows[ends[index] - shape.prod() : ends[index]]
+        levels.append(estimate_noise(pixels.reshape(*shape, -1), value_range))
+    return combined(levels)
 
 
 def _fitted(variances: np.ndarray, correlation: float, clipped: float, is_compressed: bool) -> NoiseLevel:
