@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import array_files, image_folder
+from dae.data import array_files, image_folder, values
 from dae.data.images import Images, RawSplits, examples_per_epoch
 from dae.data.layout import CLEAN, NOISY, TEST, TRAIN, VALIDATION
 from dae.data.values import ValueRange, warn_if_nearly_black
@@ -196,12 +196,18 @@ def _check_values(splits: Mapping[str, Images], config: RunConfig, name: str) ->
     low, high = np.float32(value_range.black), np.float32(value_range.white)
     brightest = 0.0
     for split, images in splits.items():
+        if len(images):
+            brightest = max(brightest, float(images.clean.max()))
+        if not images.has_clean:
+            for index, (height, width) in enumerate(images.shapes):
+                with as_usage_error(f"{name}: {split}"):
+                    values.check(images[index : index + 1].rows.reshape(1, height, width, -1), value_range)
+            continue
         checked = {"values": images.clean, "noisy values": images.pixels[..., images.channels :]}
         for kind, pixels in checked.items():
             if not pixels.size:  # no images of the split, or no noisy ones
                 continue
             least, most = pixels.min(), pixels.max()
-            brightest = max(brightest, float(most)) if kind == "values" else brightest
             is_unlimited = kind == "noisy values" and not config.clip_noise and np.isfinite([least, most]).all()
             if not (low <= least <= most <= high or is_unlimited):  # always of NaN
                 raise UsageError(

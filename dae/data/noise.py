@@ -143,10 +143,11 @@ def corruption(config: RunConfig, highest_level: float) -> Noise:
     """Return the noise model of `config`, followed by clipping to [0, 1] if `config` says so."""
     add_noise: Noise = plugins.load(NOISES, config.noise, "--noise")
     changes = highest_level > 0 or config.noise not in NOISES  # level 0 needs no random numbers
+    clips = config.clip_noise and not config.only_noisy  # noise that is there already must keep its mean
 
     def corrupt(clean: tf.Tensor, level: float | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         noisy = add_noise(clean, level, seed) if changes else clean
-        return tf.clip_by_value(noisy, 0.0, 1.0) if config.clip_noise else noisy
+        return tf.clip_by_value(noisy, 0.0, 1.0) if clips else noisy
 
     return corrupt
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from PIL import Image
 from runs import config_of
 
@@ -77,6 +78,20 @@ def test_no_noise_is_added_and_values_are_not_clipped(folder, files):
     assert float(tf.math.reduce_std(batch.noisy - 0.4)) > SIGMA
     (test, *_) = task.batches("test")
     assert float(tf.math.reduce_std(test.noisy - test.clean)) == pytest.approx(SIGMA, rel=0.05)
+
+
+def test_noise_may_leave_the_value_range_but_another_range_is_rejected(tmp_path, files):
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        noisy = rng.uniform(size=(28, 28)) + 0.3 * rng.standard_normal((28, 28))
+        tifffile.imwrite(tmp_path / f"{number}.tif", noisy.astype(np.float32))
+    config = config_of(files, data=None, noisy=str(tmp_path), loss="noise2void", validation_examples=2)
+    (batch, *_) = prepare(config).batches("validation")
+    assert batch.noisy.numpy().min() < -0.1
+    assert batch.noisy.numpy().max() > 1.1
+    tifffile.imwrite(tmp_path / "0.tif", (255 * noisy).astype(np.float32))
+    with pytest.raises(UsageError, match=r"--noisy: .*: train: values from .* --value-range -?\d+ \d+ fits"):
+        prepare(config)
 
 
 def test_clean_pictures_among_those_to_train_on_are_rejected(folder, files):
