@@ -1,43 +1,7 @@
-"""Estimate the noise in your images: `python experiments/noise_level.py photos`; `--help` lists the flags."""
-
-import dataclasses
-from pathlib import Path
-
-import tyro
+"""Estimate the noise in your images: `python experiments/noise_level.py photos`."""
 
 from dae import cli
-from dae.data.noise_level import combined, estimate_noise
-from dae.errors import UsageError, as_usage_error
-from dae.inference import denoise_files
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseLevelArguments:
-    """Estimate the level of the noise in pictures and arrays, and what of it is not white Gaussian noise."""
-
-    inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Pictures, .npy and .npz files, and folders of them."""
-    value_range: tuple[float, float] | None = None
-    """Values of black and white (default: 0 and 255 or 65535 for uint8 and uint16, 0 and 1 for floats)."""
-    axes: str | None = None
-    """Axes of arrays, as --axes of denoise.py."""
-
-
-def main() -> None:
-    arguments = cli.parse(NoiseLevelArguments)
-    levels = []
-    for name, images in denoise_files.read_images([Path(text) for text in arguments.inputs], arguments.axes):
-        for number, image in enumerate(images):
-            with as_usage_error(name):
-                levels.append(estimate_noise(image, arguments.value_range))
-            label = f"{name}, image {number}" if len(images) > 1 else name
-            print("; ".join([f"{label}: {levels[-1].describe()}", *levels[-1].problems()]))
-    if not levels:
-        raise UsageError("expected pictures, arrays or folders of them")
-    total = combined(levels)
-    print("; ".join([f"all ({len(levels)}): {total.describe()}", *total.problems()]))
-    print(f"for run.py: --noise-level {255 * total.sigma:.1f}/255")
-
+from dae.commands import noise
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(noise.main)
