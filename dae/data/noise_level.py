@@ -24,13 +24,11 @@ SIDE, MAX_BLOCKS, GROUPS = 8, 2**16, 6
 FLAT, LESS_FLAT = 0.05, 0.3
 # Blocks with more values at black or white show too little of their noise.
 MAX_CLIPPED = 2
-# Fewer blocks say too little.
-MIN_BLOCKS, MIN_JPEG_BLOCKS = 2 * GROUPS, 16
-# The side of the crop in which blocks of JPEG are looked for, and by how much more of their coefficients are zeros.
-JPEG_CROP, JPEG_ZEROS = 256, 0.02
 # Less noise than this is called none. Structure is correlated too, but varies more between blocks than noise does, of
 # which those with the least structure have at least the fraction FLOOR of the variance of others.
 NONE, CORRELATED, FLOOR = 1 / 255, 0.15, 0.7
+# The side of the crop in which blocks of JPEG are looked for, and by how much more of their coefficients are zeros.
+JPEG_CROP, JPEG_ZEROS = 256, 0.02
 # A run looks at this many of its images.
 SAMPLE = 20
 
@@ -40,9 +38,9 @@ _BASIS[0] *= math.sqrt(0.5)
 # [pixel, frequency], orthonormal: white noise has the same variance at all frequencies.
 _TRANSFORM = np.kron(_BASIS, _BASIS).T.astype(np.float32)
 _INNER = (_ROW > 0) & (_COLUMN > 0)
+_HIGH, _LOW = _ROW + _COLUMN >= 9, _INNER & (_ROW + _COLUMN <= 5)
 # Weights of the variances in the correlation between neighbours: zero in sum, as for white noise.
 _NEIGHBOURS = np.where(_INNER, np.cos(np.pi * _ROW / SIDE) + np.cos(np.pi * _COLUMN / SIDE), 0.0) / 2
-_HIGH, _LOW = _ROW + _COLUMN >= 9, _INNER & (_ROW + _COLUMN <= 5)
 
 
 class NoiseLevel(NamedTuple):
@@ -62,13 +60,8 @@ class NoiseLevel(NamedTuple):
     """Fraction of the values that are exactly black or white."""
     is_compressed: bool
     """True if the 8 x 8 blocks of JPEG are found."""
-    variances: np.ndarray
-    """Mean brightness and variance of the noise in each group of blocks, float64 [groups, 2]."""
-
-    @property
-    def is_found(self) -> bool:
-        """False if there is hardly more noise than rounding to 8 bits makes."""
-        return self.sigma > NONE
+    groups: np.ndarray
+    """Brightness, variance, correlation, clipped and is_compressed of each group of blocks, float64 [groups, 5]."""
 
     def describe(self) -> str:
         """Return the estimate for the user, in one line."""
@@ -82,10 +75,12 @@ class NoiseLevel(NamedTuple):
         rises = self.gain > 4 * self.gain_error and self.gain > 0.5 * self.sigma**2
         found = {
             "no noise found": self.sigma <= NONE,
-            f"noise is correlated between pixels ({self.correlation:.2f})": self.correlation > CORRELATED,
-            "compressed by JPEG, which correlates noise": self.is_compressed,
-            f"{self.clipped:.0%} of the values are clipped to black or white": self.clipped > 0.02,
-            "the noise rises with the brightness": needs_level and rises,
+            f"noise correlated between pixels ({self.correlation:.2f}), which losses without clean images learn as "
+            "structure": self.correlation > CORRELATED,
+            "JPEG compression, which correlates noise": self.is_compressed,
+            f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero": self.clipped
+            > 0.02,
+            "noise that rises with the brightness, for which no single level is right": needs_level and rises,
         }
         return [problem for problem, is_found in found.items() if is_found]
 
@@ -100,34 +95,30 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
     values = ValueRange.requested(value_range, image.dtype).to_unit(image)
     values = values if values.ndim == 3 else values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < MIN_SIDE:
-        raise UsageError(
-            f"expected an image [H, W] or [H, W, C] of at least {MIN_SIDE} x {MIN_SIDE} pixels, got shape {image.shape}"
-        )
+        raise UsageError(f"expected an image [H, W] or [H, W, C] of {MIN_SIDE} x {MIN_SIDE} or more, got {image.shape}")
     if not np.isfinite(values).all():
         raise UsageError("expected finite values, got NaN or infinity")
     windows = sliding_window_view(values, (SIDE, SIDE), axis=(0, 1))
     step = math.ceil(math.sqrt(math.prod(windows.shape[:3]) / MAX_BLOCKS))
     blocks = windows[::step, ::step].reshape(-1, SIDE * SIDE)
-    blocks = blocks[np.isin(blocks, (0, 1)).sum(axis=1) <= MAX_CLIPPED]
-    clipped = float(np.isin(values, (0, 1)).mean())
-    if len(blocks) < MIN_BLOCKS:  # saturated
-        return _fitted(np.zeros((0, 2)), 0.0, clipped, False)
-    coefficients = blocks @ _TRANSFORM
-    groups = [coefficients[group] for group in np.array_split(np.argsort(coefficients[:, 0]), GROUPS)]
-    flat, other = (np.array([_flat_power(group, fraction) for group in groups]) for fraction in (FLAT, LESS_FLAT))
-    brightness = [group[:, 0].mean() / SIDE for group in groups]
-    variances = np.stack([brightness, flat[:, _HIGH].mean(axis=1)], axis=1)
-    is_floor = np.median(flat[:, _LOW].mean(axis=1) / other[:, _LOW].mean(axis=1)) > FLOOR
-    correlation = float(np.median(flat @ _NEIGHBOURS / flat[:, _INNER].sum(axis=1))) if is_floor else 0.0
-    return _fitted(variances, correlation, clipped, _has_jpeg_blocks(values))
+    coefficients = blocks[np.isin(blocks, (0, 1)).sum(axis=1) <= MAX_CLIPPED] @ _TRANSFORM
+    of_image = [np.isin(values, (0, 1)).mean(), _has_jpeg_blocks(values)]
+    if len(coefficients) < GROUPS:  # saturated
+        return _estimate(np.array([[values.mean(), 0, 0, *of_image]]))
+    rows = []
+    for indices in np.array_split(np.argsort(coefficients[:, 0]), GROUPS):
+        flat, less_flat = (_power(coefficients[indices], fraction) for fraction in (FLAT, LESS_FLAT))
+        is_noise = flat[_LOW].mean() > FLOOR * less_flat[_LOW].mean()
+        correlation = flat @ _NEIGHBOURS / flat[_INNER].sum() if is_noise else 0
+        # Structure is mostly in low frequencies, but so is correlated noise.
+        variance = flat[_INNER if correlation > CORRELATED else _HIGH].mean()
+        rows.append([coefficients[indices, 0].mean() / SIDE, variance, correlation, *of_image])
+    return _estimate(np.array(rows))
 
 
 def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
     """Return the estimate of noise that is the same in all images, from those of each image."""
-    found = [level for level in levels if len(level.variances)] or levels
-    medians = [np.median([level[index] for level in found]) for index in (6, 7, 8)]
-    variances = np.concatenate([level.variances for level in found])
-    return _fitted(variances, float(medians[0]), float(medians[1]), bool(medians[2] > 0.5))
+    return _estimate(np.concatenate([level.groups for level in levels]))
 
 
 def of_images(images: Images) -> NoiseLevel:
@@ -141,36 +132,28 @@ def of_images(images: Images) -> NoiseLevel:
     return combined(levels)
 
 
-def _fitted(variances: np.ndarray, correlation: float, clipped: float, is_compressed: bool) -> NoiseLevel:
-    """Return the estimate from the mean brightness and the variance of groups of blocks, [groups, 2]."""
-    if not len(variances):
-        return NoiseLevel(*np.zeros(6), correlation, clipped, is_compressed, variances)
-    brightness, variance = variances.T
-    weights = np.maximum(variance, 1e-12) ** -2  # the standard error of a variance is proportional to it
-    mean = np.average(brightness, weights=weights)
-    spread = np.sum(weights * (brightness - mean) ** 2)
-    gain = np.sum(weights * (brightness - mean) * variance) / spread
-    offset = np.average(variance, weights=weights) - gain * mean
-    scatter = np.sum(weights * (variance - gain * brightness - offset) ** 2) / (len(variances) - 2)
-    gain_error, offset_error = (
-        math.sqrt(scatter / spread),
-        math.sqrt(scatter / weights.sum() + scatter / spread * mean**2),
-    )
-    sigmas = np.sqrt(variance)
-    sigma_error = 1.25 * sigmas.std() / math.sqrt(len(sigmas))  # of a median
-    estimates = np.median(sigmas), sigma_error, gain, gain_error, offset, offset_error
-    return NoiseLevel(*map(float, estimates), correlation, clipped, is_compressed, variances)
+def _estimate(groups: np.ndarray) -> NoiseLevel:
+    """Return the estimate from groups of blocks, whose variances have standard errors proportional to themselves."""
+    sigma, correlation, clipped, compressed = np.median(groups[:, 1:], axis=0)
+    sigma_error = 1.25 * np.sqrt(groups[:, 1]).std() / math.sqrt(len(groups))  # of a median
+    gain, offset, gain_error, offset_error = 0.0, 0.0, 0.0, 0.0
+    brightness, variance, *_ = groups[groups[:, 1] > 1e-9].T  # not of constant images
+    if len(variance) > 2:
+        (gain, offset), covariance = np.polyfit(brightness, variance, 1, w=1 / variance, cov=True)
+        gain_error, offset_error = np.sqrt(np.diag(covariance))
+    numbers = math.sqrt(sigma), sigma_error, gain, gain_error, offset, offset_error, correlation, clipped
+    return NoiseLevel(*map(float, numbers), bool(compressed > 0.5), groups)
 
 
-def _flat_power(coefficients: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the mean square of each coefficient [64] in the `fraction` of the blocks that have the least structure.
+def _power(coefficients: np.ndarray, fraction: float) -> np.ndarray:
+    """Return the mean square of each coefficient, [64], in the `fraction` of the blocks that have the least structure.
 
-    Blocks are chosen by the other half of the frequencies, so that the choice does not change the mean.
+    They are chosen by the other half of the coefficients, so that the choice does not change the mean.
     """
-    squares = np.square(coefficients)
+    squares, power = np.square(coefficients), np.zeros(SIDE * SIDE)
     count = max(1, int(fraction * len(squares)))
-    power = np.zeros(SIDE * SIDE)
-    for half in ((_ROW + _COLUMN) % 2 == 0, (_ROW + _COLUMN) % 2 == 1):
+    for parity in (0, 1):
+        half = (_ROW + _COLUMN + parity) % 2 == 0
         structure = squares[:, ~half & (_ROW + _COLUMN > 0)].sum(axis=1)
         power[half] = squares[np.argpartition(structure, count - 1)[:count]][:, half].mean(axis=0)
     return power
@@ -182,11 +165,10 @@ def _has_jpeg_blocks(values: np.ndarray) -> bool:
     JPEG leaves zeros among the coefficients of its own blocks, and not of those that are shifted against them.
     """
     grey = 255 * (values @ (np.array(LUMA, np.float32) / 2**16) if values.shape[2] == 3 else values[..., 0])
-    height, width = (min(side, JPEG_CROP) for side in grey.shape)
-    top, left = (grey.shape[0] - height) // 2, (grey.shape[1] - width) // 2
-    windows = sliding_window_view(grey[top : top + height, left : left + width], (SIDE, SIDE))
-    rows, columns = windows.shape[0] // SIDE, windows.shape[1] // SIDE
-    if rows * columns < MIN_JPEG_BLOCKS:
+    top, left = (max(0, (side - JPEG_CROP) // 2) for side in grey.shape)
+    windows = sliding_window_view(grey[top:, left:][:JPEG_CROP, :JPEG_CROP], (SIDE, SIDE))
+    rows, columns = (side // SIDE for side in windows.shape[:2])
+    if rows * columns < 16:  # too few to tell
         return False
     blocks = windows[: rows * SIDE, : columns * SIDE].reshape(-1, SIDE * SIDE)
     zeros = np.mean(np.abs(blocks @ _TRANSFORM[:, _ROW + _COLUMN >= 6]) < 0.5, axis=1)

@@ -91,7 +91,7 @@ def test_jpeg_is_found_also_in_a_part_of_a_picture_and_not_without_it(quality, s
 @pytest.mark.parametrize("value", [0, 100, 255])
 def test_constant_and_saturated_pictures_have_no_noise(value):
     found = estimate_noise(np.full((64, 64), value, np.uint8))
-    assert found.sigma == 0
+    assert found.sigma < 1e-4
     assert found.problems()[0] == "no noise found"
     assert found.clipped == (value in (0, 255))
 
