@@ -26,15 +26,15 @@ class NoiseLevelArguments:
 def main() -> None:
     """Estimate the noise in the files that the command line names."""
     arguments = cli.parse(NoiseLevelArguments)
-    levels = []
+    levels = {}
     for name, images in denoise_files.read_images([Path(text) for text in arguments.inputs], arguments.axes):
         for number, image in enumerate(images):
-            with as_usage_error(name):
-                levels.append(estimate_noise(image, arguments.value_range))
             label = f"{name}, image {number}" if len(images) > 1 else name
-            print("; ".join([f"{label}: {levels[-1].describe()}", *levels[-1].problems()]))
+            with as_usage_error(label):
+                levels[label] = estimate_noise(image, arguments.value_range)
+            print("; ".join([f"{label}: {levels[label].describe()}", *levels[label].problems()]))
     if not levels:
         raise UsageError("expected pictures, arrays or folders of them")
-    total = combined(levels)
+    total = combined([*levels.values()])
     print("; ".join([f"all ({len(levels)}): {total.describe()}", *total.problems()]))
     print(f"for run.py: --noise-level {255 * total.sigma:.1f}/255")

@@ -44,24 +44,24 @@ _NEIGHBOURS = np.where(_INNER, np.cos(np.pi * _ROW / SIDE) + np.cos(np.pi * _COL
 
 
 class NoiseLevel(NamedTuple):
-    """An estimate of the noise in images; black is 0 and white 1. Errors are standard errors."""
+    """An estimate of the noise in images, where black is 0 and white 1. Errors are standard errors.
+
+    White Gaussian noise has the standard deviation `sigma`; Poisson-Gaussian noise has the variance gain * brightness +
+    offset. `correlation` is that of the noise of neighbouring pixels, `clipped` the fraction of values that are exactly
+    black or white, and `is_compressed` says that the blocks of JPEG are found. `groups` of blocks, [groups, 5], have the
+    mean brightness, the variance of the noise, and the values for their image of the three before.
+    """
 
     sigma: float
-    """Standard deviation of the noise, if it is the same at any brightness."""
     sigma_error: float
     gain: float
-    """Poisson-Gaussian noise has the variance gain * brightness + offset."""
     gain_error: float
     offset: float
     offset_error: float
     correlation: float
-    """Correlation of the noise between neighbouring pixels; 0 for white noise."""
     clipped: float
-    """Fraction of the values that are exactly black or white."""
     is_compressed: bool
-    """True if the 8 x 8 blocks of JPEG are found."""
     groups: np.ndarray
-    """Brightness, variance, correlation, clipped and is_compressed of each group of blocks, float64 [groups, 5]."""
 
     def describe(self) -> str:
         """Return the estimate for the user, in one line."""
