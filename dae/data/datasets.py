@@ -39,6 +39,11 @@ class Splits:
         digests = [images.digest for images in (self.train, self.validation, self.test)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    def with_noise_level(self, level: float, *notes: str) -> "Splits":
+        """Return the images with the level of the noise in them, and further notes."""
+        splits = (self.train, self.validation, self.test)
+        return Splits(*(dataclasses.replace(images, noise_level=level) for images in splits), (*self.notes, *notes))
+
 
 def mnist() -> dict[str, np.ndarray]:
     """Return MNIST's 60,000 training and 10,000 test images, uint8 [N, 28, 28]."""

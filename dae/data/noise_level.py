@@ -48,7 +48,7 @@ class NoiseLevel(NamedTuple):
 
     White Gaussian noise has the standard deviation `sigma`; Poisson-Gaussian noise has the variance gain * brightness +
     offset. `correlation` is that of the noise of neighbouring pixels, `clipped` the fraction of values that are exactly
-    black or white, and `is_compressed` says that the blocks of JPEG are found. `groups` of blocks, [groups, 5], have the
+    black or white, and `is_compressed` says that blocks of JPEG are found. `groups` of blocks, [groups, 5], have the
     mean brightness, the variance of the noise, and the values for their image of the three before.
     """
 

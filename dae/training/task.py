@@ -126,8 +126,12 @@ def prepare(
         raise UsageError("--patience: needs clean images; no error against noisy ones tells when to stop")
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
-    if config.only_noisy:
-        splits = with_noise_level(splits, config, recorded)
+    found = None
+    if config.only_noisy and recorded is not None and recorded.data_digest:
+        splits = splits.with_noise_level(recorded.noise_level[0])
+    elif config.only_noisy:
+        found = noise_level.of_images(splits.train)
+        splits = splits.with_noise_level(round(found.sigma, 5), f"noise: {found.describe()}")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
     needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
@@ -192,26 +196,9 @@ def prepare(
     metrics.check(task.metrics, objective, model, batch)
     again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed))
     loss_contract.check_initial_weights(objective, again, model, batch)
+    if found is not None and (problems := found.problems("noise_level" in task.loss.inputs)):
+        warn(f"{datasets.source(config)}: {'; '.join(problems)} (docs/data.md)")
     return task
-
-
-def with_noise_level(splits: Splits, config: RunConfig, recorded: Resolved | None) -> Splits:
-    """Return noisy images with the level of their noise, as it was `recorded` or is estimated from some of them.
-
-    Warns of noise that the loss takes for structure, or that it does not expect.
-    """
-    if recorded is not None and recorded.data_digest:
-        level, notes = recorded.noise_level[0], splits.notes
-    else:
-        found = noise_level.of_images(splits.train)
-        level, notes = round(found.sigma, 5), (*splits.notes, f"noise: {found.describe()}")
-        needs_level = "noise_level" in composite.build(config.loss, config.seed).inputs
-        if problems := found.problems(needs_level):
-            warn(f"{datasets.source(config)}: {'; '.join(problems)} (docs/data.md)")
-    train, *others = (
-        dataclasses.replace(images, noise_level=level) for images in (splits.train, splits.validation, splits.test)
-    )
-    return Splits(train, *others, notes)
 
 
 def check_loss(task: Task, objective: Objective) -> None:
