@@ -72,14 +72,15 @@ class NoiseLevel(NamedTuple):
 
     def problems(self, needs_level: bool = True) -> list[str]:
         """Return what is not white noise; with `needs_level`, also what is not Gaussian noise of a single level."""
+        is_noisy = self.sigma > NONE
         rises = self.gain > 4 * self.gain_error and self.gain > 0.5 * self.sigma**2
+        correlated = f"noise correlated between pixels ({self.correlation:.2f}), which losses learn as structure"
+        clipped = f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero"
         found = {
-            "no noise found": self.sigma <= NONE,
-            f"noise correlated between pixels ({self.correlation:.2f}), which losses without clean images learn as "
-            "structure": self.correlation > CORRELATED,
+            "no noise found": not is_noisy,
+            correlated: is_noisy and self.correlation > CORRELATED,
             "JPEG compression, which correlates noise": self.is_compressed,
-            f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero": self.clipped
-            > 0.02,
+            clipped: self.clipped > 0.02,
             "noise that rises with the brightness, for which no single level is right": needs_level and rises,
         }
         return [problem for problem, is_found in found.items() if is_found]

@@ -118,7 +118,7 @@ def test_the_script_prints_a_line_per_image_and_the_flag_to_train_with(tmp_path)
             tmp_path / f"{number}.png"
         )
     np.save(
-        tmp_path / "stack.npy", np.stack([picture(rng) for _ in range(3)]) + 0.1 * rng.standard_normal((3, 200, 200))
+        tmp_path / "stack.npy", np.stack([picture(rng) for _ in range(4)]) + 0.1 * rng.standard_normal((4, 200, 200))
     )
     done = run_in_process("noise_level.py", tmp_path)
     assert done.returncode == 0
@@ -129,6 +129,7 @@ def test_the_script_prints_a_line_per_image_and_the_flag_to_train_with(tmp_path)
         "stack.npy, image 0",
         "stack.npy, image 1",
         "stack.npy, image 2",
+        "stack.npy, image 3",
     ]
-    assert total.startswith("all (5): standard deviation 25.")
+    assert total.startswith("all (6): standard deviation 25.")
     assert flag.startswith("for run.py: --noise-level 25.")
