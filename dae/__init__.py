@@ -23,16 +23,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.3.0"
-__all__ = ["Interrupted", "RunConfig", "RunError", "UsageError", "denoise", "load_model", "preset", "train"]
+__all__ = [
+    "Interrupted",
+    "RunConfig",
+    "RunError",
+    "UsageError",
+    "denoise",
+    "estimate_noise",
+    "load_model",
+    "preset",
+    "train",
+]
 
 # Functions that need TensorFlow.
 _LAZY_IMPORTS = {
     "denoise": "dae.inference.denoise",
+    "estimate_noise": "dae.data.noise_level",
     "load_model": "dae.workdir.model_files",
     "train": "dae.training.trainer",
 }
 
 if TYPE_CHECKING:
+    from dae.data.noise_level import estimate_noise
     from dae.inference.denoise import denoise
     from dae.training.trainer import train
     from dae.workdir.model_files import load_model

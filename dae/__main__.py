@@ -11,6 +11,7 @@ COMMANDS = {
     "denoise": "denoise pictures and arrays",
     "evaluate": "evaluate trained models on test images",
     "compare": "compare losses, or values of another setting, over several seeds",
+    "noise": "estimate the level of the noise in pictures and arrays",
     "export": "export a model for other runtimes: ONNX, LiteRT or SavedModel",
     "verify": "prove that a finished run can be reproduced, bit for bit",
 }

@@ -15,8 +15,8 @@ import tyro
 
 from dae import config as config_module
 from dae import startup
-from dae.config import PRESETS, REMOVED, RunConfig, flag
-from dae.errors import Interrupted, RunError, UsageError, lookup, warn
+from dae.config import PRESETS, REMOVED, RunConfig, flag, preset_fields
+from dae.errors import Interrupted, RunError, UsageError, warn
 
 if TYPE_CHECKING:
     from dae.resolved import Resolved
@@ -127,15 +127,16 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
     else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
-    for argument in sys.argv[1:] if argv is None else argv:
-        for name, replacement in REMOVED.items():
-            if argument.partition("=")[0].replace("_", "-") == flag(name):
-                raise UsageError(f"{flag(name)} was removed: {replacement}")
+    given = {text.partition("=")[0].replace("_", "-") for text in (sys.argv[1:] if argv is None else argv)}
+    for name, replacement in REMOVED.items():
+        if flag(name) in given:
+            raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
     if base.preset is not None and base.config_file is not None:
         raise UsageError("--preset and --config: give only one of them")
     path = _saved_config(base)
-    fields = vars(config_module.read(path)) if path else lookup(PRESETS, base.preset or "default", "--preset")
+    only_noisy = "--noisy" in given and "--clean" not in given
+    fields = vars(config_module.read(path)) if path else preset_fields(base.preset or "default", only_noisy)
     groups = {}
     for name, default in vars(ConfigArguments()).items():
         groups[name] = dataclasses.replace(

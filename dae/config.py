@@ -55,9 +55,7 @@ class DataConfig:
     augment: bool = False
     """Data augmentation: random flips, and rotations by multiples of 90 degrees if images are square."""
     train_examples: int | None = None
-    """Train on the first N images only; None: on all that are not used for validation."""
-    max_train_examples: int | None = None
-    """Train on at most the first N images, unless --train-examples states their number; None: no limit."""
+    """Train on at most the first N images; None: on all that are not used for validation."""
     validation_examples: int | None = None
     """Use the last N training images for validation; 0: no validation; None: a tenth, at most 5000."""
 
@@ -288,7 +286,6 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (_ends, "two finite numbers in ascending order that float32 can tell apart"),
     "patch_size": (_sides, "an integer from 11 (the window of SSIM) to 32768"),
     "train_examples": _integer(1),
-    "max_train_examples": _integer(1),
     "validation_examples": _integer(0),
     "noise": _SHORT,
     "optimizer": _SHORT,
@@ -334,7 +331,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As good as the default in a twenty-fifth of its epochs (docs/results.md).
     "fast": {**_SOAP, "learning_rate": 0.03, "batch_size": 80, "epochs": 2},
     # More than 20 dB in a few seconds of training.
-    "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "max_train_examples": 32_000, "epochs": 1},
+    "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "train_examples": 32_000, "epochs": 1},
     # More than 21 dB in a few minutes.
     "best": {**_SOAP, "model": "unet", "learning_rate": 0.003, "epochs": 3},
     # Photographs, grey or in colour, with Gaussian noise of unknown level, up to 55/255 (docs/pretrained.md).
@@ -354,9 +351,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def preset_fields(name: str, only_noisy: bool = False) -> dict[str, Any]:
+    """Return the fields of a preset; with `only_noisy`, where none is added, without its noise level.
+
+    Raises UsageError if there is no such preset.
+    """
+    fields = lookup(PRESETS, name, "--preset")
+    return {field: value for field, value in fields.items() if not (only_noisy and field == "noise_level")}
+
+
 def preset(name: str, **changes: Any) -> RunConfig:
     """Return the configuration of a preset, with some fields changed. Raises UsageError if there is no such preset."""
-    return RunConfig(**{**lookup(PRESETS, name, "--preset"), **changes})
+    only_noisy = changes.get("noisy") is not None and changes.get("clean") is None
+    return RunConfig(**{**preset_fields(name, only_noisy), **changes})
 
 
 # Version of config.json; raised when the same file would no longer give the same run.

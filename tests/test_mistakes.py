@@ -30,7 +30,7 @@ MISTAKES = [
     (f"{SMALL} --optimizer adm", ["--optimizer: unknown name 'adm'; did you mean 'adam'?"]),
     (f"{SMALL} --schedule cosin", ["--schedule: unknown name 'cosin'; did you mean 'cosine'?"]),
     ("--dataset minst", ["--dataset: unknown name 'minst'; did you mean 'mnist'?"]),
-    ("--max-train-examples 0", ["--max-train-examples: expected an integer >= 1, got 0"]),
+    ("--train-examples 0", ["--train-examples: expected an integer >= 1, got 0"]),
     ("--preset quick", ["--preset: unknown name 'quick'", "(known: default, tutorial, fast, good, best, photo)"]),
     ("--preset fsat", ["--preset: unknown name 'fsat'; did you mean 'fast'?"]),
     ("--preset fast --config x.json", ["--preset and --config: give only one of them"]),
@@ -51,8 +51,8 @@ MISTAKES = [
         ["--loss: bce needs clean images; with noisy ones alone, use noise2void"],
     ),
     (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure",
-        ["--loss: sure: needs the level of the noise", "--noise-level"],
+        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure --noise-level 0",
+        ["--loss: sure needs the level of the noise", "--noise-level"],
     ),
     (
         "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2noise",
@@ -80,7 +80,6 @@ MISTAKES = [
     ("--data {}/pairs --axes NYX", ["--axes: applies only to arrays, not to folders of pictures"]),
     (f"{SMALL} --axes NYXC", ["digits.npz: expected images, NYXC, got x_train (140, 16, 16), x_test (40, 16, 16)"]),
     (f"{SMALL} --axes NYY", ["--axes: NYY: expected one letter for each axis"]),
-    (f"{SMALL} --train-examples 1000", ["--train-examples: 1000 exceeds the 100"]),
     (f"{SMALL} --validation-examples 0 --patience 1", ["--patience: needs validation images"]),
     # Noise
     (f"{SMALL} --noise masking --noise-level 1.5", ["--noise-level: expected 0 to 1 for masking, got 1.5"]),
@@ -165,6 +164,10 @@ OTHERS = [
     ),
     ("denoise", "--model {run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "--model {run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
+    ("noise_level", "", ["expected pictures, arrays or folders"]),
+    ("noise_level", "nowhere", ["nowhere: no such file or folder"]),
+    ("noise_level", "volume.npy", ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"]),
+    ("noise_level", "in --value-range 1 0", ["in/0.png: expected two finite numbers in ascending order"]),
     ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),
     ("evaluate", "{run} --data volume.npy", ["or 20 of 30 x 30; add --axes NYX or, with the images last, YXN"]),
     ("evaluate", "{run} --image-size 32", ["--image-size: applies to --data, which is not given"]),

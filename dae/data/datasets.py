@@ -39,6 +39,11 @@ class Splits:
         digests = [images.digest for images in (self.train, self.validation, self.test)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    def with_noise_level(self, level: float, *notes: str) -> "Splits":
+        """Return the images with the level of the noise in them, and further notes."""
+        splits = (self.train, self.validation, self.test)
+        return Splits(*(dataclasses.replace(images, noise_level=level) for images in splits), (*self.notes, *notes))
+
 
 def mnist() -> dict[str, np.ndarray]:
     """Return MNIST's 60,000 training and 10,000 test images, uint8 [N, 28, 28]."""
@@ -162,20 +167,17 @@ def _complete(images: Mapping[str, Images], config: RunConfig, name: str) -> tup
     pool = images.get(VALIDATION, train)
     default = len(pool) if VALIDATION in images else min(MAX_VALIDATION, len(pool) // 10)
     available = len(pool) - (VALIDATION not in images)  # one remains to train on
-    count = _requested("--validation-examples", config.validation_examples, available, default)
+    count = default if config.validation_examples is None else config.validation_examples
+    if count > available:
+        raise UsageError(f"--validation-examples: {count} exceeds the {available} images available")
     validation = pool[len(pool) - count :]
     if VALIDATION not in images:
         train = train[: len(train) - count]
         origins[VALIDATION] = ", the last of those to train on" if count else ""
-    default = min(len(train), config.max_train_examples or len(train))
-    train = train[: _requested("--train-examples", config.train_examples, len(train), default)]
+    if config.train_examples is not None and len(train) < config.train_examples:
+        origins[TRAIN] = f", fewer than --train-examples {config.train_examples}"
+    train = train[: config.train_examples]
     return {TRAIN: train, VALIDATION: validation, TEST: test}, origins
-
-
-def _requested(flag: str, requested: int | None, available: int, default: int) -> int:
-    if requested is not None and requested > available:
-        raise UsageError(f"{flag}: {requested} exceeds the {available} images available")
-    return default if requested is None else requested
 
 
 def _check_same_kind(splits: Mapping[str, Images], config: RunConfig, name: str) -> None:

@@ -35,6 +35,8 @@ class Images:
     """The value range of the files; None for the usual one of the pixels' type."""
     has_clean: bool = True
     """False if the images are noisy, and there are no clean ones."""
+    noise_level: float = 0.0
+    """Standard deviation of the noise in such images, if it was estimated; black is 0 and white 1."""
 
     def __len__(self) -> int:
         return len(self.pixels) if self.sizes is None else len(self.sizes)

@@ -124,10 +124,11 @@ DEFAULT_LEVEL = 0.5
 MAX_PLAUSIBLE_LEVEL = 2.0
 
 
-def level_range(config: RunConfig, is_paired: bool) -> tuple[float, float]:
+def level_range(config: RunConfig, is_paired: bool, estimated: float = 0.0) -> tuple[float, float]:
     """Return the lowest and the highest noise level of `config`; equal if there is one level.
 
-    By default that is the tutorial's level, or 0 for pairs, whose noisy images exist. Raises UsageError if `config`
+    By default that is the tutorial's level; for pairs, whose noisy images exist, it is 0, and for noisy images without
+    clean ones (`is_paired` too) the level that was `estimated`. Raises UsageError if `config`
     names another noise model for pairs, but no level.
     """
     if config.noise_level is not None:
@@ -135,7 +136,7 @@ def level_range(config: RunConfig, is_paired: bool) -> tuple[float, float]:
     elif is_paired and config.noise != RunConfig.noise:
         raise UsageError(f"--noise: {config.noise} for images that are noisy already needs its --noise-level")
     else:
-        level = 0.0 if is_paired else DEFAULT_LEVEL
+        level = estimated if is_paired else DEFAULT_LEVEL
     return level if isinstance(level, tuple) else (level, level)
 
 

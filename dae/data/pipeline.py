@@ -186,7 +186,7 @@ def batch_maker(images: Images, config: RunConfig, purpose: str = "") -> Callabl
     All that is random is a function of that number, the seed of `config` and the `purpose`. Noise is added to the noisy
     images of pairs, or else to the clean ones; without clean ones to train on, none is added.
     """
-    low, high = noise.level_range(config, images.is_noisy)
+    low, high = noise.level_range(config, images.is_noisy, images.noise_level)
     black, white = images.value_range.black, images.value_range.white
     corrupt = noise.corruption(config, high)
 

@@ -113,13 +113,20 @@ def _describe(header: Header) -> str:
     return f"{_counted(count, 'image')}, {height} x {width}, {colour}, {dtype.name}"
 
 
-def _sources(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+def read_images(inputs: Sequence[Path], axes: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name for the user and the images [N, H, W, C] of each picture and array. Raises as `plan` does."""
+    for source, _ in _sources(inputs, None)[0]:
+        for name, header in _parts(source, axes)[0].items():
+            yield File(source, source, None, {name: header}, axes).label(name), _read(source, name, axes)
+
+
+def _sources(inputs: Sequence[Path], output: Path | None) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Return the files with their paths below the output, and notes about other files in folders."""
     found: list[tuple[Path, Path]] = []
     notes = []
     for path in inputs:
         if path.is_dir():
-            if path.resolve() == output.resolve():
+            if output is not None and path.resolve() == output.resolve():
                 raise UsageError(f"--output: {output} is an input; choose another folder")
             files, others = find_files(path, SUFFIXES, without=output)
             found += [(file, file.relative_to(path)) for file in files]

@@ -129,8 +129,6 @@ _NEIGHBOURS = ((0, 1), (0, 2), (1, 0), (1, 3), (2, 0), (2, 3), (3, 1), (3, 2))
 
 
 def _check_noise(name: str, config: RunConfig, only_gaussian: bool = False) -> None:
-    if only_gaussian and config.only_noisy and not config.noise_level:
-        raise UsageError(f"--loss: {name}: needs the level of the noise in the pictures; add --noise-level")
     if config.clip_noise and not config.only_noisy:
         raise UsageError(f"--loss: {name}: assumes noise of mean zero, which clipping shifts; add --no-clip-noise")
     if config.noise in NOT_ZERO_MEAN or (only_gaussian and config.noise != "gaussian"):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dae import machine, plugins, runtime
 from dae.config import RunConfig
-from dae.data import datasets, noise
+from dae.data import datasets, noise, noise_level
 from dae.data.datasets import Arrays, Splits
 from dae.data.images import example_shape, examples_per_epoch, mean_brightness
 from dae.data.pipeline import Batch, evaluation_batches, sample_batch, steps_per_epoch, training_batches
@@ -126,13 +126,19 @@ def prepare(
         raise UsageError("--patience: needs clean images; no error against noisy ones tells when to stop")
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
+    found = None
+    if config.only_noisy and recorded is not None and recorded.data_digest:
+        splits = splits.with_noise_level(recorded.noise_level[0])
+    elif config.only_noisy:
+        found = noise_level.of_images(splits.train)
+        splits = splits.with_noise_level(round(found.sigma, 5), f"noise: {found.describe()}")
     image_shape = example_shape(splits.train, config)
     sketch = networks.sketch(config, image_shape)
     needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
     shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded, image_shape)
     replicas = dataclasses.replace(replicas.with_shards(shards), jit_compile=config.compile)
     replicas.connect()
-    levels = noise.level_range(config, splits.train.is_noisy)
+    levels = noise.level_range(config, splits.train.is_noisy, splits.train.noise_level)
     noise.check(config, image_shape, levels)
     model = networks.build(config, image_shape, earlier=sketch)
     network = for_training(model, config.precision)
@@ -190,6 +196,8 @@ def prepare(
     metrics.check(task.metrics, objective, model, batch)
     again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed))
     loss_contract.check_initial_weights(objective, again, model, batch)
+    if found is not None and (problems := found.problems("noise_level" in task.loss.inputs)):
+        warn(f"{datasets.source(config)}: {'; '.join(problems)} (docs/data.md)")
     return task
 
 
@@ -212,6 +220,11 @@ def check_loss(task: Task, objective: Objective) -> None:
                 f"{prefix} takes `{min(needed)}`, of noise that is added to clean images; it cannot be used with "
                 "images that are noisy already"
             )
+    if task.config.only_noisy and "noise_level" in task.loss.inputs and not task.resolved.noise_level[1]:
+        raise UsageError(
+            f"{source} needs the level of the noise in the pictures, which is 0 by --noise-level or its estimate; add "
+            "--noise-level, such as 25/255"
+        )
     if not task.data.train.has_clean and any(term.sees_clean for term in task.loss.terms):
         raise UsageError(
             f"{source} needs clean images; with noisy ones alone, use noise2void or neighbor2neighbor, or, if the "

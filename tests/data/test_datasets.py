@@ -111,15 +111,15 @@ def test_few_images_are_split(count, sizes, tmp_path, mnist):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == sizes
 
 
-def test_the_number_of_images_of_a_preset_is_a_limit_and_one_that_is_given_a_demand(tmp_path, mnist):
+def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
     np.save(tmp_path / "own.npy", mnist.test.pixels[:9])
     config = preset("good", data=str(tmp_path / "own.npy"))
     assert len(datasets.load(preset("good")).train) == 32_000
     assert len(datasets.load(preset("good", train_examples=40_000)).train) == 40_000
-    assert len(datasets.load(config).train) == 8
-    assert len(datasets.load(replace(config, max_train_examples=5)).train) == 5
-    with pytest.raises(UsageError, match="--train-examples: 32000 exceeds the 8 images available"):
-        datasets.load(replace(config, train_examples=32_000))
+    assert len(datasets.load(replace(config, train_examples=5)).train) == 5
+    splits = datasets.load(config)
+    assert len(splits.train) == 8
+    assert splits.notes[0].endswith("uint8 from 0 to 255, fewer than --train-examples 32000")
 
 
 def test_single_image_is_rejected(tmp_path, mnist):

@@ -1,5 +1,6 @@
 """Runs on noisy pictures, of which no clean ones exist, or only for tests."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import tifffile
 from PIL import Image
 from runs import config_of
 
+from dae import cli, resolved
 from dae import config as config_module
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS, NOISY_METRICS, residual_correlation
@@ -108,3 +110,53 @@ def test_correlation_of_the_residual_is_zero_for_white_noise_and_positive_for_st
     np.testing.assert_allclose(residual_correlation(zeros, noisy=noise), 0, atol=0.05)
     smooth = (noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]) / 4
     np.testing.assert_allclose(residual_correlation(zeros[:, 1:, 1:], noisy=smooth), 0.5, atol=0.06)
+
+
+@pytest.mark.slow
+def test_a_loss_that_needs_the_noise_level_uses_an_estimate_which_is_recorded_and_resumed_with(
+    folder, files, tmp_path, capsys
+):
+    config = config_of(
+        files, data=None, noisy=str(folder), loss="sure", validation_examples=10, epochs=2, train_examples=40
+    )
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    report = trainer.train(config, straight)
+    assert "noise: standard deviation 2" in capsys.readouterr().out
+    low, high = resolved.read(straight).noise_level
+    assert low == high == pytest.approx(SIGMA, rel=0.1)
+
+    def stop(epoch_end: trainer.EpochEnd) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, stopped, on_epoch_end=stop, quiet=True)
+    assert trainer.train(config, stopped, resume=True, quiet=True) == report
+    # The recorded level counts, not another estimate.
+    recorded = dataclasses.replace(resolved.read(straight), noise_level=(0.2, 0.2))
+    assert prepare(config, recorded=recorded).data.train.noise_level == 0.2
+    stated = prepare(dataclasses.replace(config, noise_level=0.05))
+    assert stated.resolved.noise_level == (0.05, 0.05)
+    (batch, *_) = stated.batches("validation")
+    assert np.unique(batch.noise_level) == np.float32(0.05)
+
+
+def test_correlated_noise_is_warned_of(files, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        noise = rng.standard_normal((97, 97))
+        save(
+            tmp_path / f"{number}.png", 0.5 + 0.05 * (noise[1:, 1:] + noise[1:, :-1] + noise[:-1, 1:] + noise[:-1, :-1])
+        )
+    prepare(config_of(files, data=None, noisy=str(tmp_path), loss="noise2void", validation_examples=1))
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "correlated between pixels" in warning
+    assert warning.startswith(f"warning: --noisy: {tmp_path}: ")
+
+
+def test_preset_photo_works_for_noisy_pictures_without_a_noise_level(folder, tmp_path):
+    argv = ["--preset", "photo", "--noisy", str(folder), "--loss", "neighbor2neighbor"]
+    config = cli.parse_config(cli.RunArguments, argv).config
+    assert config == config_module.preset("photo", noisy=str(folder), loss="neighbor2neighbor")
+    assert config.noise_level is None
+    pairs = cli.parse_config(cli.RunArguments, [*argv[:4], "--clean", str(tmp_path)]).config
+    assert pairs.noise_level == config_module.PRESETS["photo"]["noise_level"]
