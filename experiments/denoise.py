@@ -27,6 +27,11 @@ class DenoiseArguments:
     model: str | None = None
     """Folder of a run, or a .keras or .h5 file (default: the package's models, for photographs with white Gaussian
     noise)."""
+    zero_shot: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train on each file alone first, in a minute or less: for noise that is not Gaussian, but independent between
+    pixels (docs/data.md)."""
+    seed: int = 0
+    """Seed of --zero-shot."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
     """Average over the eight flips and turns of each image: slightly better, in eight times the time."""
     value_range: tuple[float, float] | None = None
@@ -53,6 +58,8 @@ def main() -> None:
     for name in arguments.inputs:
         if Path(name).suffix in (".keras", ".h5") or Path(name, "config.json").exists():
             raise UsageError(f"{name}: a model, not images; write --model {name}")
+    if arguments.zero_shot and arguments.model is not None:
+        raise UsageError("--zero-shot: starts from the package's models; leave out --model")
     path, output = None if arguments.model is None else Path(arguments.model), Path(arguments.output)
     if path is not None and not path.exists():
         raise UsageError(
@@ -75,13 +82,21 @@ def main() -> None:
     from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
-    runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
-    denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
+    if arguments.zero_shot:
+        from dae.inference.zero_shot import ZeroShot
+
+        settings = config.preset("zero_shot", seed=arguments.seed)
+        runtime.resolve(settings)
+        denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
+    else:
+        runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
+        denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
     for note in denoise_files.check(denoiser, files, arguments.value_range):
         print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        results, failed = denoise_files.process(denoiser, files, arguments.value_range, progress=bar.update)
+        alone = arguments.zero_shot
+        results, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update, together=not alone)
     seconds = time.perf_counter() - started
     if results:
         print(denoise_files.write_metrics(output / "metrics.csv", results))

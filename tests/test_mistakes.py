@@ -65,6 +65,8 @@ MISTAKES = [
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),
     ("--data {}/pairs --patch-size 17", ["--patch-size: 17 exceeds the smallest side of the images, 16"]),
+    ("--patches-per-epoch 100", ["--patches-per-epoch: needs --patch-size"]),
+    ("--noisy {}/networks.py", ["--noisy: {}/networks.py", "expected a folder, or an .npz, .npy or IDX file"]),
     ("--data {}/pairs --patch-size 8", ["--patch-size: expected an integer from 11"]),
     ("--data {}/pairs --value-range 4095 0", ["--value-range: expected two finite numbers in ascending order"]),
     (
