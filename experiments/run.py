@@ -1,25 +1,11 @@
-"""Train a denoising autoencoder: `python experiments/run.py`; `--help` lists the flags."""
+"""Train a denoising autoencoder: `python experiments/run.py`, or `dae train`; `--help` lists the flags.
+
+What it does is in dae/commands/train.py, which parses the flags and calls `dae.train`; then come dae/training/task.py,
+which describes the run, and dae/training/trainer.py, the loop.
+"""
 
 from dae import cli
-
-
-def main() -> None:
-    arguments = cli.parse_config(cli.RunArguments)
-    config = arguments.config
-    cli.import_tensorflow(arguments.onednn, arguments.verbose)
-    from dae.training.trainer import train
-
-    train(
-        config,
-        arguments.run_dir,
-        recorded=arguments.recorded,
-        resume=arguments.resume,
-        finish=arguments.finish,
-        quiet=arguments.quiet,
-        profile=arguments.profile,
-        devices=arguments.devices,
-    )
-
+from dae.commands import train
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(train.main)

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers import EXPERIMENTS, TINY, run_in_process, run_subprocess
 
+import dae
 from dae import cli
+from dae.__main__ import COMMANDS, main
 from dae.config import PRESETS, RunConfig, flag, preset, to_json
 from dae.errors import Interrupted, RunError, UsageError
 
@@ -132,6 +135,40 @@ def test_verbose_shows_the_message_with_which_tensorflow_ends_the_process(tmp_pa
         assert done.returncode not in (0, 2)
         assert ("TF_XLA_FLAGS: --nonsense=1" in done.stderr) == bool(flags)
     assert list(tmp_path.iterdir()) == []
+
+
+def run_dae(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "dae", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_dae_lists_its_commands_without_importing_numpy_or_tensorflow(tmp_path, monkeypatch):
+    for name in ("numpy", "tensorflow"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(EXPERIMENTS.parent)]))
+    for arguments in ([], ["--help"]):
+        done = run_dae(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.findall(r"^  (\w+) +\S", done.stdout, re.MULTILINE) == list(COMMANDS)
+    assert run_dae("--version").stdout == f"dae {dae.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_names_itself_in_its_help_and_messages(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for flag, status in (("--help", 0), ("--nonsense", 2)):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", name, flag])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        assert exit.value.code == status
+        shown = capsys.readouterr()
+        assert (shown.err or shown.out).startswith(f"dae {name}: " if status else f"usage: dae {name} [-h]")
+
+
+def test_an_unknown_command_is_reported_with_the_most_similar_one():
+    done = run_dae("trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dae: COMMAND: unknown name 'trian'; did you mean 'train'? (known: train, ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def environment() -> dict[str, Any]:
         | {name: version(name) for name in ("dae", "tensorflow", "keras", "numpy")},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed_files": None if changed is None else changed.splitlines(),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *sys.orig_argv[1:]],
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_cores": cores(),
