@@ -62,4 +62,5 @@ class ZeroShot(Denoiser):
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
-        Denoiser(task.evaluated_model, self_ensemble=self._self_ensemble).denoise_into(denoised, images, value_range)
+        self._model.set_weights(task.evaluated_model.get_weights())
+        super().denoise_into(denoised, images, value_range)
