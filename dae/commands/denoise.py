@@ -28,8 +28,10 @@ class DenoiseArguments:
     """Folder of a run, or a .keras or .h5 file (default: the package's models, for photographs with white Gaussian
     noise)."""
     zero_shot: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train on each file alone first, in a minute or less: for noise that is not Gaussian, but independent between
-    pixels (docs/data.md)."""
+    """Train on each file alone first, in about a minute: for noise that is not Gaussian, or of a known level, and
+    independent between pixels (docs/data.md)."""
+    noise_level: float | None = None
+    """With --zero-shot: the standard deviation of white Gaussian noise, such as 25/255 (black is 0, white 1)."""
     seed: int = 0
     """Seed of --zero-shot."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -61,6 +63,8 @@ def main() -> None:
             raise UsageError(f"{name}: a model, not images; write --model {name}")
     if arguments.zero_shot and arguments.model is not None:
         raise UsageError("--zero-shot: starts from the package's models; leave out --model")
+    if arguments.noise_level is not None and not arguments.zero_shot:
+        raise UsageError("--noise-level: applies to --zero-shot, which is not given")
     path, output = None if arguments.model is None else Path(arguments.model), Path(arguments.output)
     if path is not None and not path.exists():
         raise UsageError(
@@ -86,7 +90,10 @@ def main() -> None:
     if arguments.zero_shot:
         from dae.inference.zero_shot import ZeroShot
 
-        settings = config.preset("zero_shot", seed=arguments.seed)
+        known = (
+            {"loss": "recorrupted", "noise_level": arguments.noise_level} if arguments.noise_level is not None else {}
+        )
+        settings = config.preset("zero_shot", seed=arguments.seed, **known)
         runtime.resolve(settings)
         denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
     else:

@@ -29,13 +29,10 @@ def photograph() -> np.ndarray:
     return np.asarray(part, np.float32) / np.float32(255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "picture",
-    [
-        np.full((11, 13), 100, np.uint8),
-        pytest.param(np.zeros((28, 28, 3), np.uint16), marks=pytest.mark.slow),
-        pytest.param(np.full((3, 40, 30, 1), 1, np.float32), marks=pytest.mark.slow),
-    ],
+    [np.full((11, 13), 100, np.uint8), np.zeros((28, 28, 3), np.uint16), np.full((3, 40, 30, 1), 1, np.float32)],
 )
 def test_constant_tiny_and_saturated_pictures_and_stacks_of_any_type_stay_what_they_are(picture):
     denoised = ZeroShot(SHORT)(picture)

@@ -10,6 +10,7 @@ from PIL import Image
 from runs import config_of
 
 from dae import config as config_module
+from dae.config import RunConfig
 from dae.data import datasets
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS, NOISY_METRICS, residual_correlation
@@ -99,11 +100,13 @@ def test_a_single_picture_or_array_is_trained_and_tested_on_as_a_whole_whatever_
         (tmp_path / name).write_bytes((folder / "train" / "1.png").read_bytes())
     np.save(tmp_path / "stack.npy", np.stack([np.asarray(Image.open(folder / "train" / f"{n}.png")) for n in range(3)]))
     for name, count in {"clean.png": 1, "lone": 1, "stack.npy": 3}.items():
-        splits = datasets.load(config_of(files, data=None, noisy=str(tmp_path / name), loss="noise2void"))
+        splits = datasets.load(RunConfig(noisy=str(tmp_path / name)))
         assert [len(splits.train), len(splits.validation), len(splits.test)] == [count, 0, count]
         assert not splits.train.has_clean
         assert splits.notes[2].endswith(", those to train on")
-    config = config_of(files, data=None, noisy=str(tmp_path / "clean.png"), loss="noise2void", epochs=2)
+    config = config_of(
+        files, data=None, noisy=str(tmp_path / "clean.png"), loss="noise2void", validation_examples=0, epochs=2
+    )
     report = trainer.train(config, tmp_path / "run", quiet=True)
     assert {f"test_{name}" for name in NOISY_METRICS} < set(report)
     assert not {f"test_{name}" for name in METRICS} & set(report)
