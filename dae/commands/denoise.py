@@ -90,9 +90,8 @@ def main() -> None:
     if arguments.zero_shot:
         from dae.inference.zero_shot import ZeroShot
 
-        known = (
-            {"loss": "recorrupted", "noise_level": arguments.noise_level} if arguments.noise_level is not None else {}
-        )
+        level = arguments.noise_level
+        known = {} if level is None else {"loss": "recorrupted", "noise_level": level}
         settings = config.preset("zero_shot", seed=arguments.seed, **known)
         runtime.resolve(settings)
         denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
