@@ -45,7 +45,7 @@ class PresetArguments:
 
     preset: str | None = None
     """Start from a preset: default, fast (as good as the default in 2 epochs), good and best (better networks),
-    photo (photographs), tutorial or quick (a first look)."""
+    photo (photographs), zero_shot (one noisy picture), tutorial or quick (a first look)."""
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
     """Start from a config.json, such as that of another run; what that run derived is read from beside it."""
 

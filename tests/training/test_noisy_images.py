@@ -98,8 +98,8 @@ def test_a_single_picture_or_array_is_trained_and_tested_on_as_a_whole_whatever_
     (tmp_path / "lone").mkdir()
     for name in ("clean.png", "lone/1.png"):
         (tmp_path / name).write_bytes((folder / "train" / "1.png").read_bytes())
-    np.save(tmp_path / "stack.npy", np.stack([np.asarray(Image.open(folder / "train" / f"{n}.png")) for n in range(3)]))
-    for name, count in {"clean.png": 1, "lone": 1, "stack.npy": 3}.items():
+    np.save(tmp_path / "stack.npy", np.stack([np.asarray(Image.open(folder / "train" / f"{n}.png")) for n in range(5)]))
+    for name, count in {"clean.png": 1, "lone": 1, "stack.npy": 5}.items():
         splits = datasets.load(RunConfig(noisy=str(tmp_path / name)))
         assert [len(splits.train), len(splits.validation), len(splits.test)] == [count, 0, count]
         assert not splits.train.has_clean
