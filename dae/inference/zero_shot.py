@@ -31,11 +31,6 @@ class ZeroShot(Denoiser):
         """Return the same for images with this number of channels."""
         return self if channels == self.channels else ZeroShot(self._config, self._self_ensemble, channels)
 
-    def check(self, height: int, width: int, channels: int) -> None:
-        """Raise UsageError if the network cannot denoise images of this size, or be trained on them."""
-        super().check(height, width, channels)
-        check_sides(height, width)
-
     def denoise_into(
         self,
         denoised: np.ndarray,
@@ -48,6 +43,7 @@ class ZeroShot(Denoiser):
         `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError as
         `Denoiser` does, and Diverged if the loss or its gradient is not finite.
         """
+        check_sides(*images.shape[1:3])
         values.check(images, self.value_range(images.dtype, value_range))
         side = min(self._config.patch_size or 0, *images.shape[1:3])
         task = prepare(dataclasses.replace(self._config, patch_size=side, value_range=value_range), images)

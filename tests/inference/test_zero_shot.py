@@ -46,7 +46,7 @@ def test_values_and_sizes_that_cannot_be_trained_on_are_one_line():
     with pytest.raises(UsageError, match=r"^expected finite values, got NaN or infinity$"):
         denoiser(np.full((28, 28), np.nan, np.float32))
     with pytest.raises(UsageError, match=r"^expected images of at least 11 x 11, the window of SSIM, got 28 x 10$"):
-        denoiser.check(28, 10, channels=1)
+        denoiser(np.zeros((28, 10), np.uint8))
 
 
 def test_zero_shot_starts_from_the_models_of_the_package_only(tmp_path):
