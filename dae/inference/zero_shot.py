@@ -44,9 +44,11 @@ class ZeroShot(Denoiser):
         `Denoiser` does, and Diverged if the loss or its gradient is not finite.
         """
         check_sides(*images.shape[1:3])
-        values.check(images, self.value_range(images.dtype, value_range))
+        scale = self.value_range(images.dtype, value_range)
+        values.check(images, scale)
         side = min(self._config.patch_size or 0, *images.shape[1:3])
-        task = prepare(dataclasses.replace(self._config, patch_size=side, value_range=value_range), images)
+        ends = (scale.black, scale.white)
+        task = prepare(dataclasses.replace(self._config, patch_size=side, value_range=ends), images)
         state = task.new_state()
         train_step = make_train_step(state, task.objective(state.step), task.network, task.replicas)
         train_loop = make_train_loop(train_step, state)
