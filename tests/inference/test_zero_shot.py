@@ -30,15 +30,11 @@ def photograph() -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "picture",
-    [np.full((11, 13), 100, np.uint8), np.zeros((28, 28, 3), np.uint16), np.full((3, 40, 30, 1), 1, np.float32)],
-)
-def test_constant_tiny_and_saturated_pictures_and_stacks_of_any_type_stay_what_they_are(picture):
+@pytest.mark.parametrize("picture", [np.full((11, 13), 255, np.uint8), np.full((3, 30, 28, 3), 9, np.uint16)])
+def test_constant_tiny_and_saturated_pictures_and_stacks_in_colour_stay_what_they_are(picture):
     denoised = ZeroShot(SHORT)(picture)
     assert (denoised.shape, denoised.dtype) == (picture.shape, picture.dtype)
-    white = 1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
-    np.testing.assert_allclose(denoised.astype(float) / white, picture.astype(float) / white, atol=0.05)
+    np.testing.assert_allclose(denoised, picture, atol=0.05 * np.iinfo(picture.dtype).max)
 
 
 def test_values_and_sizes_that_cannot_be_trained_on_are_one_line():
@@ -65,7 +61,7 @@ def test_noise_of_photons_is_removed_better_than_by_the_pretrained_model(photogr
         for name, image in {
             "noisy": noisy,
             "pretrained": dae.denoise(noisy),
-            "zero shot": ZeroShot(config_module.preset("zero_shot"))(noisy),
+            "zero shot": ZeroShot(config_module.preset("zero_shot", epochs=4))(noisy),
         }.items()
     }
     assert psnr["noisy"] + 6 < psnr["pretrained"] + 0.5 < psnr["zero shot"]
