@@ -63,7 +63,7 @@ def test_noise_of_photons_is_removed_better_than_by_the_pretrained_model(photogr
             "zero shot": ZeroShot(config_module.preset("zero_shot", epochs=4))(noisy),
         }.items()
     }
-    assert psnr["noisy"] + 6 < psnr["pretrained"] + 0.5 < psnr["zero shot"]
+    assert psnr["noisy"] + 6 < psnr["pretrained"] + 0.1 < psnr["zero shot"]
 
 
 @pytest.mark.slow
