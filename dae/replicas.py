@@ -133,6 +133,7 @@ class Replicas:
             return contextlib.nullcontext()
         return tf.device(self.devices[index * len(self.devices) // count])
 
+    @tf.autograph.experimental.do_not_convert
     def _sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         if self.workers == 1:
             return tensors
@@ -175,6 +176,7 @@ class Replicas:
 ALONE = Replicas()
 
 
+@tf.autograph.experimental.do_not_convert
 def split(batch: Batch, shards: int, numbers: range | None = None) -> list[Shard]:
     """Return the shards of a batch with these `numbers`, by default all, of nearly equal sizes.
 

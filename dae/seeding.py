@@ -17,6 +17,7 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int(state[0]) >> 1
 
 
+@tf.autograph.experimental.do_not_convert
 def stateless_seed(seed: int, purpose: str, step: tf.Tensor | int) -> tf.Tensor:
     """Return the seed, int64 of shape [2], for TensorFlow's stateless operations at one step of one purpose."""
     return tf.stack([tf.constant(derive_seed(seed, purpose), tf.int64), tf.cast(step, tf.int64)])

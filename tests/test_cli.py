@@ -155,8 +155,8 @@ def test_dae_lists_its_commands_without_importing_numpy_or_tensorflow(tmp_path, 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_names_itself_in_its_help_and_messages(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for flag, status in (("--help", 0), ("--nonsense", 2)):
-        monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", name, flag])
+    for argument, status in (("--help", 0), ("--nonsense", 2)):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", name, argument])
         with pytest.raises(SystemExit) as exit:
             main()
         assert exit.value.code == status

@@ -100,6 +100,7 @@ def small_poisson(mean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     )[3]
 
 
+@tf.autograph.experimental.do_not_convert
 def standard_normal(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Return standard normal numbers, float32, of any `shape`, none beyond 5.7. Source: Box and Muller (1958).
 

@@ -13,6 +13,7 @@ MAX_SIDE = 256
 LUMINANCE_CONSTANT, CONTRAST_CONSTANT = 0.01**2, 0.03**2
 
 
+@tf.autograph.experimental.do_not_convert
 def ssim(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Structural similarity of images [batch, H, W, C] in [0, 1], H and W at least 11: [batch] in [-1, 1], 1 if equal.
 

@@ -50,7 +50,7 @@ class Outputs(NamedTuple):
 Network = Callable[[tf.Tensor], Outputs]
 SeededNetwork = Callable[[tf.Tensor], Network]
 
-
+@tf.autograph.experimental.do_not_convert
 def fused(model: keras.Model, training: bool = True) -> Network:
     """Return the function from noisy images to the outputs of `model`, with its layers fused where that is faster.
 
@@ -66,6 +66,7 @@ def fused(model: keras.Model, training: bool = True) -> Network:
     is_plain = not tf.config.get_visible_devices("GPU") and _is_plain(model)
     network = _layer_by_layer(model, training) if is_plain else _unchanged(model, training)
 
+    @tf.autograph.experimental.do_not_convert
     def padded(noisy: tf.Tensor) -> Outputs:
         if not training:
             seed_layers(model, tf.zeros([2], tf.int64))
@@ -294,6 +295,7 @@ def for_training(model: keras.Model, precision: str = "float32") -> SeededNetwor
     """
     reduced = in_bfloat16(model) if precision == "bfloat16" else None
 
+    @tf.autograph.experimental.do_not_convert
     def network(seed: tf.Tensor) -> Network:
         seed_layers(model, seed)
         return reduced or fused(model)
@@ -340,6 +342,7 @@ def in_bfloat16(model: keras.Model) -> Network:
     with keras.StatelessScope(initialize_variables=False):  # the values are those of `model`
         reduced = with_latents(keras.models.clone_model(model, clone_function=converted))
 
+    @tf.autograph.experimental.do_not_convert
     def network(noisy: tf.Tensor) -> Outputs:
         outputs, changed = reduced.stateless_call(
             [variable.value for variable in model.trainable_variables],

@@ -76,6 +76,7 @@ class TrainState(tf.train.Checkpoint):
         """The variables that the optimizer trains: the weights of the network and of the loss."""
         return [*self.model.trainable_variables, *self._composite_loss.trainable_variables]
 
+    @tf.autograph.experimental.do_not_convert
     def apply(
         self,
         gradients: list[tf.Tensor],

@@ -1,4 +1,8 @@
-"""The gradient computation: what one batch does to the train state. Nothing is read, written or printed here."""
+"""The gradient computation: what one batch does to the train state. Nothing is read, written or printed here.
+
+AutoGraph translates the step and users' functions, where `if` and `for` may depend on tensors. Whatever else the step
+calls has the decorator `do_not_convert` where translating it would delay the first step noticeably.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator

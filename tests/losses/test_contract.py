@@ -10,6 +10,7 @@ from dae.data.pipeline import training_batches
 from dae.errors import UsageError
 from dae.losses import contract
 from dae.losses.losses import LOSSES
+from dae.seeding import keras_seed
 
 HEAD = """
 import numpy as np
@@ -27,7 +28,8 @@ def check(mnist) -> Callable[[str], None]:
     """A function that checks a loss with sixteen training images and the initial network."""
     images = Images(mnist.train.pixels[:64, 8:20, 8:20])
     (batch,) = training_batches(images, CONFIG).take(1)
-    model = small_network(images.image_shape)
+    with keras_seed(0):
+        model = small_network(images.image_shape)
     return lambda loss: contract.check(objective(loss, CONFIG), model, batch)
 
 

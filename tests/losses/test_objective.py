@@ -176,6 +176,26 @@ def test_train_step_gives_each_step_and_shard_its_own_inputs(mnist):
     assert {tuple(seed) for _, _, seed, _ in seen} == expected
 
 
+def doubled_if_bright(clean, level, seed):
+    if tf.reduce_mean(clean) > 0.05:
+        level = 2 * level
+    return clean + level
+
+
+def test_losses_and_noise_of_users_can_branch_on_tensors(mnist):
+    def mine(clean, denoised, *, step, second_noisy):
+        if step < 1:
+            return tf.reduce_mean(tf.square(second_noisy - clean), axis=[1, 2, 3]) + 0 * tf.reduce_mean(denoised)
+        return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
+
+    config = RunConfig(noise=doubled_if_bright, noise_level=0.5, clip_noise=False, batch_size=16, bce_steps=0)
+    state = new_state(config, model=small_network((28, 28, 1)))
+    train_step = new_train_step(state, config, loss_of(mine))
+    first, second = training_batches(mnist.train[:32], config).take(2)
+    assert float(train_step(first)) == pytest.approx(1)
+    assert float(train_step(second)) < 0.9
+
+
 @pytest.mark.parametrize(
     ("signature", "words"),
     [
