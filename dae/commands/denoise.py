@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -91,7 +92,7 @@ def main() -> None:
         from dae.inference.zero_shot import ZeroShot
 
         level = arguments.noise_level
-        known = {} if level is None else {"loss": "recorrupted", "noise_level": level}
+        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
         settings = config.preset("zero_shot", seed=arguments.seed, **known)
         runtime.resolve(settings)
         denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)

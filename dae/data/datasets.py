@@ -118,7 +118,7 @@ def source(config: RunConfig) -> str:
 
 def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> RawSplits:
     given = {None: config.data, CLEAN: config.clean, NOISY: config.noisy}
-    paths = {role: Path(text) for role, text in given.items() if text not in (None, PYTHON_DATA)}
+    paths = {role: Path(text) for role, text in given.items() if text is not None and text != PYTHON_DATA}
     for role, path in paths.items():
         if not (path.is_dir() if config.clean else path.exists()):
             name, kind = role or "data", "folder" if config.clean else "file or folder"
@@ -131,8 +131,8 @@ def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> R
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
         if value:
             raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
-    for path in paths.values():
-        return array_files.read(path, config)
+    if paths:
+        return array_files.read(next(iter(paths.values())), config)
     if config.data is None and config.noisy is None:
         data = lookup(DATASETS, config.dataset, "--dataset")()
     if data is None:

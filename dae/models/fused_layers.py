@@ -50,6 +50,7 @@ class Outputs(NamedTuple):
 Network = Callable[[tf.Tensor], Outputs]
 SeededNetwork = Callable[[tf.Tensor], Network]
 
+
 @tf.autograph.experimental.do_not_convert
 def fused(model: keras.Model, training: bool = True) -> Network:
     """Return the function from noisy images to the outputs of `model`, with its layers fused where that is faster.
