@@ -44,10 +44,16 @@ def test_values_and_sizes_that_cannot_be_trained_on_are_one_line():
         denoiser(np.zeros((28, 10), np.uint8))
 
 
-def test_zero_shot_starts_from_the_models_of_the_package_only(tmp_path):
-    done = run_in_process("denoise.py", CAT, "--output", "out", "--zero-shot", "--model", "runs/mine", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "denoise.py: --zero-shot: starts from the package's models; leave out --model\n"
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--zero-shot --model runs/mine", "--zero-shot: starts from the package's models; leave out --model"),
+        ("--noise-level 0.1", "--noise-level: applies to --zero-shot, which is not given"),
+    ],
+)
+def test_flags_that_do_not_fit_zero_shot_are_rejected(flags, message, tmp_path):
+    done = run_in_process("denoise.py", CAT, "--output", "out", *flags.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"denoise.py: {message}\n")
     assert not (tmp_path / "out").exists()
 
 
