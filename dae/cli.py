@@ -50,7 +50,7 @@ def _spelled(field: str, value: Any) -> str:
 
 # What each preset sets, for the help.
 _PRESETS = "\n".join(
-    ["Start from a preset: good (a first run), default, tutorial, fast, best, or photo for photographs."]
+    ["Start from a preset: good (a first run), default, tutorial, fast, best, photo or zero_shot (docs/data.md)."]
     + [f"{name}: {' '.join(map(_spelled, fields, fields.values()))}" for name, fields in PRESETS.items() if fields]
 )
 

@@ -35,7 +35,7 @@ class DataConfig:
     files. Names of folders say which images are for training, for tests, noisy or clean."""
     noisy: str | None = None
     """Folder of the noisy pictures, instead of --data, whatever the names say: of pairs with those in --clean, or
-    alone, if there are no clean pictures; then no noise is added."""
+    alone, if there are no clean pictures; then no noise is added. Alone, it can be a single picture or array too."""
     clean: str | None = None
     """Folder of the clean pictures, which have the names of the noisy ones; alone: of clean pictures only."""
     image_size: int | tuple[int, int] | None = None
@@ -52,6 +52,8 @@ class DataConfig:
     channels, others count images; None: by the shape, where it leaves no doubt."""
     patch_size: int | None = None
     """Train on random square crops of this many pixels, from images of any sizes; whole images are evaluated."""
+    patches_per_epoch: int | None = None
+    """Patches in an epoch, divided by the areas of the images; None: as many as fit into the images."""
     augment: bool = False
     """Data augmentation: random flips, and rotations by multiples of 90 degrees if images are square."""
     train_examples: int | None = None
@@ -205,6 +207,8 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
             raise UsageError(
                 f"--warmup-ratio: {self.warmup_ratio} needs --schedule cosine, or your own that takes `warmup_ratio`"
             )
+        if self.patches_per_epoch is not None and self.patch_size is None:
+            raise UsageError("--patches-per-epoch: needs --patch-size")
         for name in ("noisy", "clean"):
             if self.data is not None and (folder := getattr(self, name)) is not None:
                 raise UsageError(
@@ -285,6 +289,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_sides, "one or two integers from 11 (the window of SSIM) to 32768"),
     "value_range": (_ends, "two finite numbers in ascending order that float32 can tell apart"),
     "patch_size": (_sides, "an integer from 11 (the window of SSIM) to 32768"),
+    "patches_per_epoch": _integer(1),
     "train_examples": _integer(1),
     "validation_examples": _integer(0),
     "noise": _SHORT,
@@ -347,6 +352,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "learning_rate": 0.003,
         "epochs": 30,
+    },
+    # A single noisy picture, from the weights of the package; in 400 steps, whatever its size (docs/data.md).
+    "zero_shot": {
+        **_SOAP,
+        "model": "residual_unet",
+        "loss": "neighbor2neighbor",
+        "bce_steps": 0,
+        "validation_examples": 0,
+        "patch_size": 64,
+        "patches_per_epoch": 640,
+        "augment": True,
+        "batch_size": 16,
+        "learning_rate": 0.001,
+        "epochs": 10,
+        "shards": 2,  # so that the result does not depend on the number of cores
     },
 }
 

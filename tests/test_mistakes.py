@@ -31,7 +31,7 @@ MISTAKES = [
     (f"{SMALL} --schedule cosin", ["--schedule: unknown name 'cosin'; did you mean 'cosine'?"]),
     ("--dataset minst", ["--dataset: unknown name 'minst'; did you mean 'mnist'?"]),
     ("--train-examples 0", ["--train-examples: expected an integer >= 1, got 0"]),
-    ("--preset quick", ["--preset: unknown name 'quick'", "(known: default, tutorial, fast, good, best, photo)"]),
+    ("--preset quick", ["--preset: unknown name 'quick'", "(known: default, tutorial, fast, good, best, photo, zero_shot)"]),
     ("--preset fsat", ["--preset: unknown name 'fsat'; did you mean 'fast'?"]),
     ("--preset fast --config x.json", ["--preset and --config: give only one of them"]),
     ("--config none.json", ["none.json: cannot be read (", "No such file"]),
@@ -67,6 +67,8 @@ MISTAKES = [
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),
     ("--data {}/pairs --patch-size 17", ["--patch-size: 17 exceeds the smallest side of the images, 16"]),
+    ("--patches-per-epoch 100", ["--patches-per-epoch: needs --patch-size"]),
+    ("--noisy {}/networks.py", ["--noisy: {}/networks.py", "expected a folder, or an .npz, .npy or IDX file"]),
     ("--data {}/pairs --patch-size 8", ["--patch-size: expected an integer from 11"]),
     ("--data {}/pairs --value-range 4095 0", ["--value-range: expected two finite numbers in ascending order"]),
     (

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -27,6 +28,13 @@ class DenoiseArguments:
     model: str | None = None
     """Folder of a run, or a .keras or .h5 file; None: the package's models, for photographs with white Gaussian
     noise."""
+    zero_shot: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train on each file alone first, in about a minute: for noise that is not Gaussian, or of a known level, and
+    independent between pixels (docs/data.md)."""
+    noise_level: float | None = None
+    """With --zero-shot: the standard deviation of white Gaussian noise, such as 25/255 (black is 0, white 1)."""
+    seed: int = 0
+    """Seed of --zero-shot."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
     """Average over the eight flips and turns of each image: slightly better, in eight times the time."""
     value_range: tuple[float, float] | None = None
@@ -54,6 +62,10 @@ def main() -> None:
     for name in arguments.inputs:
         if Path(name).suffix in (".keras", ".h5") or Path(name, "config.json").exists():
             raise UsageError(f"{name}: a model, not images; write --model {name}")
+    if arguments.zero_shot and arguments.model is not None:
+        raise UsageError("--zero-shot: starts from the package's models; leave out --model")
+    if arguments.noise_level is not None and not arguments.zero_shot:
+        raise UsageError("--noise-level: applies to --zero-shot, which is not given")
     path, output = None if arguments.model is None else Path(arguments.model), Path(arguments.output)
     if path is not None and not path.exists():
         raise UsageError(
@@ -76,13 +88,23 @@ def main() -> None:
     from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
-    runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
-    denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
+    if arguments.zero_shot:
+        from dae.inference.zero_shot import ZeroShot
+
+        level = arguments.noise_level
+        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
+        settings = config.preset("zero_shot", seed=arguments.seed, **known)
+        runtime.resolve(settings)
+        denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
+    else:
+        runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
+        denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
     for note in denoise_files.check(denoiser, files, arguments.value_range):
         print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        results, failed = denoise_files.process(denoiser, files, arguments.value_range, progress=bar.update)
+        alone = arguments.zero_shot
+        results, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update, together=not alone)
     seconds = time.perf_counter() - started
     if results:
         print(denoise_files.write_metrics(output / "metrics.csv", results))

@@ -39,7 +39,8 @@ def read(path: Path, config: RunConfig) -> RawSplits:
     and clean_train (dae/data/layout.py); a single array may have any name. If y is an array of images, x is noisy and
     y clean. Raises UsageError for a damaged or unsupported file.
     """
-    with as_usage_error(f"--data: {path}", "not readable", Exception):  # zipfile, gzip and NumPy raise many types
+    flag = "--noisy" if config.only_noisy else "--data"
+    with as_usage_error(f"{flag}: {path}", "not readable", Exception):  # zipfile, gzip and NumPy raise many types
         if path.suffix in SUFFIXES:
             return _images(headers(path), config, lambda name: load(path, name))
         arrays = _idx_arrays(path)
@@ -137,7 +138,7 @@ def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.nd
         got = ", ".join(f"{name} {array.shape}".strip() for name, array in arrays.items()) or "none"
         raise UsageError(f"expected images, {config.axes or '[N, H, W] or [N, H, W, C]'}, got {got}")
     images = {}
-    for split, names in layout.divide(_meanings(chosen)).items():
+    for split, names in layout.divide(_meanings(chosen), config.only_noisy).items():
         if len(names) > 1:
             raise UsageError(
                 "expected one array of images, or several with names such as x_train and x_test, or noisy and clean, "
@@ -190,7 +191,8 @@ def _read(arrays: Arrays, config: RunConfig) -> Images:
         for start in range(0, count, length)
     )
     pixels = storage.materialize((count, height, width, len(batches) * channels), blocks, dtype)
-    return Images(pixels, is_paired=len(batches) == 2, given_range=ranges[dtypes.index(dtype)])
+    is_paired, given_range = len(batches) == 2, ranges[dtypes.index(dtype)]
+    return Images(pixels, is_paired, given_range=given_range, has_clean=is_paired or not config.only_noisy)
 
 
 def _stored_type(dtype: np.dtype) -> np.dtype:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import array_files, image_folder, values
+from dae.data import array_files, image_folder, pictures, values
 from dae.data.images import Images, RawSplits, examples_per_epoch
 from dae.data.layout import CLEAN, NOISY, TEST, TRAIN, VALIDATION
 from dae.data.values import ValueRange, warn_if_nearly_black
@@ -41,8 +41,10 @@ class Splits:
 
     def with_noise_level(self, level: float, *notes: str) -> "Splits":
         """Return the images with the level of the noise in them, and further notes."""
-        splits = (self.train, self.validation, self.test)
-        return Splits(*(dataclasses.replace(images, noise_level=level) for images in splits), (*self.notes, *notes))
+        train, validation, test = (
+            dataclasses.replace(images, noise_level=level) for images in (self.train, self.validation, self.test)
+        )
+        return Splits(train, validation, test, (*self.notes, *notes))
 
 
 def mnist() -> dict[str, np.ndarray]:
@@ -122,32 +124,34 @@ def source(config: RunConfig) -> str:
 
 
 def _read(config: RunConfig, data: Arrays | None, keep_sizes: bool = False) -> RawSplits:
-    path = None if config.data in (None, PYTHON_DATA) else Path(str(config.data))
-    if path is not None and not path.exists():
-        raise UsageError(f"--data: {path}: no such file or folder; if it was moved, add --data with its new path")
-    folders: dict[str | None, Path] = {
-        role: Path(text) for role, text in ((CLEAN, config.clean), (NOISY, config.noisy)) if text is not None
-    }
-    for role, folder in folders.items():
-        if not folder.is_dir():
-            raise UsageError(f"--{role}: {folder}: no such folder; if it was moved, add --{role} with its new path")
-    if path is not None and path.is_dir() and not array_files.idx_files(path):
-        folders = {None: path}
-    if folders:
+    given = {None: config.data, CLEAN: config.clean, NOISY: config.noisy}
+    paths = {role: Path(text) for role, text in given.items() if text is not None and text != PYTHON_DATA}
+    for role, path in paths.items():
+        if not (path.is_dir() if config.clean else path.exists()):
+            name, kind = role or "data", "folder" if config.clean else "file or folder"
+            raise UsageError(f"--{name}: {path}: no such {kind}; if it was moved, add --{name} with its new path")
+    if paths and all(_holds_pictures(*item) for item in paths.items()):
         if config.axes is not None:
             raise UsageError("--axes: applies only to arrays, not to folders of pictures")
         with as_usage_error(source(config)):
-            return image_folder.read(folders, config, keep_sizes or config.patch_size is not None)
+            return image_folder.read(paths, config, keep_sizes or config.patch_size is not None)
     for flag, value in (("--image-size", config.image_size), ("--skip-broken", config.skip_broken)):
         if value:
             raise UsageError(f"{flag}: applies only to a folder of pictures, which --data does not name")
-    if path is not None:
-        return array_files.read(path, config)
-    if config.data is None:
+    if paths:
+        return array_files.read(next(iter(paths.values())), config)
+    if config.data is None and config.noisy is None:
         data = lookup(DATASETS, config.dataset, "--dataset")()
     if data is None:
         raise UsageError("data: the images were Python arrays; pass them again: dae.train(config, data=images)")
     return array_files.from_memory(data, config)
+
+
+def _holds_pictures(role: str | None, path: Path) -> bool:
+    """Return whether `path` is a folder of pictures or, if what it holds is noisy, a picture."""
+    if path.is_dir():
+        return role is not None or not array_files.idx_files(path)
+    return role == NOISY and path.suffix.lower() in pictures.SUFFIXES
 
 
 def _complete(images: Mapping[str, Images], config: RunConfig, name: str) -> tuple[dict[str, Images], dict[str, str]]:
@@ -155,6 +159,9 @@ def _complete(images: Mapping[str, Images], config: RunConfig, name: str) -> tup
     train, origins = images[TRAIN], {}
     if TEST in images:
         test = images[TEST]
+    elif config.only_noisy and (len(train) == 1 or not Path(str(config.noisy)).is_dir()):
+        test = train  # of a single picture or array, nothing is withheld
+        origins[TEST] = ", those to train on"
     else:
         # Drawn by a fixed seed, so that runs with different seeds have the same test images. RandomState's permutations
         # are the same in every version of NumPy.

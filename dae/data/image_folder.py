@@ -49,25 +49,25 @@ def find_files(
 def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool) -> RawSplits:
     """Read the pictures in folders of a role (dae/data/layout.py), CLEAN or NOISY, or in one whose names say the roles.
 
-    Each page or frame is an image. Images are grey if every picture is stored in grey, or with `config.grey`; they have
-    16 bits if any picture has. `keep_sizes` allows pictures of several sizes. Raises UsageError for names that are
-    ambiguous, and for a broken picture, unless `config.skip_broken`.
+    A role can have one picture instead. Each page or frame is an image. Images are grey if every picture is stored in
+    grey, or with `config.grey`; they have 16 bits if any picture has. `keep_sizes` allows pictures of several sizes.
+    Raises UsageError for names that are ambiguous, and for a broken picture, unless `config.skip_broken`.
     """
-    base = Path(os.path.commonpath(folders.values()))
+    base = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in folders.values()]))
     if len(folders) > 1 and base in folders.values():
         raise UsageError("expected two folders, neither within the other")
     meanings: dict[PurePath, layout.Meaning] = {}
     notes = []
     for role, folder in folders.items():
-        files, others = find_files(folder)
+        files, others = find_files(folder) if folder.is_dir() else ([folder], "")
         if not files:
             held = f" (but {others})" if others else ""
             raise UsageError(f"{folder} holds no pictures{held}; expected {', '.join(pictures.SUFFIXES)}")
         notes += [f"not read, because of their suffixes: {others}"] if others else []
         # Without --clean, a folder of noisy pictures can have clean ones for tests.
-        given = None if config.only_noisy else role
-        parsed = layout.parse_paths((path.relative_to(folder) for path in files), given)
-        meanings |= {(folder / path).relative_to(base): meaning for path, meaning in parsed.items()}
+        root, given = (folder, None if config.only_noisy else role) if folder.is_dir() else (folder.parent, role)
+        parsed = layout.parse_paths((path.relative_to(root) for path in files), given)
+        meanings |= {(root / path).relative_to(base): meaning for path, meaning in parsed.items()}
     splits: dict[str, list[_Paths]] = {}
     for split, pairs in layout.divide(meanings, config.only_noisy).items():
         clean, noisy = pairs[0]

@@ -219,10 +219,16 @@ def examples_per_epoch(images: Images, config: RunConfig) -> int:
 
 
 def examples_per_image(images: Images, config: RunConfig) -> np.ndarray:
-    """Return the number of examples of each image, int64 [N]: with patches, as many as its area holds, at least 1."""
+    """Return the number of examples of each image, int64 [N]: with patches, as many as its area holds, at least 1.
+
+    `config.patches_per_epoch` are divided among the images by area.
+    """
     if config.patch_size is None:
         return np.ones(len(images), np.int64)
-    return np.maximum(1, images.shapes.prod(axis=1) // config.patch_size**2)
+    areas = images.shapes.prod(axis=1)
+    if config.patches_per_epoch is not None:
+        return np.maximum(1, np.diff(areas.cumsum() * config.patches_per_epoch // areas.sum(), prepend=0))
+    return np.maximum(1, areas // config.patch_size**2)
 
 
 def example_shape(images: Images, config: RunConfig) -> tuple[int, int, int]:

@@ -142,8 +142,18 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
     if len(variance) > 2:
         (gain, offset), covariance = np.polyfit(brightness, variance, 1, w=1 / variance, cov=True)
         gain_error, offset_error = np.sqrt(np.diag(covariance))
-    numbers = math.sqrt(sigma), sigma_error, gain, gain_error, offset, offset_error, correlation, clipped
-    return NoiseLevel(*map(float, numbers), bool(compressed > 0.5), groups)
+    return NoiseLevel(
+        math.sqrt(sigma),
+        float(sigma_error),
+        float(gain),
+        float(gain_error),
+        float(offset),
+        float(offset_error),
+        float(correlation),
+        float(clipped),
+        bool(compressed > 0.5),
+        groups,
+    )
 
 
 def _power(coefficients: np.ndarray, fraction: float) -> np.ndarray:

@@ -238,11 +238,13 @@ def process(
     files: Sequence[File],
     value_range: ValueRange = None,
     progress: Callable[[int], object] = lambda pixels: None,
+    together: bool = True,
 ) -> tuple[list[Result], dict[Path, UsageError]]:
     """Denoise the files; return the quality of each image that has a clean one, and the errors of files that failed.
 
     A file fails if its pixels are broken, if it has changed, or if its values do not fit; others are denoised
-    nevertheless. `progress` is called with the number of pixels just done.
+    nevertheless. `progress` is called with the number of pixels just done. Small pictures of one kind are computed
+    `together`, which is several times as fast.
     """
     results: list[Result] = []
     failed: dict[Path, UsageError] = {}
@@ -259,10 +261,9 @@ def process(
                 failed[group[0].source] = error
                 progress(group[0].pixels)
 
-    # Small pictures of one kind are computed together, which is several times as fast.
     for _, kind in itertools.groupby(files, lambda file: file.parts if _is_picture(file.source) else file.source):
         same = list(kind)
-        length = max(1, _GROUP_PIXELS // same[0].pixels)
+        length = max(1, _GROUP_PIXELS // same[0].pixels) if together else 1
         for start in range(0, len(same), length):
             attempt(same[start : start + length])
     return results, failed

@@ -180,6 +180,19 @@ ONE_SIZE = Images(numbered(*20 * [(12, 14)]).pixels.reshape(20, 12, 14, 1))
 PATCHES = RunConfig(batch_size=8, epochs=3, patch_size=16, noise_level=0)
 
 
+def test_the_patches_of_an_epoch_can_be_stated_and_are_divided_by_area():
+    config = dataclasses.replace(PATCHES, patches_per_epoch=40)
+    per_image = examples_per_image(SEVERAL, config)
+    areas = SEVERAL.shapes.prod(axis=1)
+    np.testing.assert_allclose(per_image, 40 * areas / areas.sum(), atol=1)
+    assert examples_per_image(SEVERAL, dataclasses.replace(config, patches_per_epoch=1)).tolist() == 5 * [1]
+    first = SEVERAL[:1]
+    batches = arrays(training_batches(first, config))
+    assert [len(batch.clean) for batch in batches] == 15 * [8]
+    found = [position(first, patch) for batch in batches for patch in batch.clean]
+    assert len(set(found)) > 50  # of 5 x 15 corners
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_has_as_many_patches_of_each_image_as_its_area_holds(augment):
     config = dataclasses.replace(PATCHES, augment=augment)

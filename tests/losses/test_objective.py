@@ -188,7 +188,8 @@ def test_losses_and_noise_of_users_can_branch_on_tensors(mnist):
             return tf.reduce_mean(tf.square(second_noisy - clean), axis=[1, 2, 3]) + 0 * tf.reduce_mean(denoised)
         return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
 
-    config = RunConfig(noise=doubled_if_bright, noise_level=0.5, clip_noise=False, batch_size=16, bce_steps=0)
+    branching: Any = doubled_if_bright
+    config = RunConfig(noise=branching, noise_level=0.5, clip_noise=False, batch_size=16, bce_steps=0)
     state = new_state(config, model=small_network((28, 28, 1)))
     train_step = new_train_step(state, config, loss_of(mine))
     first, second = training_batches(mnist.train[:32], config).take(2)

@@ -12,6 +12,8 @@ from runs import config_of
 
 from dae import cli, resolved
 from dae import config as config_module
+from dae.config import RunConfig
+from dae.data import datasets
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS, NOISY_METRICS, residual_correlation
 from dae.training import trainer
@@ -92,6 +94,25 @@ def test_noise_may_leave_the_value_range_but_another_range_is_rejected(tmp_path,
     tifffile.imwrite(tmp_path / "0.tif", (255 * noisy).astype(np.float32))
     with pytest.raises(UsageError, match=r"--noisy: .*: train: values from .* --value-range -?\d+ \d+ fits"):
         prepare(config)
+
+
+def test_a_single_picture_or_array_is_trained_and_tested_on_as_a_whole_whatever_its_name(folder, files, tmp_path):
+    (tmp_path / "lone").mkdir()
+    for name in ("clean.png", "lone/1.png"):
+        (tmp_path / name).write_bytes((folder / "train" / "1.png").read_bytes())
+    np.save(tmp_path / "stack.npy", np.stack([np.asarray(Image.open(folder / "train" / f"{n}.png")) for n in range(5)]))
+    for name, count in {"clean.png": 1, "lone": 1, "stack.npy": 5}.items():
+        splits = datasets.load(RunConfig(noisy=str(tmp_path / name)))
+        assert [len(splits.train), len(splits.validation), len(splits.test)] == [count, 0, count]
+        assert not splits.train.has_clean
+        assert splits.notes[2].endswith(", those to train on")
+    config = config_of(
+        files, data=None, noisy=str(tmp_path / "clean.png"), loss="noise2void", validation_examples=0, epochs=2
+    )
+    report = trainer.train(config, tmp_path / "run", quiet=True)
+    assert {f"test_{name}" for name in NOISY_METRICS} < set(report)
+    assert not {f"test_{name}" for name in METRICS} & set(report)
+    assert (tmp_path / "run" / "denoised.png").exists()
 
 
 def test_clean_pictures_among_those_to_train_on_are_rejected(folder, files):
