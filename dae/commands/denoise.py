@@ -103,8 +103,7 @@ def main() -> None:
         print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        alone = arguments.zero_shot
-        results, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update, together=not alone)
+        results, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
     seconds = time.perf_counter() - started
     if results:
         print(denoise_files.write_metrics(output / "metrics.csv", results))

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import csv
 import io
-import itertools
 import math
 import os
 import zipfile
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from dae.inference.denoise import Denoiser
 
 SUFFIXES = (*pictures.SUFFIXES, *array_files.SUFFIXES)
-# Pictures are computed together up to this many pixels.
-_GROUP_PIXELS = 2**18
 # Integers that have a usual value range.
 _PIXELS = (np.uint8, np.uint16)
 
@@ -238,34 +235,22 @@ def process(
     files: Sequence[File],
     value_range: ValueRange = None,
     progress: Callable[[int], object] = lambda pixels: None,
-    together: bool = True,
 ) -> tuple[list[Result], dict[Path, UsageError]]:
     """Denoise the files; return the quality of each image that has a clean one, and the errors of files that failed.
 
     A file fails if its pixels are broken, if it has changed, or if its values do not fit; others are denoised
-    nevertheless. `progress` is called with the number of pixels just done. Small pictures of one kind are computed
-    `together`, which is several times as fast.
+    nevertheless. `progress` is called with the number of pixels just done.
     """
     results: list[Result] = []
     failed: dict[Path, UsageError] = {}
-
-    def attempt(group: list[File]) -> None:
+    for file in files:
         try:
-            _denoise(denoiser, group, value_range, progress)
-            results.extend(result for file in group if file.clean for result in _quality(denoiser, file, value_range))
+            _denoise(denoiser, file, value_range, progress)
+            if file.clean is not None:
+                results.extend(_quality(denoiser, file, value_range))
         except UsageError as error:
-            if len(group) > 1:  # finds the one that fails
-                for file in group:
-                    attempt([file])
-            else:
-                failed[group[0].source] = error
-                progress(group[0].pixels)
-
-    for _, kind in itertools.groupby(files, lambda file: file.parts if _is_picture(file.source) else file.source):
-        same = list(kind)
-        length = max(1, _GROUP_PIXELS // same[0].pixels) if together else 1
-        for start in range(0, len(same), length):
-            attempt(same[start : start + length])
+            failed[file.source] = error
+            progress(file.pixels)
     return results, failed
 
 
@@ -286,21 +271,13 @@ def write_metrics(path: Path, results: Sequence[Result]) -> str:
     )
 
 
-def _denoise(
-    denoiser: "Denoiser", group: list[File], value_range: ValueRange, progress: Callable[[int], object]
-) -> None:
-    """Denoise one file, or several pictures of one kind, and write the results."""
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(_opened(file)) for file in group]
-        for name in group[0].parts:
-            pairs = [parts[name] for parts in opened]
-            noisy, denoised = pairs[0] if len(pairs) == 1 else map(np.concatenate, zip(*pairs, strict=True))
-            with as_usage_error(group[0].label(name)):
+def _denoise(denoiser: "Denoiser", file: File, value_range: ValueRange, progress: Callable[[int], object]) -> None:
+    """Denoise one file, and write the result."""
+    with _opened(file) as parts:
+        for name, (noisy, denoised) in parts.items():
+            with as_usage_error(file.label(name)):
                 denoiser.of(noisy.shape[-1]).denoise_into(denoised, noisy, value_range, progress)
-            for (_, images), computed in zip(pairs, np.split(denoised, len(pairs)), strict=True):
-                if len(pairs) > 1:
-                    images[:] = computed
-        del pairs, noisy, denoised, images, computed  # a large picture is encoded in several times its own memory
+        del noisy, denoised  # a large picture is encoded in several times its own memory
 
 
 @contextlib.contextmanager
