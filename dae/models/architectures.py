@@ -100,12 +100,7 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
     instead of concatenations, as in Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior (2021).
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
-    fine = _residual_blocks(x, 2)
-    x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
-    coarse = _residual_blocks(x, 3)
-    x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
-    x = _residual_blocks(layers.ReLU()(layers.Add()([x, fine])), 2)
+    x = _residual_blocks(layers.ReLU()(_two_levels(x, width, _residual_blocks)), 2)
     denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
     return keras.Model(noisy, crop(denoised), name="unet")
 
@@ -120,12 +115,7 @@ def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
     sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
-    fine = _identity_blocks(x, 2)
-    x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
-    coarse = _identity_blocks(x, 3)
-    x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
-    x = _identity_blocks(layers.Add()([x, fine]), 2)
+    x = _identity_blocks(_two_levels(x, width, _identity_blocks), 2)
     x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
     return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name="residual_unet")
 
@@ -159,6 +149,18 @@ def _padded_input(
     if padding == ((0, 0), (0, 0)):
         return noisy, noisy, lambda x: x
     return noisy, layers.ZeroPadding2D(padding)(noisy), lambda x: layers.Cropping2D(padding)(x)
+
+
+def _two_levels(
+    x: keras.KerasTensor, width: int, blocks: Callable[[keras.KerasTensor, int], keras.KerasTensor]
+) -> keras.KerasTensor:
+    """Return the sum of `blocks` at half the resolution and of those that follow them at a quarter, upsampled."""
+    x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
+    fine = blocks(x, 2)
+    x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
+    coarse = blocks(x, 3)
+    x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
+    return layers.Add()([x, fine])
 
 
 def _residual_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
