@@ -9,28 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError, listed
-from dae.models.sizes import fitting_size, foreign, replacement, view_of_any_size
+from dae.models.sizes import Function, fitting_size, foreign, view_with
 
 # The name of the layer whose output is the latents.
 ENCODER = "encoder"
-
-# A network of these layers is computed layer by layer, some of them fused; any other one is called as it is.
-_PLAIN = (
-    keras.layers.Activation,
-    keras.layers.Add,
-    keras.layers.BatchNormalization,
-    keras.layers.Concatenate,
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Cropping2D,
-    keras.layers.Dropout,
-    keras.layers.MaxPooling2D,
-    keras.layers.ReLU,
-    keras.layers.UpSampling2D,
-    keras.layers.ZeroPadding2D,
-)
-
-Compute = Callable[[Any], tf.Tensor]
 
 
 class Outputs(NamedTuple):
@@ -55,17 +37,17 @@ SeededNetwork = Callable[[tf.Tensor], Network]
 def fused(model: keras.Model, training: bool = True) -> Network:
     """Return the function from noisy images to the outputs of `model`, with its layers fused where that is faster.
 
-    The function uses the weights that `model` has when `fused` is called. A `tf.function` must therefore call `fused`
-    in its body; one call suffices for all shards. Outputs agree with those of `model` to 1e-5. A model with other
-    layers than plain ones, or that runs on a GPU, is called unchanged. In inference, layers that draw random numbers,
-    such as that of a variational autoencoder, draw the same ones for every batch.
+    Outputs agree with those of `model` to 1e-5. On a GPU, no layers are fused. In inference, layers that draw random
+    numbers, such as that of a variational autoencoder, draw the same ones for every batch.
 
     Images can have another size than those that `model` was built for, if its layers allow it: they are mirrored at the
     bottom and right up to a size that fits, and the denoised images are cropped. If the graph does not know their size,
     it must fit.
     """
-    is_plain = not tf.config.get_visible_devices("GPU") and _is_plain(model)
-    network = _layer_by_layer(model, training) if is_plain else _unchanged(model, training)
+    view = _view(model, not tf.config.get_visible_devices("GPU"))
+
+    def network(noisy: tf.Tensor) -> Outputs:
+        return Outputs(**view(noisy, training=training))
 
     @tf.autograph.experimental.do_not_convert
     def padded(noisy: tf.Tensor) -> Outputs:
@@ -92,85 +74,66 @@ def outputs(model: keras.Model, noisy: tf.Tensor) -> np.ndarray:
     return np.asarray(model(noisy, training=False))
 
 
-def _unchanged(model: keras.Model, training: bool) -> Network:
-    network = view_of_any_size(with_latents(model))
-    return lambda noisy: Outputs(**network(noisy, training=training))
-
-
 def with_latents(model: keras.Model) -> keras.Model:
     """Return a model of the same layers whose outputs are a dictionary with the fields of `Outputs`."""
     latents = [("latents", layer.output) for layer in model.layers if layer.name == ENCODER]
     return keras.Model(model.inputs[0], dict([("denoised", model.outputs[0]), *latents]))
 
 
-def _layer_by_layer(model: keras.Model, training: bool) -> Network:
-    layers = _without_input(model)
-    compute: dict[str, Compute] = {
-        layer.name: replacement(layer) or functools.partial(layer, training=training) for layer in layers
+@functools.lru_cache(maxsize=16)
+def _view(model: keras.Model, is_fused: bool) -> keras.Model:
+    """Return `with_latents(model)` for images of any size, with the very layers of `model`, or functions of these."""
+    named = with_latents(model)
+    return view_with(named, _fusions(named) if is_fused else {})
+
+
+def _fusions(model: keras.Model) -> dict[str, Function]:
+    """Return the functions that compute fused layers of `model`, by the names of the layers.
+
+    Of two layers, the first becomes the identity, so nothing else may use its output.
+    """
+    producers = {id(operation.output): operation for operation in model.operations}
+    users: dict[int, list[Any]] = {id(output): [model] for output in model.outputs}
+    for operation in model.operations:
+        for tensor in keras.tree.flatten(operation.input):
+            users.setdefault(id(tensor), []).append(operation)
+    # An operation has only its first output here, so the second one of a layer that is used twice is not among these.
+    if not {*users} <= {*producers}:
+        return {}
+    functions: dict[str, Function] = {
+        layer.name: functools.partial(_transposed_convolution, layer)
+        for layer in producers.values()
+        if _transposes(layer)
     }
-    compute |= {layer.name: _transposed_convolution(layer) for layer in layers if _transposes(layer)}
-    done: set[str] = set()
-    for before, layer in _pairs(model):
-        if before.name in done:  # a convolution can follow upsampling and precede pooling
+    for tensor, (user, *others) in users.items():
+        before = producers[tensor]
+        if others or before.name in functions:  # a convolution can follow upsampling and precede pooling
             continue
-        if _upsamples(before, layer):
-            compute[before.name], compute[layer.name] = tf.identity, _upsampled_convolution(layer)
-            done.add(layer.name)
-        elif _pools(before, layer):
-            compute[before.name], compute[layer.name] = tf.identity, _pooled_convolution(before, layer)
-
-    def network(noisy: tf.Tensor) -> Outputs:
-        values, latents = {id(model.inputs[0]): noisy}, None
-        for layer in layers:
-            inputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], layer.input)
-            values[id(layer.output)] = compute[layer.name](inputs)
-            latents = values[id(layer.output)] if layer.name == ENCODER else latents
-        return Outputs(values[id(model.outputs[0])], latents)
-
-    return network
+        if _upsamples(before, user):
+            functions |= {before.name: tf.identity, user.name: functools.partial(_upsampled_convolution, user)}
+        elif _pools(before, user):
+            functions |= {before.name: tf.identity, user.name: functools.partial(_pooled_convolution, before, user)}
+    return functions
 
 
-def _pairs(model: keras.Model) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Return the layers whose output nothing but one other layer uses, each with that layer."""
-    producers = {id(layer.output): layer for layer in _without_input(model) if layer.name != ENCODER}
-    users: dict[int, list[keras.layers.Layer]] = {id(output): [] for output in model.outputs}
-    for layer in _without_input(model):
-        for tensor in keras.tree.flatten(layer.input):
-            users.setdefault(id(tensor), []).append(layer)
-    return [(producers[tensor], *using) for tensor, using in users.items() if tensor in producers and len(using) == 1]
+def _is(layer: Any, kind: type[keras.Layer]) -> bool:
+    """Return whether a layer is of just this kind, and does nothing else, so that it can be fused."""
+    return type(layer) is kind and layer.activity_regularizer is None and layer.data_format == "channels_last"
 
 
-def _without_input(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the layers in the order of their computation."""
-    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-
-
-def _is_plain(model: keras.Model) -> bool:
-    """Return whether `model` maps images to images, in plain layers that are used once and add no losses of values."""
-    layers = _without_input(model)
-    if not layers or not all(type(layer) in _PLAIN and layer.activity_regularizer is None for layer in layers):
-        return False
-    # A layer has only its first output here, so the second one of a layer that is used twice is not among these. Nor is
-    # that of an operation which is not a layer.
-    known = {id(tensor) for tensor in (*model.inputs, *(layer.output for layer in layers))}
-    used = keras.tree.flatten([*(layer.input for layer in layers), model.outputs])
-    return all(id(tensor) in known for tensor in used)
-
-
-def _upsamples(before: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
+def _upsamples(before: Any, layer: Any) -> bool:
     """Return whether `before` repeats each pixel 2 x 2 times and `layer` is a plain 3 x 3 convolution."""
     return (
-        isinstance(before, keras.layers.UpSampling2D)
+        _is(before, keras.layers.UpSampling2D)
+        and _is(layer, keras.layers.Conv2D)
         and (before.size, before.interpolation) == ((2, 2), "nearest")
-        and isinstance(layer, keras.layers.Conv2D)
         and (layer.kernel_size, layer.strides, layer.dilation_rate, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
         and layer.padding in ("same", "valid")
-        and before.data_format == layer.data_format == "channels_last"
     )
 
 
-def _upsampled_convolution(layer: keras.layers.Conv2D) -> Compute:
-    """Return the function of images [batch, H, W, C] that repeats each pixel 2 x 2 times and then applies `layer`.
+def _upsampled_convolution(layer: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
+    """Repeat each pixel of images [batch, H, W, C] 2 x 2 times, and then apply `layer`.
 
     The upsampled image repeats pixels, so each output pixel depends on only 2 x 2 pixels of the small image, and the
     3 x 3 weights can be added up to 2 x 2 weights. Which are added depends on whether the output pixel's row and column
@@ -183,24 +146,21 @@ def _upsampled_convolution(layer: keras.layers.Conv2D) -> Compute:
     parity, tap = np.indices((2, 3))
     rows = np.zeros((2, 2 + pad, 3), np.float32)
     rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
-    return _convolution_of_positions(layer, tf.convert_to_tensor(layer.kernel), rows, rows, layer.padding.upper())
+    return _convolution_of_positions(layer, tf.convert_to_tensor(layer.kernel), rows, rows, layer.padding.upper(), x)
 
 
 def _convolution_of_positions(
-    layer: keras.layers.Layer, kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray, padding: Any
-) -> Compute:
-    """Return the function of small images that computes the positions of `_kernel_of_positions` by one convolution.
+    layer: keras.layers.Layer, kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray, padding: Any, x: tf.Tensor
+) -> tf.Tensor:
+    """Return the positions of `_kernel_of_positions` for small images, by one convolution, which has them as channels.
 
-    They are computed as channels; then follow the bias and the activation of `layer`.
+    Then follow the bias and the activation of `layer`.
     """
-    small_kernel, factor = _kernel_of_positions(kernel, rows, columns), len(rows)
-    bias = tf.tile(tf.convert_to_tensor(layer.bias), [factor**2]) if layer.use_bias else None
-
-    def compute(x: tf.Tensor) -> tf.Tensor:
-        x = tf.nn.conv2d(x, small_kernel, strides=1, padding=padding)
-        return layer.activation(_pixels_from_channels(x if bias is None else tf.nn.bias_add(x, bias), factor))
-
-    return compute
+    factor = len(rows)
+    x = tf.nn.conv2d(x, _kernel_of_positions(kernel, rows, columns), strides=1, padding=padding)
+    if layer.use_bias:
+        x = tf.nn.bias_add(x, tf.tile(tf.convert_to_tensor(layer.bias), [factor**2]))
+    return layer.activation(_pixels_from_channels(x, factor))
 
 
 def _kernel_of_positions(kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
@@ -229,18 +189,17 @@ def _pixels_from_channels(x: tf.Tensor, factor: int) -> tf.Tensor:
     return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, factor * height, factor * width, channels])
 
 
-def _transposes(layer: keras.layers.Layer) -> bool:
+def _transposes(layer: Any) -> bool:
     """Return whether `layer` is a transposed convolution that multiplies the sides by its stride."""
     return (
-        isinstance(layer, keras.layers.Conv2DTranspose)
+        _is(layer, keras.layers.Conv2DTranspose)
         and layer.strides[0] == layer.strides[1] <= min(layer.kernel_size)
         and (layer.padding, layer.output_padding, layer.dilation_rate) == ("same", None, (1, 1))
-        and layer.data_format == "channels_last"
     )
 
 
-def _transposed_convolution(layer: keras.layers.Conv2DTranspose) -> Compute:
-    """Return the function of images [batch, H, W, C] that applies `layer`.
+def _transposed_convolution(layer: keras.layers.Conv2DTranspose, x: tf.Tensor) -> tf.Tensor:
+    """Apply `layer` to images [batch, H, W, C].
 
     With the stride s, the output pixels of each of the s x s positions relative to an input pixel are a convolution of
     the small image, with every s-th row and column of the kernel. One convolution computes them all as channels. This
@@ -261,31 +220,26 @@ def _transposed_convolution(layer: keras.layers.Conv2DTranspose) -> Compute:
     if (-first_row, -first_column) == ((height - 1) // 2, (width - 1) // 2):
         padding = "SAME"  # the same numbers, but only so does oneDNN compute the gradients
     kernel = tf.transpose(tf.convert_to_tensor(layer.kernel), [0, 1, 3, 2])
-    return _convolution_of_positions(layer, kernel, rows, columns, padding)
+    return _convolution_of_positions(layer, kernel, rows, columns, padding, x)
 
 
-def _pools(layer: keras.layers.Layer, pooling: keras.layers.Layer) -> bool:
+def _pools(layer: Any, pooling: Any) -> bool:
     """Return whether `layer` is a convolution with ReLU and `pooling` takes the maximum of its output."""
     return (
-        isinstance(layer, keras.layers.Conv2D)
-        and isinstance(pooling, keras.layers.MaxPooling2D)
+        _is(layer, keras.layers.Conv2D)
+        and _is(pooling, keras.layers.MaxPooling2D)
         and layer.activation is keras.activations.relu
-        and layer.data_format == pooling.data_format == "channels_last"
     )
 
 
-def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPooling2D) -> Compute:
-    """Return the function of images [batch, H, W, C] that applies `layer` and then `pooling`.
+def _pooled_convolution(layer: keras.layers.Conv2D, pooling: keras.layers.MaxPooling2D, x: tf.Tensor) -> tf.Tensor:
+    """Apply `layer` and then `pooling` to images [batch, H, W, C].
 
     Adding the bias and ReLU are monotonic, so they can follow the pooling, where 2 x 2 pooling has left a quarter of
     the values. This saves 6 % of the time of a training step of `conv`.
     """
-
-    def compute(x: tf.Tensor) -> tf.Tensor:
-        x = pooling(layer.convolution_op(x, tf.convert_to_tensor(layer.kernel)))
-        return tf.nn.relu(tf.nn.bias_add(x, layer.bias) if layer.use_bias else x)
-
-    return compute
+    x = pooling(layer.convolution_op(x, tf.convert_to_tensor(layer.kernel)))
+    return tf.nn.relu(tf.nn.bias_add(x, layer.bias) if layer.use_bias else x)
 
 
 def for_training(model: keras.Model, precision: str = "float32") -> SeededNetwork:
@@ -322,8 +276,8 @@ def in_bfloat16(model: keras.Model) -> Network:
     The last layer computes in float32. Weights and the gradients with respect to them are float32. Source: Kalamkar et
     al., A Study of BFLOAT16 for Deep Learning Training (2019), as in Keras's policy `mixed_bfloat16`.
 
-    Raises UsageError if the model has other layers than Keras's, whose copies could compute something else, or losses
-    of activities, which would be those of another call.
+    Raises UsageError if the model has other layers than Keras's, which may not take bfloat16, or losses of activities,
+    which would be in bfloat16 too.
     """
     if found := foreign(model):
         names = listed(operation.name for operation in found)
@@ -331,28 +285,20 @@ def in_bfloat16(model: keras.Model) -> Network:
     # Keras has no public function for the layers within a layer, such as that of a wrapper.
     if any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers()):
         raise UsageError("--precision: networks with regularizers of activities take only float32")
-
-    def converted(layer: keras.Layer) -> keras.Layer:
-        config: dict[str, Any] = layer.get_config()
-        if layer is not model.layers[-1]:
-            config["dtype"] = "mixed_bfloat16"
-        copy = type(layer).from_config(config)
-        compute = replacement(copy)
-        return copy if compute is None else keras.layers.Lambda(compute, name=copy.name, dtype=copy.dtype_policy)
-
-    with keras.StatelessScope(initialize_variables=False):  # the values are those of `model`
-        reduced = with_latents(keras.models.clone_model(model, clone_function=converted))
+    view, last = _view(model, is_fused=False), {layer.name for layer in model.layers[-1]._flatten_layers()}
+    layers = [layer for network in (model, view) for layer in network._flatten_layers(include_self=False)]
+    reduced = [layer for layer in layers if layer.name not in last]
 
     @tf.autograph.experimental.do_not_convert
     def network(noisy: tf.Tensor) -> Outputs:
-        outputs, changed = reduced.stateless_call(
-            [variable.value for variable in model.trainable_variables],
-            [variable.value for variable in model.non_trainable_variables],
-            noisy,
-            training=True,
-        )
-        for variable, value in zip(model.non_trainable_variables, changed, strict=True):
-            variable.assign(value)
+        policies = [layer.dtype_policy for layer in reduced]
+        try:
+            for layer in reduced:
+                layer.dtype_policy = "mixed_bfloat16"
+            outputs = view(noisy, training=True)
+        finally:
+            for layer, policy in zip(reduced, policies, strict=True):
+                layer.dtype_policy = policy
         return Outputs(**{name: tf.cast(output, tf.float32) for name, output in outputs.items()})
 
     return network

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -10,6 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError
+
+# The computation of a layer.
+Function = Callable[[Any], tf.Tensor]
 
 # Networks that halve their images up to eight times take one of this many consecutive sides.
 _SEARCHED = 256
@@ -70,14 +73,26 @@ def any_size(model: keras.Model) -> keras.Model:
 @functools.lru_cache(maxsize=16)
 def view_of_any_size(model: keras.Model) -> keras.Model:
     """Return the same as `any_size`, but with the very layers of `model`, or functions of these."""
+    return _cloned(model, functools.partial(_shared, {}))
 
-    def shared(layer: keras.layers.Layer) -> keras.layers.Layer:
-        compute = replacement(layer)
-        # Without the shape, Keras would trace the function to find it, for each size. Operations state none.
-        shape = getattr(layer, "compute_output_shape", None)
-        return layer if compute is None else keras.layers.Lambda(compute, shape, name=layer.name)
 
-    return _cloned(model, shared)
+def view_with(model: keras.Model, functions: Mapping[str, Function]) -> keras.Model:
+    """Return a model of the very layers of `model`, or functions of these: those given by name, and replacements.
+
+    It takes images of any size if the layers allow it. It is `model` itself if a user's layer cannot be called again.
+    """
+    shared = functools.partial(_shared, functions)
+    view = _cloned(model, shared)
+    with contextlib.suppress(Exception):
+        return view if view is not model else keras.models.clone_model(model, clone_function=shared)
+    return model
+
+
+def _shared(functions: Mapping[str, Function], layer: Any) -> Any:
+    compute = functions.get(layer.name) or replacement(layer)
+    # Without the shape, Keras would trace the function to find it, for each size. Operations state none.
+    shape = getattr(layer, "compute_output_shape", None)
+    return layer if compute is None else keras.layers.Lambda(compute, shape, name=layer.name)
 
 
 def _cloned(model: keras.Model, clone_function: Callable[[Any], Any]) -> keras.Model:
@@ -112,7 +127,7 @@ def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[str,
     return [(kind, shape[1:].num_elements() or 0) for kind, shape in of_images]
 
 
-def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
+def replacement(layer: keras.layers.Layer) -> Function | None:
     """Return the function that computes the same as `layer` where TensorFlow cannot, or None if there is no need."""
     if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
         return _enlargement(layer)
@@ -122,7 +137,7 @@ def replacement(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor] | None:
     return None
 
 
-def _enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]:
+def _enlargement(layer: keras.layers.UpSampling2D) -> Function:
     """Return the function that applies `layer`, but also in a graph that does not know the size.
 
     There Keras cannot interpolate, and LiteRT does not know the number of channels of the pixels that Keras repeats.
@@ -137,7 +152,7 @@ def _enlargement(layer: keras.layers.UpSampling2D) -> Callable[[Any], tf.Tensor]
     return enlarge
 
 
-def _alone(layer: keras.layers.Layer) -> Callable[[Any], tf.Tensor]:
+def _alone(layer: keras.layers.Layer) -> Function:
     """Return the function that applies `layer`, which TensorFlow does not fuse with the layers before it.
 
     In graphs, with oneDNN, it fuses a convolution, a sum and LeakyReLU to one operation, whose slope is 0.2 whatever
