@@ -50,18 +50,19 @@ class Logger:
         samples: Batch,
         console: Console,
         step: int,
-        images: int,
+        images_per_epoch: int,
     ) -> None:
-        """Report from `step` on, with epochs of `images` images. TensorBoard shows the images of `samples`.
+        """Report from `step` on, with epochs of `images_per_epoch` images. TensorBoard shows the images of `samples`.
 
         If stderr is a terminal, a progress bar is shown there; else a line is printed every SECONDS_BETWEEN_LINES.
         """
         self._run, self._epochs, self._console = run, config.epochs, console
         self._model, self._noisy = model, samples.noisy
-        epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images, config.batch_size))
+        epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images_per_epoch, config.batch_size))
         self.tensorboard = TensorBoard(run.output, config, resolved, model, samples, epochs_done)
         self._is_first_epoch = True
-        self._total, self._images = config.epochs * images, epochs_done * images + steps_into_epoch * config.batch_size
+        self._total = config.epochs * images_per_epoch
+        self._images = epochs_done * images_per_epoch + steps_into_epoch * config.batch_size
         self._last_line = time.monotonic()
         self._bar = tqdm(
             total=self._total,
@@ -75,11 +76,11 @@ class Logger:
             disable=console.quiet or None,  # None: only on a terminal
         )
 
-    def progress(self, epoch: int, images: int, loss: tf.Tensor) -> None:
-        """Report that `images` more images have been trained on; `loss` is the mean over the last batch."""
+    def progress(self, epoch: int, num_images: int, loss: tf.Tensor) -> None:
+        """Report that `num_images` more images have been trained on; `loss` is the mean over the last batch."""
         # tqdm redraws the bar a few times per second; only then is the loss fetched.
-        self._images += images
-        if self._bar.update(images):
+        self._images += num_images
+        if self._bar.update(num_images):
             self._bar.set_description_str(f"epoch {epoch}/{self._epochs}, loss {float(loss):.4f}", refresh=False)
         elif self._bar.disable and time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES:
             done = f"{self._images / self._total:.1%} of the run"
@@ -90,12 +91,12 @@ class Logger:
         """Print a message on the console."""
         self._console.print(message)
 
-    def write_epoch(self, line: dict[str, float]) -> None:
-        """Report a line of metrics.jsonl; it is on disk when this returns."""
+    def write_epoch(self, results: dict[str, float]) -> None:
+        """Report the results of an epoch, a line of metrics.jsonl; it is on disk when this returns."""
         self._run.check()
-        self.tensorboard.write_epoch(line)
-        workdir.append_metrics(self._run.output, line)
-        self._console.print(format_epoch(line, self._epochs))
+        self.tensorboard.write_epoch(results)
+        workdir.append_metrics(self._run.output, results)
+        self._console.print(format_epoch(results, self._epochs))
         self._last_line = time.monotonic()
         if self._is_first_epoch:
             warn_if_collapsed(self._model, self._noisy)
@@ -109,16 +110,16 @@ class Logger:
         self.tensorboard.close()
 
 
-def format_epoch(line: Mapping[str, float], epochs: int) -> str:
+def format_epoch(results: Mapping[str, float], epochs: int) -> str:
     """Format one line of metrics.jsonl for display."""
-    text = f"epoch {line['epoch']}/{epochs}: train loss {line['train_loss']:.4f}"
-    if "validation_loss" in line:
-        text += f", validation loss {line['validation_loss']:.4f}"
-    if "validation_psnr" in line:
-        text += f", PSNR {line['validation_psnr']:.2f} dB, SSIM {line['validation_ssim']:.3f}"
-    elif "validation_blind_spot_error" in line:
-        text += f", blind-spot error {line['validation_blind_spot_error']:.5f}"
-    return text + f" ({line['images_per_second']:,.0f} images/s, {line['seconds']:.1f} s)"
+    text = f"epoch {results['epoch']}/{epochs}: train loss {results['train_loss']:.4f}"
+    if "validation_loss" in results:
+        text += f", validation loss {results['validation_loss']:.4f}"
+    if "validation_psnr" in results:
+        text += f", PSNR {results['validation_psnr']:.2f} dB, SSIM {results['validation_ssim']:.3f}"
+    elif "validation_blind_spot_error" in results:
+        text += f", blind-spot error {results['validation_blind_spot_error']:.5f}"
+    return text + f" ({results['images_per_second']:,.0f} images/s, {results['seconds']:.1f} s)"
 
 
 def warn_if_collapsed(model: keras.Model, noisy: tf.Tensor) -> None:

@@ -12,7 +12,7 @@ from dae.training.task import Task
 VALUES_PER_LOOP = 20 * 128 * 28 * 28
 
 
-class Call(NamedTuple):
+class LoopCall(NamedTuple):
     """A call of the train loop."""
 
     num_steps: int
@@ -21,7 +21,7 @@ class Call(NamedTuple):
     """True if it ends the epoch."""
 
 
-def calls(task: Task, step: int) -> Iterator[Call]:
+def loop_calls(task: Task, step: int) -> Iterator[LoopCall]:
     """Yield the calls of the train loop from `step` to the end of its epoch.
 
     The batches of a call have one size, and a call ends at each step at which a checkpoint is due.
@@ -32,4 +32,4 @@ def calls(task: Task, step: int) -> Iterator[Call]:
         num_steps, batch_size = equal_batches(task.examples, config.batch_size, step)
         num_steps = min(num_steps, most, task.checkpoint_every - step % task.checkpoint_every)
         step += num_steps
-        yield Call(num_steps, batch_size, is_last=step == end)
+        yield LoopCall(num_steps, batch_size, is_last=step == end)

@@ -81,9 +81,9 @@ class Task:
 
     def new_state(self) -> TrainState:
         """Return the train state before the first step."""
-        average = self.evaluated_model if self.evaluated_model is not self.model else None
-        config = self.config
-        return TrainState(self.model, self.loss, self.optimizer, config.max_gradient_norm, average, config.ema_decay)
+        averaged_model = self.evaluated_model if self.evaluated_model is not self.model else None
+        norm, decay = self.config.max_gradient_norm, self.config.ema_decay
+        return TrainState(self.model, self.loss, self.optimizer, norm, averaged_model, decay)
 
     def objective(self, step: tf.Variable) -> Objective:
         """Return what is minimized; `step` counts the training steps done."""

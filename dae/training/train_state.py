@@ -19,11 +19,11 @@ class RunningMeans(tf.Module):
         self.sums = tf.Variable(tf.zeros([len(self._names)], tf.float64))
         self.images = tf.Variable(0, dtype=tf.int64)
 
-    def update(self, means: Mapping[str, tf.Tensor], images: int) -> None:
-        """Add the means over a batch of `images` images, a scalar for each name."""
+    def update(self, means: Mapping[str, tf.Tensor], num_images: int) -> None:
+        """Add the means over a batch of `num_images` images, a scalar for each name."""
         values = tf.cast(tf.stack([means[name] for name in self._names]), tf.float64)
-        self.sums.assign_add(values * images)
-        self.images.assign_add(images)
+        self.sums.assign_add(values * num_images)
+        self.images.assign_add(num_images)
 
     def result(self) -> dict[str, float]:
         """Return the mean of each name over the images of all updates, at least one."""
@@ -47,20 +47,20 @@ class TrainState(tf.train.Checkpoint):
         loss: CompositeLoss,
         optimizer: keras.optimizers.Optimizer,
         max_gradient_norm: float | None = None,
-        average: keras.Model | None = None,
+        averaged_model: keras.Model | None = None,
         ema_decay: float | None = None,
     ) -> None:
         """Create the state before step 0. The weights of `loss`, if it has any, must exist.
 
-        Gradients of a global norm above `max_gradient_norm` are scaled down to it. `average` is the same network as
-        `model`, for the exponential moving average of its weights with the decay `ema_decay` per step.
+        Gradients of a global norm above `max_gradient_norm` are scaled down to it. `averaged_model` is the same network
+        as `model`, for the exponential moving average of its weights with the decay `ema_decay` per step.
         """
         # Keras creates optimizers' variables lazily; without them a checkpoint would be restored without an error but
         # incompletely (keras#19389).
         optimizer.build([*model.trainable_variables, *loss.trainable_variables])
         super().__init__(
             model=model,
-            **({} if average is None else {"average": average}),
+            **({} if averaged_model is None else {"average": averaged_model}),
             loss=loss.layers,  # with all their weights, and the optimizers that train some
             optimizer=optimizer,
             step=tf.Variable(0, dtype=tf.int64),  # steps done
@@ -80,25 +80,25 @@ class TrainState(tf.train.Checkpoint):
     def apply(
         self,
         gradients: list[tf.Tensor],
-        averages: Sequence[tf.Tensor],
+        statistics: Sequence[tf.Tensor],
         values: Mapping[str, tf.Tensor],
-        images: int,
+        num_images: int,
     ) -> None:
         """Take a step: clip the gradients, update the weights and their average, the running means, and the step.
 
-        `averages` are the new values of the model's non-trainable weights. `values` are means over the batch of
-        `images` images: those of the loss, and the `gradient_norm`, a scalar.
+        `statistics` are the new values of the model's non-trainable weights, such as moving averages. `values` are
+        means over the batch of `num_images` images: those of the loss, and the `gradient_norm`, a scalar.
         """
         weights = self.trainable_variables
-        for variable, average in zip(self.model.non_trainable_weights, averages, strict=True):
-            variable.assign(average)
+        for variable, value in zip(self.model.non_trainable_weights, statistics, strict=True):
+            variable.assign(value)
         if self._max_gradient_norm is not None:
             norm = values["gradient_norm"]
             gradients, _ = tf.clip_by_global_norm(gradients, self._max_gradient_norm, use_norm=norm)
         before = flatten(weights)
         self.optimizer.apply(gradients, weights)
         ratio = tf.norm(flatten(weights) - before) / tf.norm(before)
-        self.means.update({**values, "update_to_weight_ratio": ratio}, images)
+        self.means.update({**values, "update_to_weight_ratio": ratio}, num_images)
         self.step.assign_add(1)
         if self._ema_decay is not None:
             self._update_average()

@@ -29,7 +29,7 @@ def make_train_step(
 
     It raises InvalidArgumentError, before it assigns anything, if the loss or its gradient is not finite.
     """
-    averages = state.model.non_trainable_weights  # such as the moving averages of batch normalization
+    statistics = state.model.non_trainable_weights  # such as the moving averages of batch normalization
 
     def shard_gradients(shard: Batch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         with tf.GradientTape() as tape:
@@ -40,10 +40,10 @@ def make_train_step(
 
     @tf.function
     def train_step(batch: Batch) -> tf.Tensor:
-        (gradients, values), new_averages = replicas.mean(shard_gradients, batch, averages)
+        (gradients, values), new_statistics = replicas.mean(shard_gradients, batch, statistics)
         values["gradient_norm"] = global_norm(gradients)
         with finite(values["loss"], values["gradient_norm"]):
-            state.apply(gradients, new_averages, values, images=batch.clean.shape[0])
+            state.apply(gradients, new_statistics, values, num_images=batch.clean.shape[0])
             objective.after_step(network, batch)
         return values["loss"]
 

@@ -22,7 +22,7 @@ from dae.replicas import LOST_WORKER, from_environment
 from dae.reporting.logger import Console, Logger
 from dae.resolved import Resolved
 from dae.training import outputs
-from dae.training.calls import calls
+from dae.training.calls import loop_calls
 from dae.training.checkpoints import Checkpoints
 from dae.training.interruption import Interruption
 from dae.training.profiler import profiled
@@ -185,7 +185,7 @@ def train_epochs(
             logger.print(f"stopped after epoch {epoch - 1}, {config.patience} epochs after the lowest validation loss")
             break
         stopwatch = Stopwatch(state)
-        for num_steps, batch_size, is_last in calls(task, int(state.step)):
+        for num_steps, batch_size, is_last in loop_calls(task, int(state.step)):
             mean_loss = train_loop(batches, num_steps, batch_size)
             stopwatch.update()
             logger.progress(epoch, num_steps * batch_size, mean_loss)
@@ -193,7 +193,7 @@ def train_epochs(
                 if int(state.step) % task.checkpoint_every == 0:
                     checkpoints.save()
                 interruption.raise_if_pending(f"step {int(state.step)}", save=checkpoints.save)
-        line = {
+        results = {
             "epoch": epoch,
             "step": int(state.step),
             **evaluate("train", task.train_sample),
@@ -203,9 +203,9 @@ def train_epochs(
             "images_per_second": stopwatch.images_per_second(),  # without the evaluation
             "seconds": stopwatch.update(),
         }
-        logger.write_epoch(line)
+        logger.write_epoch(results)
         state.start_epoch()
-        checkpoints.save_epoch(epoch, line.get(task.criterion))
+        checkpoints.save_epoch(epoch, results.get(task.criterion))
         with interruption.announced():
-            on_epoch_end(EpochEnd(line, task.evaluated_model, int(state.step)))
+            on_epoch_end(EpochEnd(results, task.evaluated_model, int(state.step)))
         interruption.raise_if_pending(f"epoch {epoch}")

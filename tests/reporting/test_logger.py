@@ -73,7 +73,7 @@ def log(mnist, tmp_path, monkeypatch) -> Callable[..., str]:
     def show(quiet: bool, columns: int) -> str:
         with open_terminal(columns) as (terminal, shown), open(terminal, "w", closefd=False) as stderr:
             monkeypatch.setattr(sys, "stderr", stderr)
-            with Logger(*arguments, Console(quiet), step=25, images=600) as writer:
+            with Logger(*arguments, Console(quiet), step=25, images_per_epoch=600) as writer:
                 writer.print("a line")
                 for _ in range(5):
                     time.sleep(0.11)  # tqdm redraws at most ten times a second

@@ -19,7 +19,7 @@ from dae.config import RunConfig, to_json
 from dae.data.pipeline import training_batches
 from dae.errors import RunError, UsageError
 from dae.training import trainer
-from dae.training.calls import calls
+from dae.training.calls import loop_calls
 from dae.training.task import prepare
 from dae.training.train_step import make_train_loop, make_train_step
 from dae.workdir.workdir import read_metrics
@@ -110,7 +110,7 @@ def test_the_noise_that_a_train_step_sees_does_not_depend_on_the_number_of_shard
         train_step = make_train_step(state, task.objective(state.step), task.network, task.replicas)
         train_loop, batches = make_train_loop(train_step, state), iter(training_batches(task.data.train, task.config))
         while int(state.step) < task.total_steps:
-            for call in calls(task, int(state.step)):
+            for call in loop_calls(task, int(state.step)):
                 train_loop(batches, call.num_steps, call.batch_size)
         seen[shards] = images_seen(folder)
     # Two epochs of 97 images, and the images of zeros and ones that check the loss.

@@ -11,8 +11,8 @@ from dae.training.train_state import RunningMeans
 
 def test_running_means_weigh_images():
     means = RunningMeans(["loss", "norm"])
-    means.update({"norm": tf.constant(10.0), "loss": tf.constant(1.0)}, images=64)
-    means.update({"norm": tf.constant(20.0), "loss": tf.constant(4.0)}, images=16)
+    means.update({"norm": tf.constant(10.0), "loss": tf.constant(1.0)}, num_images=64)
+    means.update({"norm": tf.constant(20.0), "loss": tf.constant(4.0)}, num_images=16)
     assert means.result() == {"loss": 1.6, "norm": 12.0}
     assert int(means.images) == 80
 
@@ -20,7 +20,7 @@ def test_running_means_weigh_images():
 def test_running_means_are_exact_in_float64():
     means = RunningMeans(["loss"])
     for _ in range(1000):
-        means.update({"loss": tf.constant(0.1)}, images=100)
+        means.update({"loss": tf.constant(0.1)}, num_images=100)
     assert means.result()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-13)
 
 

@@ -22,7 +22,7 @@ from dae.errors import RunError, UsageError
 from dae.models import networks
 from dae.reporting.logger import warn_if_collapsed
 from dae.training import trainer
-from dae.training.calls import VALUES_PER_LOOP, calls
+from dae.training.calls import VALUES_PER_LOOP, loop_calls
 from dae.training.checkpoints import saved_in
 from dae.workdir.workdir import read_metrics
 
@@ -88,7 +88,7 @@ def test_calls_take_the_rest_of_an_epoch_in_pieces_of_one_size_up_to_each_checkp
         checkpoint_every=every,
         model=SimpleNamespace(input_shape=(None, side, side, 1)),
     )
-    found = list(calls(task, step))
+    found = list(loop_calls(task, step))
     ends = np.cumsum([step, *(call.num_steps for call in found)])
     assert ends[-1] % steps == 0
     assert ends[-1] - ends[0] <= steps
@@ -105,7 +105,7 @@ def test_a_call_takes_20_batches_of_mnist():
     task: Any = SimpleNamespace(
         config=RunConfig(), examples=128 * 30 + 1, steps_per_epoch=31, checkpoint_every=31, model=model
     )
-    assert list(calls(task, 31)) == [(20, 128, False), (10, 128, False), (1, 1, True)]
+    assert list(loop_calls(task, 31)) == [(20, 128, False), (10, 128, False), (1, 1, True)]
 
 
 # Warnings

@@ -89,7 +89,7 @@ def test_averaged_weights_follow_the_documented_formula(mnist):
     model, average = network(), network()
     average.set_weights(model.get_weights())
     optimizer = optimizers.build(config, 30)
-    state = TrainState(model, composite.build("bce"), optimizer, average=average, ema_decay=config.ema_decay)
+    state = TrainState(model, composite.build("bce"), optimizer, averaged_model=average, ema_decay=config.ema_decay)
     train_step = new_train_step(state, config)
     expected = [weight.astype(np.float64) for weight in model.get_weights()]
     decays = []
