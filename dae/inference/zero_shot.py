@@ -9,7 +9,7 @@ from dae.data import values
 from dae.data.images import check_sides
 from dae.data.pipeline import training_batches
 from dae.inference.denoise import PRETRAINED, Denoiser, Progress
-from dae.training.calls import calls
+from dae.training.calls import loop_calls
 from dae.training.task import prepare
 from dae.training.train_step import make_train_loop, make_train_step
 from dae.workdir.model_files import load_model
@@ -55,7 +55,7 @@ class ZeroShot(Denoiser):
         batches = iter(training_batches(task.data.train, task.config))
         pixels, done = images[..., 0].size, 0
         for epoch in range(task.config.epochs):
-            for num_steps, batch_size, _ in calls(task, epoch * task.steps_per_epoch):
+            for num_steps, batch_size, _ in loop_calls(task, epoch * task.steps_per_epoch):
                 train_loop(batches, num_steps, batch_size)
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done

@@ -102,7 +102,7 @@ def test_a_log_file_gets_a_line_when_none_was_written_for_some_time(mnist, tmp_p
     arguments = Workdir(tmp_path, tmp_path, TINY), TINY, RESOLVED, small_network((28, 28, 1)), samples
     for quiet, seconds, lines in ((False, 30, 0), (False, 0, 5), (True, 0, 0)):
         monkeypatch.setattr(logger, "SECONDS_BETWEEN_LINES", seconds)
-        with Logger(*arguments, Console(quiet), step=25, images=600) as writer:
+        with Logger(*arguments, Console(quiet), step=25, images_per_epoch=600) as writer:
             for _ in range(5):
                 writer.progress(3, 60, tf.constant(0.25))
         shown = capsys.readouterr()
