@@ -121,7 +121,8 @@ def _layer_by_layer(model: keras.Model, training: bool) -> Network:
         values, latents = {id(model.inputs[0]): noisy}, None
         for layer in layers:
             inputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], layer.input)
-            values[id(layer.output)] = compute[layer.name](inputs)
+            with tf.name_scope(layer.name):
+                values[id(layer.output)] = compute[layer.name](inputs)
             latents = values[id(layer.output)] if layer.name == ENCODER else latents
         return Outputs(values[id(model.outputs[0])], latents)
 
