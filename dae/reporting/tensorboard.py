@@ -60,6 +60,7 @@ TAGS = {
     "weights/NAME": "histogram of the values of one kernel or bias",
     "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of the first validation images "
     "(500 of the size of MNIST)",
+    "run/network": "the layers of the network, the conceptual graph of the Graphs tab; unless Keras cannot save them",
     "run/configuration": "every setting, what the run derives from it, versions, git commit, command line and machine",
 }
 # TRAIN_ONLY maps fields of metrics.jsonl to the tags that only the writer `train` has.
@@ -204,10 +205,10 @@ def _histogram(tag: str, values: np.ndarray) -> None:
 
 def _conceptual_graph(model: keras.Model) -> None:
     """Write the layers of `model` for the Graphs tab, as `keras.callbacks.TensorBoard` does, if Keras can save them."""
-    metadata = tf.compat.v1.SummaryMetadata()
+    metadata = tf.compat.v1.SummaryMetadata(summary_description=description("run/network"))
     metadata.plugin_data.plugin_name, metadata.plugin_data.content = "graph_keras_model", b"1"
     with contextlib.suppress(Exception):  # of a user's layer; the tab is then without them
-        tf.summary.write("keras", model.to_json(), metadata=metadata)
+        tf.summary.write("run/network", model.to_json(), metadata=metadata)
 
 
 # Settings of the HParams tab.

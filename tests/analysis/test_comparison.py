@@ -69,11 +69,28 @@ def test_conclusion_claims_only_significant_differences(metric):
     assert "did not learn" not in text
 
 
-def test_conclusion_of_one_seed_claims_no_difference():
-    text = conclusion(comparison_of(a=[10.0], b=[11.0]), "psnr")
-    assert "b (11), a (10)" in text
-    assert "--seeds 3" in text
-    assert "better" not in text
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_conclusion_of_fewer_than_three_seeds_claims_no_difference(seeds):
+    text = conclusion(comparison_of(a=[10.0, 10.1][:seeds], b=[11.0, 11.1001][:seeds]), "psnr")
+    assert text.splitlines()[0].count("b (11") == 1
+    assert "no conclusion, which takes at least 3 seeds (--seeds)" in sentence(text, "b")
+    for word in ("better", "significant", "p ="):
+        assert word not in text
+
+
+@pytest.mark.parametrize("mixed", [["a"], ["b"], ["a", "b"]])
+def test_nothing_is_concluded_about_losses_that_were_mostly_mixed_with_bce(mixed):
+    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05], c=[11.0, 13.1, 12.05])
+    text = conclusion(replace(result, mixed=mixed), "psnr")
+    assert f"because {' and '.join(mixed)} was minimized by itself in less than half" in sentence(text, "b")
+    assert "--bce-steps" in sentence(text, "b")
+    assert ("c is better than a" in text) == ("a" not in mixed)
+
+
+def test_the_conclusion_has_the_warnings_with_the_names_of_their_losses():
+    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
+    lines = conclusion(replace(result, warnings={"a": [], "b": ["--noise-level: high"]}), "psnr").splitlines()
+    assert "b: warning: --noise-level: high" in lines
 
 
 def test_conclusion_says_for_which_learning_rates_it_holds():
@@ -100,7 +117,7 @@ def test_runs_that_did_not_learn_are_counted_and_left_out():
     failed = [line for line in text.splitlines() if "did not learn" in line]
     assert [line.split(" seeds")[0] for line in failed] == ["a did not learn in 1 of 4", "c did not learn in 2 of 4"]
     assert "b is better than a" in sentence(text, "b")
-    assert "and a" not in sentence(text, "c")  # a single seed
+    assert "no conclusion" in sentence(text, "c")  # both learned with seed 0 only
 
 
 def test_nothing_is_claimed_if_the_first_value_never_learned():
@@ -206,6 +223,18 @@ def test_values_of_any_field_can_be_compared(folder, trained):
     everything = json.loads((folder / "out" / "comparison.json").read_text())
     assert (everything["names"], everything["seeds"]) == (["0.3", "0.1-0.8"], [3, 4])
     assert "0.1-0.8, seed 3: kept epoch 3" in done.stdout
+
+
+def test_warnings_name_the_loss_and_are_printed_once_and_written(folder, trained):
+    arguments = [*ARGUMENTS, "--bce-steps", "3", "--losses", "bce", "mse", "--seeds", "3"]  # of four steps
+    done = run_in_process("compare_losses.py", *arguments, cwd=folder)
+    assert done.returncode == 0
+    assert (
+        done.stderr == "warning: mse: --bce-steps: BCE is part of the loss in 3 of 4 steps; lower it, or train longer\n"
+    )
+    for text in (done.stdout, (folder / "out" / "comparison.md").read_text()):
+        assert f"mse: warning: {problem}" in text
+        assert "mse and bce: no conclusion, because mse was minimized by itself in less than half" in text
 
 
 def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, monkeypatch):
