@@ -229,9 +229,8 @@ def test_warnings_name_the_loss_and_are_printed_once_and_written(folder, trained
     arguments = [*ARGUMENTS, "--bce-steps", "3", "--losses", "bce", "mse", "--seeds", "3"]  # of four steps
     done = run_in_process("compare_losses.py", *arguments, cwd=folder)
     assert done.returncode == 0
-    assert (
-        done.stderr == "warning: mse: --bce-steps: BCE is part of the loss in 3 of 4 steps; lower it, or train longer\n"
-    )
+    problem = "--bce-steps: BCE is part of the loss in 3 of 4 steps; lower it, or train longer"
+    assert done.stderr == f"warning: mse: {problem}\n"
     for text in (done.stdout, (folder / "out" / "comparison.md").read_text()):
         assert f"mse: warning: {problem}" in text
         assert "mse and bce: no conclusion, because mse was minimized by itself in less than half" in text
