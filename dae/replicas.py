@@ -115,8 +115,8 @@ class Replicas:
         for shard in split(batch, self.shards, self.own_shards):
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
-            name, index = f"shard_{shard.number}", shard.number - self.own_shards.start
-            with tf.name_scope(name), self.on_device(index, len(self.own_shards)):
+            index = shard.number - self.own_shards.start
+            with tf.name_scope(f"shard_{shard.number}"), self.on_device(index, len(self.own_shards)):
                 result = function(shard.batch)
                 # Changes instead of values, so that what does not change, such as frozen weights, keeps its bits.
                 changes = [variable - value for variable, value in zip(variables, before, strict=True)]

@@ -230,17 +230,12 @@ def conclusion(comparison: Comparison, metric: str) -> str:
     first, *others = comparison.names
     for name in others:
         estimate, mixed = estimates[name], [loss for loss in (first, name) if loss in comparison.mixed]
-        if math.isnan(estimate.p):
-            sentences.append(
-                f"{name} and {first}: no conclusion, which takes at least {MIN_SEEDS} seeds (--seeds) with which both "
-                "learn; fewer do not show how much is due to chance."
-            )
-            continue
-        if mixed:
-            sentences.append(
-                f"{name} and {first}: no conclusion, because {' and '.join(mixed)} was minimized by itself in less "
-                "than half of the steps; use fewer --bce-steps, or train longer."
-            )
+        if math.isnan(estimate.p) or mixed:
+            reason = f"which takes at least {MIN_SEEDS} seeds (--seeds) with which both learn"
+            if mixed:
+                reason = f"because {' and '.join(mixed)} was minimized by itself in less than half of the steps"
+                reason += "; use fewer --bce-steps, or train longer"
+            sentences.append(f"{name} and {first}: no conclusion, {reason}.")
             continue
         mean, low, high = estimate.difference
         interval = f"{mean:+.3g}, 95 % interval [{low:+.3g}, {high:+.3g}], corrected p = {estimate.p_corrected:.2g}"
@@ -297,12 +292,8 @@ def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -
     for title, table in _tables(comparison, metric):
         text += f"{title}\n\n{report.table(table)}" if table else ""
     varied = {comparison.field, "seed", *(["learning_rate"] if comparison.tunings else [])}
-    flags = [
-        f"{flag(name)} {value}"
-        for name, value in vars(config).items()
-        if value != getattr(RunConfig(), name) and name not in varied
-    ]
-    text += f"Seeds {', '.join(map(str, comparison.seeds))}; {' '.join(flags) or 'default settings'}.\n"
+    shared = config_module.shortest(config, varied)
+    text += f"Seeds {', '.join(map(str, comparison.seeds))}; preset {shared}.\n"
     atomic_write(folder / "comparison.md", text)
     # The first panel is what the conclusion is about.
     metrics = sorted(comparison.metrics, key=lambda name: name != metric)

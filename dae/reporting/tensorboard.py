@@ -129,9 +129,11 @@ class TensorBoard:
             truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
         truncate_events(self.folder / "test", -1)
         hparams = _hparams(config, resolved)
+        metrics = ["quality/blind_spot_error"] if config.only_noisy else ["quality/psnr", "quality/ssim"]
+        metrics += ["loss/total", *(f"quality/{plugins.label(text)}" for text in config.metrics)]
         with self._writer("validation" if resolved.validation_examples else "train").as_default(step=0):
             # The tab shows metrics in this order, and settings by name: five of each unless others are ticked.
-            hparams_config([HParam(name) for name in hparams], _metrics(config))
+            hparams_config([HParam(name) for name in hparams], map(Metric, metrics))
             # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
             write_hparams(hparams, trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
@@ -221,14 +223,6 @@ def _hparams(config: RunConfig, resolved: Resolved) -> dict[str, float | str]:
     settings = {name: getattr(config, name) for name in HPARAMS}
     settings |= {"noise_level": low if low == high else f"{low:g} to {high:g}", "preset": shortest(config)}
     return {name: plugins.label(value) if isinstance(value, str) else value for name, value in settings.items()}
-
-
-def _metrics(config: RunConfig) -> list[Metric]:
-    """Return the metrics of the HParams tab, the most important ones first."""
-    names = ("blind_spot_error",) if config.only_noisy else ("psnr", "ssim")
-    own = [f"quality/{plugins.label(text)}" for text in config.metrics]
-    tags = [*(f"quality/{name}" for name in names), "loss/total", *own]
-    return [Metric(tag, display_name=tag.partition("/")[2] if tag != "loss/total" else "loss") for tag in tags]
 
 
 def image_grid(*columns: np.ndarray) -> np.ndarray:

@@ -226,9 +226,8 @@ def check_loss(task: Task) -> None:
     if composite.has_updates(task.config.loss) and task.replicas.shards > 1:
         raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")
     if task.is_mostly_warmup:
-        steps = min(task.config.bce_steps, task.total_steps)
-        part = "all" if steps == task.total_steps else f"{steps} of"
-        warn(f"--bce-steps: BCE is part of the loss in {part} {task.total_steps} steps; lower it, or train longer")
+        steps = f"{min(task.config.bce_steps, task.total_steps)} of {task.total_steps} steps"
+        warn(f"--bce-steps: BCE is part of the loss in {steps}; lower it, or train longer")
 
 
 def check_recorded(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:

@@ -188,7 +188,7 @@ def test_hparams_shows_few_settings_and_the_last_metrics_of_a_run(tiny_run):
     names = [info.name for info in experiment.hparam_infos]
     assert names == sorted([*tensorboard.HPARAMS, "preset"])  # the page shows the first five
     assert set(group.hparams) == set(names)
-    assert [info.display_name for info in experiment.metric_infos] == ["psnr", "ssim", "loss"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["quality/psnr", "quality/ssim", "loss/total"]
     assert (group.name, len(group.sessions)) == (f"{tiny_run.name} ({tiny_run.parent})", 1)
     assert group.hparams["loss"].string_value == "bce"
     assert group.hparams["epochs"].number_value == 3
