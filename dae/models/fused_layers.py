@@ -121,7 +121,7 @@ def _layer_by_layer(model: keras.Model, training: bool) -> Network:
         values, latents = {id(model.inputs[0]): noisy}, None
         for layer in layers:
             inputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], layer.input)
-            with tf.name_scope(layer.name):
+            with keras.name_scope(layer.name, caller=layer):
                 values[id(layer.output)] = compute[layer.name](inputs)
             latents = values[id(layer.output)] if layer.name == ENCODER else latents
         return Outputs(values[id(model.outputs[0])], latents)
