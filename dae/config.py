@@ -10,7 +10,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -384,6 +384,22 @@ def preset(name: str, **changes: Any) -> RunConfig:
     """Return the configuration of a preset, with some fields changed. Raises UsageError if there is no such preset."""
     only_noisy = changes.get("noisy") is not None and changes.get("clean") is None
     return RunConfig(**{**preset_fields(name, only_noisy), **changes})
+
+
+def shortest(config: RunConfig, unnamed: Collection[str] = (), change: Callable[[str], str] = plugins.label) -> str:
+    """Return the preset and the fewest flags that describe `config` but for its `unnamed` fields: `good --epochs 2`.
+
+    `change` gives what is written for each value that can name users' files; by default the name of the function.
+    """
+    texts = []
+    for name, fields in PRESETS.items():
+        flags = []
+        for field, value in vars(config).items():
+            if field not in unnamed and value != fields.get(field, getattr(RunConfig, field)):
+                text = " ".join(map(str, value if isinstance(value, tuple) else (value,)))
+                flags.append(f"{flag(field)} {change(text)}")
+        texts.append((len(flags), " ".join([name, *flags])))
+    return min(texts)[-1]
 
 
 # Version of config.json; raised when the same file would no longer give the same run.

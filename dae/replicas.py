@@ -115,14 +115,16 @@ class Replicas:
         for shard in split(batch, self.shards, self.own_shards):
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
-            with self.on_device(shard.number - self.own_shards.start, len(self.own_shards)):
+            index = shard.number - self.own_shards.start
+            with tf.name_scope(f"shard_{shard.number}"), self.on_device(index, len(self.own_shards)):
                 result = function(shard.batch)
                 # Changes instead of values, so that what does not change, such as frozen weights, keeps its bits.
                 changes = [variable - value for variable, value in zip(variables, before, strict=True)]
                 # tf.gather has a sparse gradient.
                 tensors = [tf.convert_to_tensor(tensor) for tensor in (*tf.nest.flatten(result), *changes)]
                 sums.append([shard.fraction * tensor for tensor in tensors])
-        means = self._sum_over_workers([_pairwise_sum(list(tensors)) for tensors in zip(*sums, strict=True)])
+        with tf.name_scope("sum_of_shards"):
+            means = self._sum_over_workers([_pairwise_sum(list(tensors)) for tensors in zip(*sums, strict=True)])
         count = len(means) - len(variables)
         after = [value + change for value, change in zip(before, means[count:], strict=True)]
         return tf.nest.pack_sequence_as(result, means[:count]), after

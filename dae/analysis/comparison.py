@@ -9,6 +9,7 @@ is counted, but never averaged. Source: Bouthillier et al., Accounting for Varia
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -24,11 +25,11 @@ from dae import config as config_module
 from dae import plugins
 from dae.analysis import report, statistics
 from dae.analysis.report import LEVEL, Row
-from dae.analysis.statistics import Estimate
+from dae.analysis.statistics import MIN_SEEDS, Estimate
 from dae.analysis.tuning import Tuning, kept_line, tune_learning_rate
 from dae.config import RunConfig, flag
 from dae.data.pipeline import evaluation_batches
-from dae.errors import Diverged, Interrupted, UsageError
+from dae.errors import Diverged, Interrupted, UsageError, warn
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.files import atomic_write
 from dae.reporting import plots
@@ -80,6 +81,10 @@ class Comparison:
     runs: list[Run]
     tunings: dict[str, Tuning] = dataclasses.field(default_factory=dict)
     """By name: the result of tuning; empty if learning rates were not tuned."""
+    warnings: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """By name: the warnings that its configuration gives."""
+    mixed: list[str] = dataclasses.field(default_factory=list)
+    """Losses that were minimized by themselves in less than half of the steps, because of the BCE warm-up."""
 
     def runs_of(self, name: str) -> list[Run]:
         """Return the runs of a compared value."""
@@ -101,6 +106,17 @@ def many_runs() -> Iterator[None]:
         raise Interrupted(stop.signal_number, f"{stop.message}; repeat the command to continue") from None
 
 
+@contextlib.contextmanager
+def named_warnings(name: str, known: list[str]) -> Iterator[None]:
+    """Print the warnings of the block with `name`, once each, and only those that are not `known`, to which it adds."""
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        yield
+    for line in stderr.getvalue().splitlines():
+        if (message := line.removeprefix("warning: ")) not in known:
+            known.append(message)
+            warn(f"{name}: {message}")
+
+
 def compare(
     field: str, configs: Mapping[str, RunConfig], seeds: Sequence[int], metric: str, output: Path, tuning_rates: int = 0
 ) -> Comparison:
@@ -112,8 +128,11 @@ def compare(
     the same call continues after any interruption, to the same result. Raises UsageError for whatever would fail later,
     before the first run.
     """
-    tasks = {name: prepare(config) for name, config in configs.items()}
-    for task in tasks.values():
+    tasks, warnings = dict[str, Task](), dict[str, list[str]]()
+    for name, config in configs.items():
+        warnings[name] = []
+        with named_warnings(name, warnings[name]):
+            tasks[name] = task = prepare(config)
         if not len(task.data.validation):
             raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
     # Runs at a tuned learning rate are apart from those at the given one.
@@ -126,15 +145,17 @@ def compare(
     trained, tunings = dict(configs), dict[str, Tuning]()
     with many_runs():
         for name, config in configs.items() if tuning_rates else ():
-            tunings[name] = tune_learning_rate(config, metric, tuning_rates, output / name / "tuning")
+            with named_warnings(f"{name}, tuning", [*warnings[name]]):
+                tunings[name] = tune_learning_rate(config, metric, tuning_rates, output / name / "tuning")
             trained[name] = dataclasses.replace(config, learning_rate=tunings[name].best)
         progress = tqdm(folders.items(), unit=" runs", disable=None)
         for (name, seed), folder in progress:
-            try:
-                finished = train(dataclasses.replace(trained[name], seed=seed), folder, resume=True, quiet=True)
-                outcome = f"kept epoch {finished['epoch']} of {trained[name].epochs}"
-            except Diverged as error:
-                outcome = str(error)
+            with named_warnings(f"{name}, seed {seed}", [*warnings[name]]):
+                try:
+                    finished = train(dataclasses.replace(trained[name], seed=seed), folder, resume=True, quiet=True)
+                    outcome = f"kept epoch {finished['epoch']} of {trained[name].epochs}"
+                except Diverged as error:
+                    outcome = str(error)
             progress.write(f"{name}, seed {seed}: {outcome}")
     constants = {name: constant_score(task, metric) for name, task in tasks.items()}
     metrics = list(next(iter(tasks.values())).metrics)
@@ -142,7 +163,8 @@ def compare(
         read_run(name, seed, folder, trained[name], metrics, metric, constants[name])
         for (name, seed), folder in folders.items()
     ]
-    return Comparison(field, list(configs), list(seeds), metrics, runs, tunings)
+    mixed = [name for name, task in tasks.items() if field == "loss" and task.is_mostly_warmup]
+    return Comparison(field, list(configs), list(seeds), metrics, runs, tunings, warnings, mixed)
 
 
 def constant_score(task: Task, metric: str) -> float:
@@ -194,11 +216,15 @@ def conclusion(comparison: Comparison, metric: str) -> str:
                 f"{name} did not learn in {failed} of {count} seeds (no better than the best constant image); these "
                 "runs are left out of all means and differences."
             )
-    if count == 1:
-        sentences.append("A single seed does not show how much of this is due to chance; use --seeds 3 or more.")
-    first = comparison.names[0]
-    for name, estimate in estimates.items():
-        if math.isnan(estimate.p):
+    first, *others = comparison.names
+    for name in others:
+        estimate, mixed = estimates[name], [loss for loss in (first, name) if loss in comparison.mixed]
+        if math.isnan(estimate.p) or mixed:
+            reason = f"which takes at least {MIN_SEEDS} seeds (--seeds) with which both learn"
+            if mixed:
+                reason = f"because {' and '.join(mixed)} was minimized by itself in less than half of the steps"
+                reason += "; use fewer --bce-steps, or train longer"
+            sentences.append(f"{name} and {first}: no conclusion, {reason}.")
             continue
         mean, low, high = estimate.difference
         interval = f"{mean:+.3g}, 95 % interval [{low:+.3g}, {high:+.3g}], corrected p = {estimate.p_corrected:.2g}"
@@ -215,6 +241,7 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         for name, tuning in comparison.tunings.items():
             if tuning.best in (min(tuning.scores), max(tuning.scores)):
                 sentences.append(f"The best learning rate of {name} is at the edge of those tried; it may be better.")
+    sentences += [f"{name}: warning: {text}" for name, found in comparison.warnings.items() for text in found]
     rate = "" if comparison.tunings or comparison.field == "learning_rate" else "the same learning rate for all, and "
     sentences.append(
         f"These results hold for {rate}these settings and epochs; only differences from {first} were tested."
@@ -236,7 +263,8 @@ def check_output(folder: Path, config: RunConfig) -> None:
 def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -> None:
     """Write comparison.md, .csv (a row per split, metric and name), .json and .png.
 
-    `metric` ranks the names, and `config` has the settings that all runs share.
+    `metric` ranks the names, and `config` has the settings that all runs share. The picture shows the paired
+    differences from the first name, with their intervals.
     """
     rows: list[Row] = [
         {"split": split, "metric": name, comparison.field: value} | dataclasses.asdict(estimate)
@@ -253,24 +281,24 @@ def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -
     for title, table in _tables(comparison, metric):
         text += f"{title}\n\n{report.table(table)}" if table else ""
     varied = {comparison.field, "seed", *(["learning_rate"] if comparison.tunings else [])}
-    flags = [
-        f"{flag(name)} {value}"
-        for name, value in vars(config).items()
-        if value != getattr(RunConfig(), name) and name not in varied
-    ]
-    text += f"Seeds {', '.join(map(str, comparison.seeds))}; {' '.join(flags) or 'default settings'}.\n"
+    shared = config_module.shortest(config, varied)
+    text += f"Seeds {', '.join(map(str, comparison.seeds))}; preset {shared}.\n"
     atomic_write(folder / "comparison.md", text)
-    panels = list(itertools.product(SPLITS, ("psnr", "ssim", "mse", "bce")))
-    figure, axes = plots.panels(len(panels), 4, (3, 0.8 + 0.25 * len(comparison.names)))
+    # The first panel is what the conclusion is about.
+    metrics = sorted(comparison.metrics, key=lambda name: name != metric)
+    panels = list(itertools.product(SPLITS, metrics))
+    figure, axes = plots.panels(len(panels), len(metrics), (3, 1 + 0.25 * len(comparison.names)))
     for axis, (split, name) in zip(axes, panels, strict=True):
         for position, estimate in enumerate(comparison.estimates(f"{split}_{name}").values()):
-            mean, low, high = estimate.mean
+            mean, low, high = estimate.difference
             axis.errorbar(mean, position, xerr=[[mean - low], [high - mean]], fmt="o", color="#0072b2", capsize=3)
+        axis.axvline(0, color="#999999", linewidth=1)
         axis.set_yticks(range(len(comparison.names)), comparison.names)
         axis.label_outer()
-        axis.set(title=f"{split} {report.TITLES[name]}", ylim=(len(comparison.names) - 0.5, -0.5))
+        axis.set(title=f"{split} {report.TITLES.get(name, name)}", ylim=(len(comparison.names) - 0.5, -0.5))
         axis.tick_params(axis="x", labelsize="small")
         axis.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"paired differences from {comparison.names[0]}, {INTERVAL}", fontsize="medium")
     plots.save(folder / "comparison.png", figure)
 
 

@@ -15,7 +15,7 @@ from dae import plugins, runtime
 from dae.analysis import classical, report
 from dae.analysis.denoisers import SAMPLES, Score, Trial, model_trial, rows
 from dae.analysis.report import LEVEL
-from dae.config import PRESETS, RunConfig, flag
+from dae.config import RunConfig
 from dae.data import datasets, noise
 from dae.data.datasets import Splits
 from dae.data.images import Images
@@ -63,22 +63,10 @@ def group_runs(folders: Iterable[Path]) -> dict[str, list[Path]]:
     groups: dict[str, dict[int, Path]] = {}
     for folder in folders:
         config = config_module.read(folder / workdir.CONFIG)
-        groups.setdefault(_command(config), {}).setdefault(config.seed, folder)
+        command = config_module.shortest(config, _UNNAMED, plugins.without_paths)
+        groups.setdefault(command, {}).setdefault(config.seed, folder)
     names = plugins.unique_names(re.sub("@[0-9a-f]{64}", "", command) for command in groups)
     return {name: list(group.values()) for name, group in zip(names, groups.values(), strict=True)}
-
-
-def _command(config: RunConfig) -> str:
-    """Return the preset and the fewest flags that describe `config`; users' functions are names and digests."""
-    commands = []
-    for preset, fields in PRESETS.items():
-        flags = []
-        for name, value in vars(config).items():
-            if name not in _UNNAMED and value != fields.get(name, getattr(RunConfig, name)):
-                text = " ".join(map(str, value if isinstance(value, tuple) else (value,)))
-                flags.append(f"{flag(name)} {plugins.without_paths(text)}")
-        commands.append((len(flags), " ".join([preset, *flags])))
-    return min(commands)[-1]
 
 
 def noise_level(config: RunConfig) -> float:

@@ -9,6 +9,9 @@ from scipy import stats
 
 from dae.analysis.report import Interval, interval
 
+# Two differences can be nearly equal by chance.
+MIN_SEEDS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -18,7 +21,7 @@ class Estimate:
     difference: Interval = dataclasses.field(default=Interval(math.nan))
     """NaN for the first setting."""
     p: float = math.nan
-    """The p-value of the paired t-test; NaN for fewer than two seeds."""
+    """The p-value of the paired t-test; NaN for fewer than MIN_SEEDS seeds."""
     p_corrected: float = math.nan
     """Holm's, over the comparisons of one metric."""
 
@@ -52,7 +55,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _p_value(differences: Sequence[float]) -> float:
     """Return the p-value of the two-sided t-test of mean 0; 1 if all differences are 0."""
-    if len(differences) < 2:
+    if len(differences) < MIN_SEEDS:
         return math.nan
     if not any(differences):
         return 1.0

@@ -35,8 +35,10 @@ class Objective:
 
         These differ only in the first `bce_steps` steps (see `warms_up`). All are float32 scalars.
         """
-        outputs = network(batch.noisy)
-        values = self.loss(batch.clean, outputs.denoised, self.inputs(network, batch, outputs))
+        with tf.name_scope("network"):
+            outputs = network(batch.noisy)
+        with tf.name_scope("loss"):
+            values = self.loss(batch.clean, outputs.denoised, self.inputs(network, batch, outputs))
         means = {name: tf.reduce_mean(value) for name, value in values.items()}
         if not self.warms_up:
             return means["loss"], means

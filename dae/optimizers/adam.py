@@ -57,4 +57,5 @@ class Adam(keras.optimizers.Optimizer):
 
 def flatten(tensors: list[tf.Tensor]) -> tf.Tensor:
     """Return all values as one vector."""
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    with tf.name_scope("flatten"):
+        return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)

@@ -1,15 +1,13 @@
 """A run's TensorBoard files: the writers `train` and `validation` write once per epoch, and `test` once at the end.
 
-TensorBoard's step is the epoch, counted from 1; step 0 holds what is known before training. The parent folder of the
-writers' folders is a session of the HParams tab: it holds the settings, and the tab shows the last values of `train`,
-`validation` and `test` as its metrics.
+TensorBoard's step is the epoch, counted from 1; step 0 holds what is known before training. `validation`, or `train` if
+nothing validates, is a session of the HParams tab: it holds the settings, and the tab shows its last values as metrics.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -17,10 +15,11 @@ import tensorflow as tf
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 
 # Not from `api`, which fails if TF_USE_LEGACY_KERAS is set.
+from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config
 from tensorboard.plugins.hparams.summary_v2 import hparams as write_hparams
 
 from dae import plugins
-from dae.config import PLUGIN_FIELDS, RunConfig, map_items
+from dae.config import RunConfig, shortest
 from dae.data.pipeline import Batch
 from dae.files import atomic_path
 from dae.models.fused_layers import fused
@@ -61,6 +60,7 @@ TAGS = {
     "weights/NAME": "histogram of the values of one kernel or bias",
     "latents/encoder": "histogram of the latents, the output of the layer `encoder`, of the first validation images "
     "(500 of the size of MNIST)",
+    "run/network": "the layers of the network, the conceptual graph of the Graphs tab; unless Keras cannot save them",
     "run/configuration": "every setting, what the run derives from it, versions, git commit, command line and machine",
 }
 # TRAIN_ONLY maps fields of metrics.jsonl to the tags that only the writer `train` has.
@@ -127,16 +127,21 @@ class TensorBoard:
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for name in ("train", "validation"):
             truncate_events(self.folder / name, epochs_done if epochs_done > 0 else -1)  # -1: step 0 too
-        truncate_events(self.folder, -1)
         truncate_events(self.folder / "test", -1)
-        with self._writer("").as_default(step=0):
+        hparams = _hparams(config, resolved)
+        metrics = ["quality/blind_spot_error"] if config.only_noisy else ["quality/psnr", "quality/ssim"]
+        metrics += ["loss/total", *(f"quality/{plugins.label(text)}" for text in config.metrics)]
+        with self._writer("validation" if resolved.validation_examples else "train").as_default(step=0):
+            # The tab shows metrics in this order, and settings by name: five of each unless others are ticked.
+            hparams_config([HParam(name) for name in hparams], map(Metric, metrics))
             # The name comes first, since the tab cuts off long ones; the folder distinguishes runs of the same name.
-            write_hparams(_hparams(settings), trial_id=f"{run_dir.name} ({run_dir.parent})")
+            write_hparams(hparams, trial_id=f"{run_dir.name} ({run_dir.parent})")
         if epochs_done == 0:
             rows = {"field": "value", "---": "---"} | settings | read_environment(run_dir)
             table = "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items())
             with self._writer("train").as_default(step=0):
                 tf.summary.text("run/configuration", table, description=description("run/configuration"))
+                _conceptual_graph(model)
 
     def _writer(self, name: str) -> "tf.summary.SummaryWriter":
         """Return the writer of that name; its file is created when it is first used."""
@@ -200,14 +205,24 @@ def _histogram(tag: str, values: np.ndarray) -> None:
     tf.summary.experimental.write_raw_pb(histogram_pb(tag, values, description=description(tag)).SerializeToString())
 
 
-def _hparams(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Return the settings for the HParams tab: tuples as text, without digests and settings that are None."""
-    labels = {name: map_items(settings[name], plugins.label) for name in PLUGIN_FIELDS}
-    return {
-        name: str(value) if isinstance(value, tuple) else value
-        for name, value in {**settings, **labels}.items()
-        if value not in (None, ()) and not name.endswith("_digest")
-    }
+def _conceptual_graph(model: keras.Model) -> None:
+    """Write the layers of `model` for the Graphs tab, as `keras.callbacks.TensorBoard` does, if Keras can save them."""
+    metadata = tf.compat.v1.SummaryMetadata(summary_description=description("run/network"))
+    metadata.plugin_data.plugin_name, metadata.plugin_data.content = "graph_keras_model", b"1"
+    with contextlib.suppress(Exception):  # of a user's layer; the tab is then without them
+        tf.summary.write("run/network", model.to_json(), metadata=metadata)
+
+
+# Settings of the HParams tab.
+HPARAMS = ("model", "loss", "optimizer", "learning_rate", "noise", "noise_level", "batch_size", "epochs", "seed")
+
+
+def _hparams(config: RunConfig, resolved: Resolved) -> dict[str, float | str]:
+    """Return the settings for the HParams tab; `preset` is the preset with whatever differs from it."""
+    low, high = resolved.noise_level
+    settings = {name: getattr(config, name) for name in HPARAMS}
+    settings |= {"noise_level": low if low == high else f"{low:g} to {high:g}", "preset": shortest(config)}
+    return {name: plugins.label(value) if isinstance(value, str) else value for name, value in settings.items()}
 
 
 def image_grid(*columns: np.ndarray) -> np.ndarray:
@@ -220,17 +235,18 @@ def image_grid(*columns: np.ndarray) -> np.ndarray:
 
 
 def truncate_events(folder: Path, last_step: int) -> None:
-    """Rewrite the event files in `folder` as one, without the events after `last_step`.
+    """Rewrite the event files in `folder` as one, without the events after `last_step`, and without HParams's.
 
-    Otherwise TensorBoard would show a step twice if a killed run wrote it and the resumed run writes it again. A file
-    is read only up to a record that the kill cut short.
+    Otherwise TensorBoard would show a step twice if a killed run wrote it and the resumed run writes it again, and the
+    first of several HParams. A file is read only up to a record that the kill cut short.
     """
     files = sorted(folder.glob(EVENTS))
     records: dict[bytes, None] = {}  # a kill during this rewriting can leave a record in two files
     for file in files:
         with contextlib.suppress(tf.errors.DataLossError):
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-                if tf.compat.v1.Event.FromString(record).step <= last_step:
+                event = tf.compat.v1.Event.FromString(record)
+                if event.step <= last_step and not any("_hparams_/" in value.tag for value in event.summary.value):
                     records[record] = None
     if records:
         with atomic_path(files[0]) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:

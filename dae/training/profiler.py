@@ -16,7 +16,7 @@ PROFILED_CALL = 4
 
 @contextlib.contextmanager
 def profiled(train_loop: TrainLoop, folder: Path, enabled: bool) -> Iterator[TrainLoop]:
-    """Yield `train_loop`; if `enabled`, one of its calls is profiled, to plugins/profile/ in `folder`."""
+    """Yield `train_loop`; if `enabled`, one of its calls is profiled, for the writer `train` in `folder`."""
     calls = 0
 
     def profiled_loop(batches: Iterator[Batch], num_steps: int, batch_size: int) -> tf.Tensor:
@@ -24,7 +24,7 @@ def profiled(train_loop: TrainLoop, folder: Path, enabled: bool) -> Iterator[Tra
         calls += 1
         if calls != PROFILED_CALL:
             return train_loop(batches, num_steps, batch_size)
-        with tf.profiler.experimental.Profile(str(folder)):
+        with tf.profiler.experimental.Profile(str(folder / "train")):
             return train_loop(batches, num_steps, batch_size)
 
     yield profiled_loop if enabled else train_loop

@@ -75,6 +75,12 @@ class Task:
         return "validation_loss" if self.data.train.has_clean else ""
 
     @property
+    def is_mostly_warmup(self) -> bool:
+        """True if BCE is mixed into the loss in more than half of the steps."""
+        warms_up = self.objective(tf.Variable(0, dtype=tf.int64)).warms_up
+        return warms_up and 2 * self.config.bce_steps > self.total_steps
+
+    @property
     def checkpoint_every(self) -> int:
         """Steps between two checkpoints within an epoch; by default there are none."""
         return self.config.checkpoint_every or self.steps_per_epoch
@@ -190,8 +196,8 @@ def prepare(
     )
     for images in (splits.validation, splits.test):
         check_fits(evaluated_model, images)
+    check_loss(task)
     objective = task.objective(tf.Variable(0, dtype=tf.int64))
-    check_loss(task, objective)
     loss_contract.check(objective, model, batch)
     metrics.check(task.metrics, objective, model, batch)
     again = dataclasses.replace(objective, loss=composite.build(config.loss, config.seed))
@@ -201,10 +207,10 @@ def prepare(
     return task
 
 
-def check_loss(task: Task, objective: Objective) -> None:
+def check_loss(task: Task) -> None:
     """Raise UsageError if the loss or a metric does not fit the images, the network or the shards of the run.
 
-    Warns if the run ends within the BCE warm-up.
+    Warns if the BCE warm-up is most of the run.
     """
     source = f"--loss: {plugins.source(task.config.loss)}"
     if not task.is_bounded and any(term.function is bce for term in task.loss.terms):
@@ -232,8 +238,9 @@ def check_loss(task: Task, objective: Objective) -> None:
         )
     if composite.has_updates(task.config.loss) and task.replicas.shards > 1:
         raise UsageError(f"{source} has a method `update`, which needs whole batches; train one process, --shards 1")
-    if objective.warms_up and task.config.bce_steps >= task.total_steps:
-        warn(f"--bce-steps: BCE is part of the loss in all {task.total_steps} steps, until {task.config.bce_steps}")
+    if task.is_mostly_warmup:
+        steps = f"{min(task.config.bce_steps, task.total_steps)} of {task.total_steps} steps"
+        warn(f"--bce-steps: BCE is part of the loss in {steps}; lower it, or train longer")
 
 
 def check_recorded(config: RunConfig, resolved: Resolved, recorded: Resolved) -> None:

@@ -96,9 +96,11 @@ class TrainState(tf.train.Checkpoint):
             norm = values["gradient_norm"]
             gradients, _ = tf.clip_by_global_norm(gradients, self._max_gradient_norm, use_norm=norm)
         before = flatten(weights)
-        self.optimizer.apply(gradients, weights)
-        ratio = tf.norm(flatten(weights) - before) / tf.norm(before)
-        self.means.update({**values, "update_to_weight_ratio": ratio}, num_images)
+        with tf.name_scope("optimizer"):
+            self.optimizer.apply(gradients, weights)
+        with tf.name_scope("running_means"):
+            ratio = tf.norm(flatten(weights) - before) / tf.norm(before)
+            self.means.update({**values, "update_to_weight_ratio": ratio}, num_images)
         self.step.assign_add(1)
         if self._ema_decay is not None:
             self._update_average()
@@ -151,4 +153,5 @@ class Stopwatch:
 
 def global_norm(tensors: list[tf.Tensor]) -> tf.Tensor:
     """Return the L2 norm of all values of the tensors together, a scalar."""
-    return tf.norm(flatten(tensors))
+    with tf.name_scope("global_norm"):
+        return tf.norm(flatten(tensors))

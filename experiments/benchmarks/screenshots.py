@@ -24,12 +24,12 @@ DRAWING_SECONDS = 3  # for curves and points to be drawn
 
 @dataclasses.dataclass(frozen=True)
 class ScreenshotArguments:
-    """Save screenshots of TensorBoard's Scalars, Images and HParams tabs in a headless browser."""
+    """Save screenshots of TensorBoard's Scalars, Images, Graphs and HParams tabs in a headless browser."""
 
     logdir: str = "runs"
     """Folder of finished runs."""
     output: str = "screenshots"
-    """Folder of scalars.png, images.png and hparams.png."""
+    """Folder of scalars.png, images.png, train_step.png, network.png and hparams.png."""
 
 
 # TensorBoard nests its elements in shadow trees, which a plain CSS selector does not enter.
@@ -41,7 +41,6 @@ const [selector] = arguments, found = [];
 })(document);
 return found;
 """
-COLUMNS = ("loss", "epochs", "test.quality/psnr", "test.quality/ssim", "validation.quality/psnr")
 
 
 def find(browser: Any, selector: str) -> list[Any]:
@@ -61,19 +60,30 @@ def has_images(browser: Any) -> bool:
     return bool(images) and all(int(image.get_attribute("naturalWidth")) > 0 for image in images)
 
 
+def has_graph(browser: Any) -> bool:
+    """Return whether the graph of the train step is drawn."""
+    return bool(find(browser, "g.node"))
+
+
+def has_layers(browser: Any) -> bool:
+    """Select the tag run/network, and return whether its layers are drawn."""
+    for controls in find(browser, "tf-graph-controls"):
+        browser.execute_script("arguments[0]._selectedTagIndex = 1", controls)
+    return any("InputLayer" in node.get_attribute("textContent") for node in find(browser, "g.node"))
+
+
 def has_sessions(browser: Any) -> bool:
-    """Select a few columns of the table, and return whether it shows metrics in them."""
-    for box in find(browser, ".hparam-checkbox, .metric-checkbox"):
-        if (box.get_attribute("aria-checked") == "true") != (box.get_attribute("textContent").strip() in COLUMNS):
-            browser.execute_script("arguments[0].click()", box)
+    """Return whether the table shows settings and metrics."""
     cells = [cell.get_attribute("textContent").strip() for cell in find(browser, "vaadin-grid-cell-content")]
-    return all(column in cells for column in COLUMNS) and any(re.fullmatch(r"\d+\.\d+", cell) for cell in cells)
+    return "quality/psnr" in cells and any(re.fullmatch(r"\d+\.\d+", cell) for cell in cells)
 
 
 # Name of the screenshot -> address of the tab, and a test of whether it is loaded.
 TABS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scalars": ("#scalars&_smoothingWeight=0&tagFilter=loss/total|quality/(psnr|ssim)", has_curves),
     "images": ("#images", has_images),
+    "train_step": ("#graphs", has_graph),
+    "network": ("#graphs", has_layers),
     "hparams": ("#hparams", has_sessions),
 }
 

@@ -47,8 +47,9 @@ def comparison_of(failed: tuple[tuple[str, int], ...] = (), **psnr: list[float])
 
 
 def sentence(text: str, loss: str) -> str:
-    """Return the only line of a conclusion that starts with `loss`."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"{loss} ")]
+    """Return the only line of a conclusion that compares `loss`."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{loss} ")]
+    (line,) = [line for line in lines if "did not learn" not in line]
     return line
 
 
@@ -68,11 +69,28 @@ def test_conclusion_claims_only_significant_differences(metric):
     assert "did not learn" not in text
 
 
-def test_conclusion_of_one_seed_claims_no_difference():
-    text = conclusion(comparison_of(a=[10.0], b=[11.0]), "psnr")
-    assert "b (11), a (10)" in text
-    assert "--seeds 3" in text
-    assert "better" not in text
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_conclusion_of_fewer_than_three_seeds_claims_no_difference(seeds):
+    text = conclusion(comparison_of(a=[10.0, 10.1][:seeds], b=[11.0, 11.1001][:seeds]), "psnr")
+    assert text.splitlines()[0].count("b (11") == 1
+    assert "no conclusion, which takes at least 3 seeds (--seeds)" in sentence(text, "b")
+    for word in ("better", "significant", "p ="):
+        assert word not in text
+
+
+@pytest.mark.parametrize("mixed", [["a"], ["b"], ["a", "b"]])
+def test_nothing_is_concluded_about_losses_that_were_mostly_mixed_with_bce(mixed):
+    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05], c=[11.0, 13.1, 12.05])
+    text = conclusion(replace(result, mixed=mixed), "psnr")
+    assert f"because {' and '.join(mixed)} was minimized by itself in less than half" in sentence(text, "b")
+    assert "--bce-steps" in sentence(text, "b")
+    assert ("c is better than a" in text) == ("a" not in mixed)
+
+
+def test_the_conclusion_has_the_warnings_with_the_names_of_their_losses():
+    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
+    lines = conclusion(replace(result, warnings={"a": [], "b": ["--noise-level: high"]}), "psnr").splitlines()
+    assert "b: warning: --noise-level: high" in lines
 
 
 def test_conclusion_says_for_which_learning_rates_it_holds():
@@ -99,7 +117,7 @@ def test_runs_that_did_not_learn_are_counted_and_left_out():
     failed = [line for line in text.splitlines() if "did not learn" in line]
     assert [line.split(" seeds")[0] for line in failed] == ["a did not learn in 1 of 4", "c did not learn in 2 of 4"]
     assert "b is better than a" in sentence(text, "b")
-    assert "and a" not in sentence(text, "c")  # a single seed
+    assert "no conclusion" in sentence(text, "c")  # both learned with seed 0 only
 
 
 def test_nothing_is_claimed_if_the_first_value_never_learned():
@@ -141,11 +159,13 @@ def test_a_run_has_the_metrics_of_its_kept_epoch_and_learned_if_it_is_better_tha
 
 
 def test_the_files_hold_every_run_and_the_statistics(tmp_path):
-    result = comparison_of((("b", 0), ("b", 1)), a=[10.0, 12.0], b=[1.0, 2.0], c=[10.5, 12.7])
+    result = comparison_of(
+        (("b", 0), ("b", 1), ("b", 2)), a=[10.0, 12.0, 11.0], b=[1.0, 2.0, 1.0], c=[10.5, 12.7, 11.6]
+    )
     tuning = Tuning({0.001: 9.0, 0.0032: math.nan}, {0.001: 3, 0.0032: 1}, 0.001, 60.0)
     comparison.save(replace(result, tunings={"a": tuning}), "psnr", tmp_path, TINY)
     everything = json.loads((tmp_path / "comparison.json").read_text())
-    assert [run["learned"] for run in everything["runs"]] == [True, True, False, False, True, True]
+    assert [run["learned"] for run in everything["runs"]] == 3 * [True] + 3 * [False] + 3 * [True]
     assert everything["tunings"]["a"]["scores"] == {"0.001": 9.0, "0.0032": None}
     for name in ("comparison.json", "comparison.csv"):
         assert "nan" not in (tmp_path / name).read_text().lower()
@@ -162,7 +182,7 @@ def test_the_files_hold_every_run_and_the_statistics(tmp_path):
     assert ["`b`", *["did not learn"] * len(METRICS)] in lines
     assert any(line[0] == "`c` - `a`" and line[1].startswith(("-0.6000 [", "+0.6000 [")) for line in lines)
     assert ["`a`", "**9.0000** (3)", "diverged (1)"] in lines
-    assert ["`b`", "0", "0.0", "2", "2.0", "3, 3"] in lines
+    assert ["`b`", "0", "0.0", "3", "3.0", "3, 3, 3"] in lines
     assert "--train-examples 600" in tables
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -205,6 +225,17 @@ def test_values_of_any_field_can_be_compared(folder, trained):
     everything = json.loads((folder / "out" / "comparison.json").read_text())
     assert (everything["names"], everything["seeds"]) == (["0.3", "0.1-0.8"], [3, 4])
     assert "0.1-0.8, seed 3: kept epoch 3" in done.stdout
+
+
+def test_warnings_name_the_loss_and_are_printed_once_and_written(folder, trained):
+    arguments = [*ARGUMENTS, "--bce-steps", "3", "--losses", "bce", "mse", "--seeds", "3"]  # of four steps
+    done = run_in_process("compare_losses.py", *arguments, cwd=folder)
+    assert done.returncode == 0
+    problem = "--bce-steps: BCE is part of the loss in 3 of 4 steps; lower it, or train longer"
+    assert done.stderr == f"warning: mse: {problem}\n"
+    for text in (done.stdout, (folder / "out" / "comparison.md").read_text()):
+        assert f"mse: warning: {problem}" in text
+        assert "mse and bce: no conclusion, because mse was minimized by itself in less than half" in text
 
 
 def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, monkeypatch):

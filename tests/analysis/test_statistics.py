@@ -53,10 +53,12 @@ def test_differences_are_paired_by_seed():
     assert math.isnan(found["first"].difference.mean)
 
 
-def test_fewer_than_two_common_seeds_have_no_p_value_and_do_not_hide_others():
+def test_fewer_than_three_common_seeds_have_no_p_value_and_do_not_hide_others():
     first = by_seed(10.0, 20.0, 30.0)
-    found = estimates({"first": first, "single": {1: 21.0}, "none": {}, "some": by_seed(10.5, 20.6, 30.55)})
+    values = {"single": {1: 21.0}, "two": by_seed(11.0, 21.0001), "none": {}, "some": by_seed(10.5, 20.6, 30.55)}
+    found = estimates({"first": first, **values})
     assert found["single"].difference.mean == 1
-    assert np.isnan([found["single"].p, found["single"].p_corrected, found["none"].p]).all()
+    assert np.isnan([found[name].p for name in ("single", "two", "none")]).all()
+    assert np.isnan([found["single"].p_corrected, found["two"].p_corrected]).all()
     assert np.isnan(found["none"].difference).all()
     assert found["some"].p <= found["some"].p_corrected < 0.01

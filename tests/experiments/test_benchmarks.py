@@ -157,5 +157,5 @@ def test_keras_fit_writes_a_model(tmp_path):
 def test_screenshots_of_every_tab_are_saved(tiny_run, tmp_path):
     done = run_subprocess("benchmarks/screenshots.py", "--logdir", tiny_run, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("scalars", "images", "hparams"):
+    for name in ("scalars", "images", "train_step", "network", "hparams"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -2,7 +2,9 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
+from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandler
@@ -19,6 +22,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler as ListHandl
 from dae.config import RunConfig
 from dae.data import pipeline
 from dae.reporting import tensorboard
+from dae.resolved import Resolved
 from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
@@ -35,10 +39,9 @@ def text(accumulator: EventAccumulator, tag: str) -> str:
 
 def test_each_writer_is_a_run_and_each_plugin_of_tensorboard_finds_data(tiny_run):
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tiny_run)).Reload()
-    writers = (f"tensorboard/{name}" for name in ("test", "train", "validation"))
-    assert sorted(multiplexer.Runs()) == ["tensorboard", *writers]
+    assert sorted(multiplexer.Runs()) == [f"tensorboard/{name}" for name in ("test", "train", "validation")]
     active = MultiplexerDataProvider(multiplexer, str(tiny_run)).list_plugins(RequestContext(), experiment_id="")
-    assert {"scalars", "images", "histograms", "graphs", "text", "hparams"} == active
+    assert {"scalars", "images", "histograms", "graphs", "graph_keras_model", "text", "hparams"} == active
 
 
 def test_curves_have_the_values_of_the_run(tiny_run):
@@ -66,8 +69,39 @@ def test_histograms_show_the_weights_of_each_layer_and_the_latents_after_each_ep
     assert counts.sum() == 256 * 4 * 4 * 8
 
 
-def test_the_graph_contains_the_gradient(tiny_run):
-    assert b"Conv2DBackpropFilter" in events(tiny_run / "tensorboard" / "train").Graph().SerializeToString()
+def test_the_graph_of_the_step_has_named_parts(tiny_run):
+    graph = tf.compat.v1.GraphDef.FromString(events(tiny_run / "tensorboard" / "train").Graph().SerializeToString())
+    gradients = [node.name for node in graph.node if node.op == "Conv2DBackpropFilter"]
+    assert gradients
+    for layer in LAYERS:
+        assert any(node.name.startswith("shard_0/network/") and f"/{layer}_1/" in node.name for node in graph.node)
+    assert all(name.startswith("gradient_tape/shard_") for name in gradients)
+    parts = {node.name.partition("/")[0] for node in graph.node if "/" in node.name}
+    assert {"shard_0", "optimizer", "running_means"} <= parts
+    assert len({node.name.partition("/")[0] for node in graph.node}) < 60  # what the tab shows at first
+
+
+def test_the_conceptual_graph_shows_the_layers(tiny_run):
+    (event,) = events(tiny_run / "tensorboard" / "train").Tensors("run/network")
+    graph = keras_model_to_graph_def(json.loads(tf.make_ndarray(event.tensor_proto).item()))
+    names = [node.name.rpartition("/")[2] for node in graph.node]
+    assert [name for name in names if name in LAYERS] == LAYERS
+    assert all(node.input for node in graph.node[1:])
+
+
+def test_a_network_that_keras_cannot_save_has_no_conceptual_graph(write_events, tmp_path):
+    class Unsaved(keras.layers.Layer):
+        def call(self, noisy):
+            return noisy
+
+        def get_config(self):
+            raise NotImplementedError
+
+    noisy = keras.Input((28, 28, 1))
+    write_events(tmp_path / "run", TINY, epoch=1, loss=1.0, model=keras.Model(noisy, Unsaved()(noisy)))
+    train = events(tmp_path / "run" / "tensorboard" / "train")
+    assert "run/network" not in train.Tags()["tensors"]
+    assert "| batch_size | 64 |" in text(train, "run/configuration")
 
 
 def test_each_metric_has_one_tag():
@@ -87,7 +121,7 @@ def test_each_metric_has_one_tag():
 def test_every_tag_of_a_run_has_a_description(tiny_run):
     for name in ("train", "validation", "test"):
         accumulator = events(tiny_run / "tensorboard" / name)
-        for tag in accumulator.Tags()["tensors"]:
+        for tag in (tag for tag in accumulator.Tags()["tensors"] if not tag.startswith("_hparams_/")):
             description = accumulator.SummaryMetadata(tag).summary_description
             assert description == tensorboard.description(tag) != "", tag
 
@@ -131,35 +165,62 @@ def test_truncate_events_twice_or_interrupted_doubles_no_event(tmp_path, tiny_ru
     assert len(list(folder.iterdir())) == 1
 
 
-def session_groups(logdir: Path) -> list[api_pb2.SessionGroup]:
-    """Return the rows of the HParams tab, from TensorBoard's own backend as its web page asks it."""
+def hparams_tab(logdir: Path) -> tuple[api_pb2.Experiment, list[api_pb2.SessionGroup]]:
+    """Return the columns and rows of the HParams tab, from TensorBoard's own backend as its web page asks it."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(logdir)).Reload()
     context = base_plugin.TBContext(logdir=str(logdir), data_provider=MultiplexerDataProvider(multiplexer, str(logdir)))
     backend, request = Context(context), RequestContext()
-    experiment = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
+    metadata = backend.hparams_metadata(request, "")
+    experiment = backend.experiment_from_metadata(request, "", True, metadata, None, hparams_limit=1000)
     listing = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_UNKNOWN], include_metrics=True
     )
     groups = list(ListHandler(request, backend, "", listing).run().session_groups)
-    assert all(len(experiment.metric_infos) >= len(group.metric_values) for group in groups)
-    return groups
+    return experiment, groups
 
 
-def last_metrics(group: api_pb2.SessionGroup) -> dict[tuple[str, str], float]:
-    return {(value.name.group, value.name.tag): value.value for value in group.metric_values}
+def session_groups(logdir: Path) -> list[api_pb2.SessionGroup]:
+    return hparams_tab(logdir)[1]
 
 
-def test_hparams_shows_the_settings_and_last_metrics_of_a_run(tiny_run):
-    (group,) = session_groups(tiny_run.parent)
+def last_metrics(group: api_pb2.SessionGroup) -> dict[str, float]:
+    return {value.name.tag: value.value for value in group.metric_values}
+
+
+def test_hparams_shows_few_settings_and_the_last_metrics_of_a_run(tiny_run):
+    experiment, (group,) = hparams_tab(tiny_run.parent)
+    names = [info.name for info in experiment.hparam_infos]
+    assert names == sorted([*tensorboard.HPARAMS, "preset"])  # the page shows the first five
+    assert set(group.hparams) == set(names)
+    assert [info.name.tag for info in experiment.metric_infos] == ["quality/psnr", "quality/ssim", "loss/total"]
     assert (group.name, len(group.sessions)) == (f"{tiny_run.name} ({tiny_run.parent})", 1)
     assert group.hparams["loss"].string_value == "bce"
     assert group.hparams["epochs"].number_value == 3
-    assert group.hparams["clip_noise"].bool_value
-    report, line = json.loads((tiny_run / "report.json").read_text()), read_metrics(tiny_run)[-1]
-    metrics = last_metrics(group)
-    assert metrics["test", "quality/psnr"] == pytest.approx(report["test_psnr"], rel=1e-6)
-    assert metrics["validation", "quality/ssim"] == pytest.approx(line["validation_ssim"], rel=1e-6)
-    assert metrics["train", "loss/total"] == pytest.approx(line["train_loss"], rel=1e-6)
+    assert group.hparams["noise_level"].number_value == 0.5
+    preset = group.hparams["preset"].string_value
+    assert preset.startswith("default --train-examples 600 ")
+    assert "--batch-size 64" in preset
+    line, metrics = read_metrics(tiny_run)[-1], last_metrics(group)
+    assert list(metrics) == ["quality/psnr", "quality/ssim", "loss/total"]
+    for tag, name in (("quality/ssim", "validation_ssim"), ("loss/total", "validation_loss")):
+        assert metrics[tag] == pytest.approx(line[name], rel=1e-6)
+
+
+def test_hparams_shows_the_metrics_of_the_user(write_events, tmp_path):
+    metrics: Any = (mean_error,)
+    write_events(tmp_path / "run", replace(TINY, metrics=metrics), epoch=1, loss=1.0)
+    experiment, _ = hparams_tab(tmp_path)
+    assert [info.name.tag for info in experiment.metric_infos][-1] == "quality/mean_error"
+
+
+def mean_error(clean, denoised):
+    return tf.reduce_mean(clean - denoised, axis=[1, 2, 3])
+
+
+def test_without_validation_hparams_shows_the_metrics_on_training_images(write_events, tmp_path):
+    write_events(tmp_path / "run", TINY, epoch=1, loss=0.5, resolved=replace(RESOLVED, validation_examples=0))
+    (group,) = session_groups(tmp_path)
+    assert last_metrics(group) == {"loss/total": 0.5}
 
 
 @pytest.fixture
@@ -168,10 +229,17 @@ def write_events(tiny_run, mnist):
     model = small_network((28, 28, 1))
     samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
 
-    def write(run: Path, config: RunConfig, epoch: int, loss: float) -> None:
+    def write(
+        run: Path,
+        config: RunConfig,
+        epoch: int,
+        loss: float,
+        model: keras.Model = model,
+        resolved: Resolved = RESOLVED,
+    ) -> None:
         run.mkdir(exist_ok=True)
         shutil.copy(tiny_run / "environment.json", run)
-        board = tensorboard.TensorBoard(run, config, RESOLVED, model, samples, epochs_done=epoch - 1)
+        board = tensorboard.TensorBoard(run, config, resolved, model, samples, epochs_done=epoch - 1)
         board.write_epoch({"epoch": epoch, "train_loss": loss, "validation_psnr": 20 * loss})
         board.close()
         tensorboard.write_test(run / "tensorboard", {"epoch": epoch, "test_psnr": 10 * loss})
@@ -188,13 +256,7 @@ def test_hparams_shows_a_resumed_run_once_with_its_last_settings_and_metrics(wri
     (group,) = session_groups(tmp_path)
     assert len(group.sessions) == 1
     assert group.hparams["epochs"].number_value == 2
-    assert group.hparams["value_range"].string_value == "(0.0, 255.0)"
-    assert group.hparams["dtype"].string_value == "uint8"
-    assert last_metrics(group) == {
-        ("train", "loss/total"): 0.5,
-        ("validation", "quality/psnr"): 10.0,
-        ("test", "quality/psnr"): 5.0,
-    }
+    assert last_metrics(group) == {"quality/psnr": 10.0}
 
 
 def test_hparams_shows_runs_with_equal_settings_as_rows_named_by_name_and_folder(write_events, tmp_path):
@@ -206,4 +268,4 @@ def test_hparams_shows_runs_with_equal_settings_as_rows_named_by_name_and_folder
     assert [group.name for group in groups] == [f"{run.name} ({tmp_path})" for run in runs]
     assert groups[0].hparams == groups[1].hparams
     assert [len(group.sessions) for group in groups] == [1, 1]
-    assert [last_metrics(group)["train", "loss/total"] for group in groups] == [1.0, 0.5]
+    assert [last_metrics(group)["quality/psnr"] for group in groups] == [20.0, 10.0]

@@ -222,7 +222,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(fil
     assert saved_in(run / "checkpoints" / "latest")[-1].name == "ckpt-8"
     printed = capsys.readouterr()
     assert "loss: BCE warm-up, then mae from step 14" in printed.out
-    assert "warning: --bce-steps: BCE is part of the loss in all 14 steps" in printed.err
+    assert "warning: --bce-steps: BCE is part of the loss in 14 of 14 steps" in printed.err
 
 
 @pytest.mark.slow
