@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, small_network
+from helpers import TINY, rejected, small_network
 
 import dae
 from dae import config as config_module
@@ -137,9 +137,8 @@ def test_sources_have_unique_names_and_a_function_without_source_is_told_apart_b
     "value", ["bce", 3, [largest], None, len, np.add, "a".join, object], ids=lambda value: type(value).__name__
 )
 def test_what_is_not_written_in_python_is_rejected(value):
-    with pytest.raises(UsageError, match=r"^--loss: expected a function or class written in Python, got ") as caught:
+    with rejected("--loss: expected a function or class written in Python, got "):
         record(value)
-    assert "\n" not in str(caught.value)
 
 
 # Runs
@@ -206,8 +205,6 @@ def failing(clean, level, seed):
 def test_a_function_that_cannot_be_used_is_rejected_in_one_line_before_anything_is_written(
     field, function, message, tmp_path
 ):
-    with pytest.raises(UsageError, match=f"^--{field}.*") as caught:
+    with rejected(f"--{field}", match=message):
         dae.train(RunConfig(train_examples=64, **{field: function}), tmp_path / "runs" / "run")
-    assert caught.match(message)
-    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

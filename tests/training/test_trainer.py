@@ -127,13 +127,11 @@ def test_a_collapsed_network_is_warned_of_but_not_an_initial_one(mnist, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "warns"), [("mse", True), ("bce + mse", False)])
-def test_run_whose_network_turns_black_is_warned_of(loss, warns, tmp_path, capsys):
+def test_run_whose_network_turns_black_is_warned_of(tmp_path, capsys):
     """From grey outputs, at the default learning rate, mse alone does that; so it does in Keras's `fit`."""
-    small = {"train_examples": 5000, "validation_examples": 64, "batch_size": 64, "epochs": 1}
-    config = RunConfig(loss=loss, bce_steps=0, initial_brightness=0.5, **small)  # type: ignore[arg-type]
-    trainer.train(config, tmp_path / "run")
-    assert ("the same image" in capsys.readouterr().err) == warns
+    small = RunConfig(train_examples=5000, validation_examples=64, batch_size=64, epochs=1)
+    trainer.train(replace(small, loss="mse", bce_steps=0, initial_brightness=0.5), tmp_path / "run")
+    assert "the same image" in capsys.readouterr().err
 
 
 # Early stopping and the best epoch: at so high a learning rate, some epochs are worse than those before them.
