@@ -1,4 +1,4 @@
-"""Gives the fixtures to every process that runs tests; with xdist, the one that divides the tests starts without them."""
+"""Load the fixtures, except in the process of xdist that only divides the tests."""
 
 import pytest
 

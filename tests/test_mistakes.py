@@ -80,6 +80,8 @@ MISTAKES = [
     (f"{SMALL} --axes NYXC", ["digits.npz: expected images, NYXC, got x_train (140, 16, 16), x_test (4, 16, 16)"]),
     (f"{SMALL} --axes NYY", ["--axes: NYY: expected one letter for each axis"]),
     (f"{SMALL} --train-examples 1000", ["--train-examples: 1000 exceeds the 100"]),
+    ("--validation-examples 60000", ["--validation-examples: 60000 exceeds the 59999 images available"]),
+    ("--image-size 32", ["--image-size: ", "folder of pictures"]),
     (f"{SMALL} --validation-examples 0 --patience 1", ["--patience: needs validation images"]),
     # Noise
     (f"{SMALL} --noise masking --noise-level 1.5", ["--noise-level: expected 0 to 1 for masking, got 1.5"]),
@@ -259,7 +261,7 @@ def times(folder: Path) -> dict[Path, int]:
     ],
 )
 def test_a_resume_that_is_rejected_leaves_the_run_as_it_is(flags, words, finished_run, files, tmp_path):
-    run = finished_run("network")
+    run = Path(shutil.copytree(finished_run("network"), tmp_path / "run"))
     shutil.copy(files / "networks.py", tmp_path / "other.py")
     before = times(run)
     done = run_in_process("run.py", "--run-dir", run, *flags.replace("{}", str(files)).split(), cwd=tmp_path)

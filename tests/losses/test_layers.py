@@ -248,9 +248,13 @@ def test_frozen_network_of_a_loss_is_not_trained(checked, batch):
 
 
 @pytest.mark.slow
-def test_run_with_the_weights_of_a_loss_can_be_evaluated_and_verified(finished_run):
-    for script, words in (("evaluate.py", "PSNR"), ("verify.py", "identical in every bit")):
-        done = run_in_process(script, finished_run("sum"))
+def test_run_with_the_weights_of_a_loss_can_be_evaluated_and_verified(finished_run, tmp_path):
+    run = finished_run("sum")
+    for command, words in (
+        (("evaluate.py", run, "--figure", tmp_path / "a.png"), "PSNR"),
+        (("verify.py", run), "identical in every bit"),
+    ):
+        done = run_in_process(*command)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
 

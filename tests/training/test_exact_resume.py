@@ -140,14 +140,3 @@ def test_a_process_that_was_killed_is_resumed_to_the_same_bits(name, number, fin
     done = subprocess.run([*command[:2], "--resume", "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
     assert_same(run, expected)
-
-
-@pytest.mark.slow
-def test_more_epochs_of_a_finished_run_give_the_bits_of_a_run_that_was_that_long_from_the_start(
-    finished_run, files, tmp_path
-):
-    """Also without checkpoints within an epoch, which change no result."""
-    config = config_of(files, "bfloat16", checkpoint_every=None)
-    trainer.train(config_of(files, "bfloat16", checkpoint_every=None, epochs=1), tmp_path / "run", quiet=True)
-    trainer.train(config, tmp_path / "run", resume=True, quiet=True)
-    assert_same(tmp_path / "run", finished_run("bfloat16"))
