@@ -21,11 +21,11 @@ def patches() -> keras.Model:
 
 # Sizes that have at least four tiles, and the next larger ones that the networks take.
 SIZES = {
-    "conv": ((151, 117), (156, 124)),
+    "conv": ((151, 141), (156, 148)),
     "blog": ((111, 93), (112, 96)),
     "patches": ((111, 93), (112, 94)),
-    "unet": ((331, 297), (332, 300)),
-    "residual_unet": ((331, 297), (332, 300)),
+    "unet": ((231, 217), (232, 220)),
+    "residual_unet": ((231, 217), (232, 220)),
     "dncnn": ((91, 77), (91, 77)),
 }
 
