@@ -5,4 +5,4 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        config.pluginmanager.import_plugin("fixtures")  # which imports TensorFlow, for five seconds
+        config.pluginmanager.import_plugin("shared_fixtures")  # which imports TensorFlow, for five seconds

@@ -125,7 +125,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def rejected(start: str = "", *words: str, match: str = "") -> Iterator[None]:
+def rejected(start: str = "", *words: str, match: str | None = None) -> Iterator[None]:
     """Assert that a mistake is rejected in one line, which begins with `start`, has these words and matches `match`."""
     with pytest.raises(UsageError, match=match) as caught:
         yield
