@@ -37,8 +37,7 @@ def test_noise_of_any_level_is_removed_from_photographs_in_grey_and_colour(grey,
     noisy = clean + np.float32(sigma / 255) * np.random.default_rng(0).standard_normal(clean.shape, np.float32)
     denoised = dae.denoise(noisy)
     assert psnr(clean, denoised) > psnr(clean, noisy) + gain
-    part = slice(100, 200), slice(100, 200)
-    assert psnr(clean[part], dae.denoise(noisy[part], self_ensemble=True)) > psnr(clean[part], dae.denoise(noisy[part]))
+    assert psnr(clean, dae.denoise(noisy, self_ensemble=True)) > psnr(clean, denoised)
     channels = 1 if grey else 3
     tiles = Denoiser(tile_bytes=1)
     assert len(tiles.of(channels)._tiles((300, 300), channels)[1]) > 1
