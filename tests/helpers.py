@@ -25,6 +25,7 @@ from dae.config import RunConfig
 from dae.data import noise
 from dae.data.pipeline import Batch
 from dae.data.values import ValueRange
+from dae.errors import UsageError
 from dae.losses import composite
 from dae.losses.composite import CompositeLoss
 from dae.losses.objective import Objective
@@ -121,6 +122,17 @@ def file_size_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def rejected(start: str = "", *words: str, match: str | None = None) -> Iterator[None]:
+    """Assert that a mistake is rejected in one line, which begins with `start`, has these words and matches `match`."""
+    with pytest.raises(UsageError, match=match) as caught:
+        yield
+    message = str(caught.value)
+    assert message.startswith(start)
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
 
 
 def denoised_by_hand(model: keras.Model, noisy: np.ndarray) -> np.ndarray:

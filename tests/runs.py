@@ -79,6 +79,14 @@ class Moving(keras.Layer):
         self.scale.assign(0.9 * self.scale + 0.05 * tf.reduce_mean(denoised) + 0.05 * tf.reduce_mean(denoise(noisy)))
 """
 
+NOISES = """
+import tensorflow as tf
+
+
+def flat(clean, level, seed):
+    return tf.reshape(clean, [-1])
+"""
+
 
 def squared_error(clean, denoised):
     return tf.reduce_mean(tf.square(clean - denoised), axis=[1, 2, 3])
@@ -102,11 +110,12 @@ PAIR_SIZES = {
 
 def write_files(folder: Path, digits: np.ndarray) -> None:
     """Write the users' files; the centres of MNIST's `digits` as digits.npz; and pairs/, pictures of 12 bits."""
-    for name, text in (("networks", NETWORKS), ("metrics", METRICS), ("losses", LOSSES)):
+    folder.mkdir()
+    for name, text in (("networks", NETWORKS), ("metrics", METRICS), ("losses", LOSSES), ("noises", NOISES)):
         (folder / f"{name}.py").write_text(text)
     shutil.copy(Path(__file__).parent / "published.py", folder)
-    centres = digits[:180, 6:22, 6:22, 0]
-    np.savez(folder / "digits.npz", x_train=centres[:140], x_test=centres[140:])
+    centres = digits[:144, 6:22, 6:22, 0]
+    np.savez(folder / "digits.npz", x_train=centres[:140], x_test=centres[140:144])
     rng, number = np.random.default_rng(0), 0
     for split, sizes in PAIR_SIZES.items():
         for height, width in sizes:
@@ -135,6 +144,7 @@ SMALL: Row = {
 }
 
 ROWS: dict[str, Row] = {
+    "plain": {},
     "network": {
         "model": "{}/networks.py:normalized",
         "metrics": ("{}/metrics.py:largest_error",),

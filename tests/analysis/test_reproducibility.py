@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, new_state, run_in_process, run_subprocess
+from helpers import TINY, new_state, run_in_process
 
 from dae.analysis.reproducibility import first_difference
 from dae.models import networks
@@ -141,14 +141,13 @@ def test_a_change_is_found_in_both_directions(change, difference, tiny_run, copy
     assert first_difference(copy, copy) is None  # NaN equals NaN
 
 
-@pytest.mark.parametrize("folder", ["latest", "best"])
 @pytest.mark.parametrize(
-    ("name", "select"),
+    ("folder", "name", "select"),
     [
-        ("optimizer/velocity", lambda state: state.optimizer.velocity),
-        ("trainable_variables/13", lambda state: state.model.trainable_variables[13]),
-        ("means/sums", lambda state: state.means.sums),
-        ("best_loss", lambda state: state.best_loss),
+        ("latest", "optimizer/velocity", lambda state: state.optimizer.velocity),
+        ("best", "trainable_variables/13", lambda state: state.model.trainable_variables[13]),
+        ("latest", "means/sums", lambda state: state.means.sums),
+        ("best", "best_loss", lambda state: state.best_loss),
     ],
 )
 def test_changed_tensor_of_a_checkpoint_is_found(name, select, folder, state, tiny_run, copy):
@@ -184,10 +183,7 @@ def test_durations_are_ignored(state, tiny_run, copy):
 
 
 @pytest.mark.slow
-def test_verify_reports_an_identical_rerun_or_the_first_difference(tiny_run, copy):
-    completed = run_subprocess("verify.py", tiny_run)
-    assert completed.returncode == 0, completed.stderr
-    assert "identical" in completed.stdout
+def test_verify_reports_the_first_difference_from_a_rerun(copy):
     change_lines(copy, lambda lines: lines[1].update(validation_mse=0.5))
     completed = run_in_process("verify.py", copy)
     assert completed.returncode == 1

@@ -33,18 +33,6 @@ def test_first_images_train_and_last_images_validate(mnist):
     assert len(datasets.load(RunConfig(validation_examples=0)).train) == 60_000
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"validation_examples": 60_000}, r"^--validation-examples: 60000 exceeds the 59999 images available$"),
-        ({"image_size": 32}, r"^--image-size: .*folder of pictures"),
-    ],
-)
-def test_settings_that_do_not_fit_the_data_are_rejected(settings, message):
-    with pytest.raises(UsageError, match=message):
-        datasets.load(RunConfig(**settings))
-
-
 def test_mnist_is_that_of_its_readme():
     readme = (datasets.MNIST_FILE.parent / "README.md").read_text()
     for name, images in datasets.mnist().items():

@@ -104,8 +104,7 @@ def test_range_of_noise_levels_gives_each_image_a_level_of_its_own(images):
     assert levels.mean() == pytest.approx(0.45, abs=5 * 0.7 / math.sqrt(12 * 2000))
 
 
-@pytest.mark.parametrize("level", [0.3, (0.1, 0.8)])
-@pytest.mark.parametrize("clip_noise", [True, False])
+@pytest.mark.parametrize(("level", "clip_noise"), [(0.3, True), ((0.1, 0.8), False)])
 @pytest.mark.parametrize("noise", NOISES)
 def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, images):
     config = dataclasses.replace(CONFIG, noise=noise, noise_level=level, clip_noise=clip_noise)

@@ -93,9 +93,9 @@ def layers_of_all_kinds(image_shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(noisy, layers.Conv2D(channels, 3, padding="same", activation="sigmoid")(x))
 
 
-# `blog` and `patches` have no other layers than `conv` and `unet`.
+# The others have no other layers than these.
 NETWORKS = {
-    **{name: networks.MODELS[name] for name in ("conv", "unet", "residual_unet", "dncnn")},
+    **{name: networks.MODELS[name] for name in ("conv", "residual_unet", "dncnn")},
     "user": layers_of_all_kinds,
 }
 

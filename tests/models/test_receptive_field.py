@@ -11,9 +11,7 @@ from keras import layers
 from dae.models.networks import MODELS
 from dae.models.sizes import ReceptiveField, any_size, fitting_size, receptive_field
 
-few_examples = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20")), phases=[Phase.explicit, Phase.generate]
-)
+few_examples = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "6")), phases=[Phase.generate])
 paddings = st.sampled_from(["same", "valid"])
 # To be called: Keras draws seeds when it makes a layer.
 plain_layers = st.sampled_from([
@@ -65,7 +63,7 @@ def build(network: list[partial]) -> tuple[keras.Model, ReceptiveField]:
 
 @few_examples
 @given(network=networks(), extra=st.integers(0, 5), first=st.integers(1, 3))
-def test_inside_its_field_a_tile_gives_the_output_of_the_whole_image_whatever_is_around_it(network, extra, first):
+def test_inside_the_field_of_any_network_a_tile_gives_the_output_of_the_whole_image(network, extra, first):
     model, field = build(network)
     (period, _), before, after = field.period, max(field.before), max(field.after)
     size, _ = fitting_size(model, 30 + extra + before + after, 60)
@@ -85,7 +83,6 @@ def test_inside_its_field_a_tile_gives_the_output_of_the_whole_image_whatever_is
     ("blog", 28, 11, 11, 4),
     ("patches", 28, 12, 12, 2),
     ("unet", 28, 46, 46, 4),
-    ("residual_unet", 28, 46, 46, 4),
     ("dncnn", 28, 8, 8, 1),
 ])  # fmt: skip
 def test_fields_of_the_networks_of_the_package(name, side, before, after, period):

@@ -46,7 +46,7 @@ def test_all_networks_are_tested():
     assert {name for name, _ in REMAINDERS} == set(MODELS)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(case=st.sampled_from(list(REMAINDERS)), height=SIDES, width=SIDES)
 def test_fitting_size_is_the_smallest_that_fits(built, case, height, width):
     remainder, divisor = REMAINDERS[case]

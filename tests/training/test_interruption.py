@@ -93,12 +93,3 @@ def test_a_signal_at_the_end_of_an_epoch_keeps_the_epoch(files, tmp_path):
     assert caught.value.signal_number == signal.SIGINT
     assert seen == [(read_metrics(run)[0], 7, ["ckpt-7"])]
     assert len(read_metrics(run)) == 1
-
-
-def test_an_exception_of_the_callback_is_not_replaced_by_a_pending_signal(files, tmp_path):
-    def fail(epoch_end: trainer.EpochEnd) -> None:
-        send(signal.SIGTERM)
-        raise ZeroDivisionError("of the callback")
-
-    with pytest.raises(ZeroDivisionError, match="of the callback"):
-        trainer.train(config_of(files), tmp_path / "run", quiet=True, on_epoch_end=fail)

@@ -40,7 +40,7 @@ def test_a_published_network_trains_resumes_exactly_reloads_denoises_and_is_expo
     name, alone, with_code, problem, finished_run, files, tmp_path, capsys
 ):
     run, expected = tmp_path / "run", finished_run(name)
-    as_if_killed(expected, run, 4)
+    as_if_killed(expected, run, 12)
     np.testing.assert_equal(restored_model(run).count_params(), load_model(expected).count_params())
     trainer.train(config_of(files, name), run, resume=True)
     assert_same(run, expected)

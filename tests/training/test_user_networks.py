@@ -134,19 +134,6 @@ def test_losses_of_activities_and_of_averaged_weights_are_those_of_the_evaluated
     assert value > 1.5 * float(tf.add_n(task.model.losses))
 
 
-def test_metric_of_a_users_file_is_reported_everywhere(run):
-    for line in read_metrics(run):
-        assert 0 < line["train_largest_error"] <= 1
-        assert 0 < line["validation_largest_error"] <= 1
-    model, config = load_model(run), config_module.read(run / "config.json")
-    errors = [
-        tf.reduce_max(tf.abs(batch.clean - model(batch.noisy)), axis=[1, 2, 3])
-        for batch in evaluation_batches(datasets.load(config).test, config, "test")
-    ]
-    expected = float(tf.reduce_mean(tf.concat(errors, axis=0)))
-    assert read_report(run)["test_largest_error"] == pytest.approx(expected, rel=1e-5)
-
-
 def test_a_run_starts_from_the_averaged_weights_of_another_without_a_warm_up(files, run):
     task = prepare(config_of(files, "network", start_from=str(run), loss="mae", bce_steps=9))
     for model in (task.model, task.evaluated_model):

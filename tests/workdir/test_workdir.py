@@ -64,25 +64,6 @@ def test_slug_is_a_readable_folder_name(setting, name):
 # Opening
 
 
-def test_new_folder_is_kept_once_a_run_has_started(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with workdir.opened(None, TINY, resume=False) as run:
-        assert (run.path, run.config, run.recorded) == (Path("runs/mnist-conv-bce"), TINY, None)
-        assert run.path.is_dir()
-        workdir.start(run.path, run.config, RESOLVED)
-    assert workdir.has_run(run.path)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_folder_is_locked_while_it_is_open_and_removed_after_a_mistake(resume, tmp_path):
-    path = tmp_path / "new" / "run"
-    with pytest.raises(UsageError, match="mistake"), workdir.opened(path, TINY, resume):  # noqa: PT012
-        with pytest.raises(UsageError, match="another process"), workdir.opened(path, TINY, resume):
-            pass
-        raise UsageError("a mistake")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_resume_finds_the_run_if_there_is_one_with_its_record_and_report(tmp_path):
     path = tmp_path / "run"
     with workdir.opened(path, TINY, resume=True) as run:
