@@ -9,7 +9,7 @@ from dae.training.profiler import PROFILED_CALL, profiled
 
 def check_profile(folder: Path) -> None:
     """Assert that there is one profile in `folder`, where TensorBoard looks for it, with the parts of a train step."""
-    (profile,) = (folder / "plugins" / "profile").glob("*/*.xplane.pb")
+    (profile,) = (folder / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
     content = profile.read_bytes()
     for name in (b"train_loop", b"Conv2DBackpropFilter"):
         assert name in content
