@@ -25,7 +25,7 @@ FLAT, LESS_FLAT = 0.05, 0.3
 # Blocks with more values at black or white show too little of their noise.
 MAX_CLIPPED = 2
 # Less noise than this is called none, and less correlation white.
-NONE, CORRELATED = 1 / 255, 0.2
+NONE, CORRELATED = 1 / 255, 0.25
 # Structure varies more between blocks than noise does. A group shows noise if its blocks with the least structure have
 # this fraction of the variance of more blocks; images show noise if this fraction of their groups does.
 FLOOR, WITH_FLOOR = 0.75, 0.3
@@ -37,7 +37,7 @@ SAMPLE = 20
 _ROW, _COLUMN = np.divmod(np.arange(SIDE * SIDE), SIDE)
 _BASIS = np.cos(np.pi * np.outer(np.arange(SIDE), np.arange(SIDE) + 0.5) / SIDE) * math.sqrt(2 / SIDE)
 _BASIS[0] *= math.sqrt(0.5)
-# [pixel, frequency], orthonormal: white noise has the same variance at all frequencies.
+# [pixel, frequency], orthonormal: white noise has the same variance at all.
 _TRANSFORM = np.kron(_BASIS, _BASIS).T.astype(np.float32)
 _INNER = (_ROW > 0) & (_COLUMN > 0)
 _HIGH, _LOW = _ROW + _COLUMN >= 10, _INNER & (_ROW + _COLUMN <= 5)
@@ -79,7 +79,7 @@ class NoiseLevel(NamedTuple):
     def problems(self, needs_level: bool = True) -> list[str]:
         """Return what is not white noise; with `needs_level`, also what is not Gaussian noise of a single level."""
         is_noisy = self.sigma > NONE
-        rises = self.gain > 4 * self.gain_error and self.gain > 0.5 * self.sigma**2 and _shows_noise(self.groups)
+        rises = is_noisy and self.gain > 4 * self.gain_error and self.gain > self.sigma**2
         correlated = f"noise correlated between pixels ({self.correlation:.2f}), which losses learn as structure"
         clipped = f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero"
         found = {
@@ -99,8 +99,7 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
     other types, shapes and sizes, and for values that are not finite.
     """
     image = np.asarray(image)
-    values = ValueRange.requested(value_range, image.dtype).to_unit(image)
-    values = values if values.ndim == 3 else values[..., None]
+    values = np.atleast_3d(ValueRange.requested(value_range, image.dtype).to_unit(image))
     if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < MIN_SIDE:
         raise UsageError(f"expected an image [H, W] or [H, W, C] of {MIN_SIDE} x {MIN_SIDE} or more, got {image.shape}")
     if not np.isfinite(values).all():
@@ -159,25 +158,21 @@ def _power(coefficients: np.ndarray, fraction: float) -> tuple[float, np.ndarray
     return brightness, power
 
 
-def _shows_noise(groups: np.ndarray) -> bool:
-    return bool(np.mean(groups["floor"] > FLOOR) > WITH_FLOOR)
-
-
 def _estimate(groups: np.ndarray) -> NoiseLevel:
     """Return the estimate from groups of blocks, an array of _GROUP."""
     # At least half of the groups, and all that show noise.
     best = groups[groups["floor"] >= min(FLOOR, np.median(groups["floor"]))]
-    correlation = np.median(best["correlation"]) if _shows_noise(groups) else 0.0
+    correlation = np.median(best["correlation"]) if np.mean(groups["floor"] > FLOOR) > WITH_FLOOR else 0.0
     # Structure is mostly in low frequencies, but so is correlated noise.
     band = "all" if correlation > CORRELATED else "high"
     deviations = np.sqrt(best[band])
     varied = groups[groups[band] > 1e-9]  # not of constant images
-    line, errors = np.zeros(2), np.zeros(2)
+    line, covariance = np.zeros(2), np.zeros((2, 2))
     if len(varied) > 2:  # the standard errors of variances are proportional to these
         line, covariance = np.polyfit(varied["brightness"], varied[band], 1, w=1 / varied[band], cov=True)
-        errors = np.sqrt(np.diag(covariance))
+    (gain, offset), (gain_error, offset_error) = line, np.sqrt(np.diag(covariance))
     clipped, jpeg = np.median(groups["clipped"]), np.median(groups["jpeg"])
-    values = (np.median(deviations), deviations.std(), line[0], errors[0], line[1], errors[1], correlation, clipped)
+    values = (np.median(deviations), deviations.std(), gain, gain_error, offset, offset_error, correlation, clipped)
     return NoiseLevel(*map(float, values), is_compressed=bool(jpeg > 0.5), groups=groups)
 
 
