@@ -173,7 +173,7 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
     (gain, offset), (gain_error, offset_error) = line, np.sqrt(np.diag(covariance))
     clipped, jpeg = np.median(groups["clipped"]), np.median(groups["jpeg"])
     values = (np.median(deviations), deviations.std(), gain, gain_error, offset, offset_error, correlation, clipped)
-    return NoiseLevel(*map(float, values), is_compressed=bool(jpeg > 0.5), groups=groups)
+    return NoiseLevel._make([*map(float, values), bool(jpeg > 0.5), groups])
 
 
 def _has_jpeg_blocks(values: np.ndarray) -> bool:
