@@ -1,11 +1,10 @@
 """The noise in images of which no clean versions exist: its level, and what of it is not white Gaussian noise.
 
-Blocks of 8 x 8 pixels with little structure show the noise alone. Half of the frequencies of their cosine transform
-selects such blocks; the noise at the other half, which is independent of that at the first, is measured. The blocks are
-grouped by brightness, on which the variance can depend. Sources: Ponomarenko et al., An Automatic Approach to Lossy
-Compression of AVIRIS Images (2007), for the two sets of frequencies; Foi et al., Practical Poissonian-Gaussian Noise
-Modeling and Fitting for Single-Image Raw-Data (2008), for the line through the variances; Nikoukhah et al., ZERO: a
-Local JPEG Grid Origin Detector (2021), for the zeros that JPEG leaves.
+Blocks of 8 x 8 pixels, in groups by brightness, with little structure show the noise alone. Half of the frequencies of
+their cosine transform selects such blocks; the noise at the other half, which is independent, is measured. Sources:
+Ponomarenko et al., An Automatic Approach to Lossy Compression of AVIRIS Images (2007), for the two sets of frequencies;
+Foi et al., Practical Poissonian-Gaussian Noise Modeling and Fitting for Single-Image Raw-Data (2008), for the line
+through the variances; Nikoukhah et al., ZERO: a Local JPEG Grid Origin Detector (2021), for the zeros that JPEG leaves.
 """
 
 import math
@@ -19,14 +18,17 @@ from dae.data.images import LUMA, MIN_SIDE, Images
 from dae.data.values import ValueRange
 from dae.errors import UsageError
 
+# At most about so many blocks of SIDE x SIDE pixels are looked at.
 SIDE, MAX_BLOCKS, GROUPS = 8, 2**16, 6
 # The fractions of the blocks, those with the least structure, on which noise is measured, and compared with.
 FLAT, LESS_FLAT = 0.05, 0.3
 # Blocks with more values at black or white show too little of their noise.
 MAX_CLIPPED = 2
-# Less noise than this is called none. Structure is correlated too, but varies more between blocks than noise does, of
-# which those with the least structure have at least the fraction FLOOR of the variance of others.
-NONE, CORRELATED, FLOOR = 1 / 255, 0.15, 0.7
+# Less noise than this is called none, and less correlation white.
+NONE, CORRELATED = 1 / 255, 0.25
+# Structure varies more between blocks than noise does. A group shows noise if its blocks with the least structure have
+# this fraction of the variance of more blocks; images show noise if this fraction of their groups does.
+FLOOR, WITH_FLOOR = 0.75, 0.3
 # The side of the crop in which blocks of JPEG are looked for, and by how much more of their coefficients are zeros.
 JPEG_CROP, JPEG_ZEROS = 256, 0.02
 # A run looks at this many of its images.
@@ -35,21 +37,25 @@ SAMPLE = 20
 _ROW, _COLUMN = np.divmod(np.arange(SIDE * SIDE), SIDE)
 _BASIS = np.cos(np.pi * np.outer(np.arange(SIDE), np.arange(SIDE) + 0.5) / SIDE) * math.sqrt(2 / SIDE)
 _BASIS[0] *= math.sqrt(0.5)
-# [pixel, frequency], orthonormal: white noise has the same variance at all frequencies.
+# [pixel, frequency], orthonormal: white noise has the same variance at all.
 _TRANSFORM = np.kron(_BASIS, _BASIS).T.astype(np.float32)
 _INNER = (_ROW > 0) & (_COLUMN > 0)
-_HIGH, _LOW = _ROW + _COLUMN >= 9, _INNER & (_ROW + _COLUMN <= 5)
+_HIGH, _LOW = _ROW + _COLUMN >= 10, _INNER & (_ROW + _COLUMN <= 5)
 # Weights of the variances in the correlation between neighbours: zero in sum, as for white noise.
 _NEIGHBOURS = np.where(_INNER, np.cos(np.pi * _ROW / SIDE) + np.cos(np.pi * _COLUMN / SIDE), 0.0) / 2
 
+# Of blocks: brightness, variance at high and all frequencies, correlation, FLOOR's fraction; the rest is of the image.
+_GROUP = np.dtype([(name, float) for name in ("brightness", "high", "all", "correlation", "floor", "clipped", "jpeg")])
+
 
 class NoiseLevel(NamedTuple):
-    """An estimate of the noise in images, where black is 0 and white 1. Errors are standard errors.
+    """An estimate of the noise in images, where black is 0 and white 1.
 
     White Gaussian noise has the standard deviation `sigma`; Poisson-Gaussian noise has the variance gain * brightness +
-    offset. `correlation` is that of the noise of neighbouring pixels, `clipped` the fraction of values that are exactly
-    black or white, and `is_compressed` says that blocks of JPEG are found. `groups` of blocks, [groups, 5], have the
-    mean brightness, the variance of the noise, and the values for their image of the three before.
+    offset. `sigma_error` is the standard deviation between groups of blocks: structure that is taken for noise does not
+    average out. The errors of gain and offset are standard errors. `correlation` is that of the noise of neighbouring
+    pixels, `clipped` the fraction of values that are exactly black or white, and `is_compressed` says that blocks of
+    JPEG are found. `groups` is an array with what was measured in each group of blocks.
     """
 
     sigma: float
@@ -73,7 +79,7 @@ class NoiseLevel(NamedTuple):
     def problems(self, needs_level: bool = True) -> list[str]:
         """Return what is not white noise; with `needs_level`, also what is not Gaussian noise of a single level."""
         is_noisy = self.sigma > NONE
-        rises = self.gain > 4 * self.gain_error and self.gain > 0.5 * self.sigma**2
+        rises = is_noisy and self.gain > 4 * self.gain_error and self.gain > self.sigma**2
         correlated = f"noise correlated between pixels ({self.correlation:.2f}), which losses learn as structure"
         clipped = f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero"
         found = {
@@ -93,28 +99,17 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
     other types, shapes and sizes, and for values that are not finite.
     """
     image = np.asarray(image)
-    values = ValueRange.requested(value_range, image.dtype).to_unit(image)
-    values = values if values.ndim == 3 else values[..., None]
+    values = np.atleast_3d(ValueRange.requested(value_range, image.dtype).to_unit(image))
     if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < MIN_SIDE:
         raise UsageError(f"expected an image [H, W] or [H, W, C] of {MIN_SIDE} x {MIN_SIDE} or more, got {image.shape}")
     if not np.isfinite(values).all():
         raise UsageError("expected finite values, got NaN or infinity")
-    windows = sliding_window_view(values, (SIDE, SIDE), axis=(0, 1))
-    step = math.ceil(math.sqrt(math.prod(windows.shape[:3]) / MAX_BLOCKS))
-    blocks = windows[::step, ::step].reshape(-1, SIDE * SIDE)
-    coefficients = blocks[np.isin(blocks, (0, 1)).sum(axis=1) <= MAX_CLIPPED] @ _TRANSFORM
-    of_image = [np.isin(values, (0, 1)).mean(), _has_jpeg_blocks(values)]
+    of_image = (np.isin(values, (0, 1)).mean(), _has_jpeg_blocks(values))
+    coefficients = _coefficients(values)
     if len(coefficients) < GROUPS:  # saturated
-        return _estimate(np.array([[values.mean(), 0, 0, *of_image]]))
-    rows = []
-    for indices in np.array_split(np.argsort(coefficients[:, 0]), GROUPS):
-        flat, less_flat = (_power(coefficients[indices], fraction) for fraction in (FLAT, LESS_FLAT))
-        is_noise = flat[_LOW].mean() > FLOOR * less_flat[_LOW].mean()
-        correlation = flat @ _NEIGHBOURS / flat[_INNER].sum() if is_noise else 0
-        # Structure is mostly in low frequencies, but so is correlated noise.
-        variance = flat[_INNER if correlation > CORRELATED else _HIGH].mean()
-        rows.append([coefficients[indices, 0].mean() / SIDE, variance, correlation, *of_image])
-    return _estimate(np.array(rows))
+        return _estimate(np.array([(values.mean(), 0, 0, 0, 0, *of_image)], _GROUP))
+    by_brightness = np.array_split(np.argsort(coefficients[:, 0]), GROUPS)
+    return _estimate(np.array([(*_measured(coefficients[group]), *of_image) for group in by_brightness], _GROUP))
 
 
 def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
@@ -124,50 +119,61 @@ def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
 
 def of_images(images: Images) -> NoiseLevel:
     """Return the estimate of the noise in some noisy images, at most SAMPLE. Raises as `estimate_noise` does."""
-    ends, value_range = np.cumsum(images.shapes.prod(axis=1)), (images.value_range.black, images.value_range.white)
-    levels = []
-    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)):
-        shape = images.shapes[index]
-        pixels = images.rows[ends[index] - shape.prod() : ends[index]]
-        levels.append(estimate_noise(pixels.reshape(*shape, -1), value_range))
-    return combined(levels)
+    value_range = (images.value_range.black, images.value_range.white)
+    chosen = [images[i : i + 1] for i in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int))]
+    return combined([estimate_noise(one.rows.reshape(*one.shapes[0], -1), value_range) for one in chosen])
 
 
-def _estimate(groups: np.ndarray) -> NoiseLevel:
-    """Return the estimate from groups of blocks, whose variances have standard errors proportional to themselves."""
-    sigma, correlation, clipped, compressed = np.median(groups[:, 1:], axis=0)
-    sigma_error = 1.25 * np.sqrt(groups[:, 1]).std() / math.sqrt(len(groups))  # of a median
-    gain, offset, gain_error, offset_error = 0.0, 0.0, 0.0, 0.0
-    brightness, variance, *_ = groups[groups[:, 1] > 1e-9].T  # not of constant images
-    if len(variance) > 2:
-        (gain, offset), covariance = np.polyfit(brightness, variance, 1, w=1 / variance, cov=True)
-        gain_error, offset_error = np.sqrt(np.diag(covariance))
-    return NoiseLevel(
-        math.sqrt(sigma),
-        float(sigma_error),
-        float(gain),
-        float(gain_error),
-        float(offset),
-        float(offset_error),
-        float(correlation),
-        float(clipped),
-        bool(compressed > 0.5),
-        groups,
-    )
+def _coefficients(values: np.ndarray) -> np.ndarray:
+    """Return the cosine transform of the blocks of an image [H, W, C] that are not clipped, [blocks, 64]."""
+    windows = sliding_window_view(values, (SIDE, SIDE), axis=(0, 1))
+    step = math.ceil(math.sqrt(math.prod(windows.shape[:3]) / MAX_BLOCKS))
+    blocks = windows[::step, ::step].reshape(-1, SIDE * SIDE)
+    return blocks[np.isin(blocks, (0, 1)).sum(axis=1) <= MAX_CLIPPED] @ _TRANSFORM
 
 
-def _power(coefficients: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the mean square of each coefficient, [64], in the `fraction` of the blocks that have the least structure.
+def _measured(coefficients: np.ndarray) -> tuple[float, ...]:
+    """Return the first five fields of _GROUP for a group of blocks."""
+    brightness, flat = _power(coefficients, FLAT)
+    _, less_flat = _power(coefficients, LESS_FLAT)
+    low, inner = less_flat[_LOW].mean(), flat[_INNER].mean()
+    correlation = flat @ _NEIGHBOURS / flat[_INNER].sum() if inner else 0  # of constant blocks
+    return brightness, flat[_HIGH].mean(), inner, correlation, flat[_LOW].mean() / low if low else 0
 
-    They are chosen by the other half of the coefficients, so that the choice does not change the mean.
+
+def _power(coefficients: np.ndarray, fraction: float) -> tuple[float, np.ndarray]:
+    """Return the mean brightness, and the mean square of each coefficient, [64], of the blocks with least structure.
+
+    These are a `fraction` of all. They are chosen by the other half of the coefficients, so that the choice does not
+    change the mean. Where noise rises with the brightness, they are the darker ones.
     """
-    squares, power = np.square(coefficients), np.zeros(SIDE * SIDE)
+    squares, power, brightness = np.square(coefficients), np.zeros(SIDE * SIDE), 0.0
     count = max(1, int(fraction * len(squares)))
     for parity in (0, 1):
         half = (_ROW + _COLUMN + parity) % 2 == 0
         structure = squares[:, ~half & (_ROW + _COLUMN > 0)].sum(axis=1)
-        power[half] = squares[np.argpartition(structure, count - 1)[:count]][:, half].mean(axis=0)
-    return power
+        chosen = np.argpartition(structure, count - 1)[:count]
+        power[half] = squares[chosen][:, half].mean(axis=0)
+        brightness += coefficients[chosen, 0].mean() / SIDE / 2
+    return brightness, power
+
+
+def _estimate(groups: np.ndarray) -> NoiseLevel:
+    """Return the estimate from groups of blocks, an array of _GROUP."""
+    # At least half of the groups, and all that show noise.
+    best = groups[groups["floor"] >= min(FLOOR, np.median(groups["floor"]))]
+    correlation = np.median(best["correlation"]) if np.mean(groups["floor"] > FLOOR) > WITH_FLOOR else 0.0
+    # Structure is mostly in low frequencies, but so is correlated noise.
+    band = "all" if correlation > CORRELATED else "high"
+    deviations = np.sqrt(best[band])
+    varied = groups[groups[band] > 1e-9]  # not of constant images
+    line, covariance = np.zeros(2), np.zeros((2, 2))
+    if len(varied) > 2:  # the standard errors of variances are proportional to these
+        line, covariance = np.polyfit(varied["brightness"], varied[band], 1, w=1 / varied[band], cov=True)
+    (gain, offset), (gain_error, offset_error) = line, np.sqrt(np.diag(covariance))
+    clipped, jpeg = np.median(groups["clipped"]), np.median(groups["jpeg"])
+    values = (np.median(deviations), deviations.std(), gain, gain_error, offset, offset_error, correlation, clipped)
+    return NoiseLevel._make([*map(float, values), bool(jpeg > 0.5), groups])
 
 
 def _has_jpeg_blocks(values: np.ndarray) -> bool:
