@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -91,9 +90,7 @@ def main() -> None:
     if arguments.zero_shot:
         from dae.inference.zero_shot import ZeroShot
 
-        level = arguments.noise_level
-        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
-        settings = config.preset("zero_shot", seed=arguments.seed, **known)
+        settings = config.preset("zero_shot", seed=arguments.seed, noise_level=arguments.noise_level)
         runtime.resolve(settings)
         denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
     else:
