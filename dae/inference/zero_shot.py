@@ -1,6 +1,7 @@
 """Denoising of a single image, or of a stack, by a network that is trained on it alone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,16 +21,15 @@ from dae.workdir.model_files import load_model
 class ZeroShot(Denoiser):
     """Denoises each image, or stack of images, with a network of its own: the package's, trained on it alone.
 
-    `config` has the settings of this training, such as those of the preset `zero_shot`. White Gaussian noise, of
-    `config.noise_level` or of the level that is found in the images, is removed with the loss `recorrupted`; other
-    noise with `config.loss`. The result is a function of these and of the images.
+    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that is
+    not white Gaussian, nor of a given `noise_level`, for which `recorrupted` is better. The result is a function of
+    these and of the images.
     """
 
     def __init__(self, config: RunConfig, self_ensemble: bool = False, channels: int = 1) -> None:
         start = PRETRAINED / ("colour" if channels == 3 else "grey")
         self._config = dataclasses.replace(config, noisy=PYTHON_DATA, axes="NYXC", start_from=str(start))
         super().__init__(load_model(start), self_ensemble=self_ensemble)
-        self._initial = self._model.get_weights()
 
     def of(self, channels: int) -> "ZeroShot":
         """Return the same for images with this number of channels."""
@@ -41,7 +41,7 @@ class ZeroShot(Denoiser):
         images: np.ndarray,
         value_range: tuple[float, float] | None = None,
         progress: Progress | None = None,
-        source: str = "",
+        source: str = "images",
     ) -> None:
         """Train on images [N, H, W, C], and denoise them into an array of the same shape and type.
 
@@ -52,11 +52,7 @@ class ZeroShot(Denoiser):
         check_sides(*images.shape[1:3])
         scale = self.value_range(images.dtype, value_range)
         values.check(images, scale)
-        config = self._chosen(Images(images, given_range=scale), source) if len(images) else None
-        if config is None:
-            self._model.set_weights(self._initial)
-            super().denoise_into(denoised, images, value_range, progress, source)
-            return
+        config, is_noisy = self.settings(Images(images, given_range=scale), source)
         side = min(config.patch_size or 0, *images.shape[1:3])
         ends = (scale.black, scale.white)
         task = prepare(dataclasses.replace(config, patch_size=side, value_range=ends), images)
@@ -65,30 +61,24 @@ class ZeroShot(Denoiser):
         train_loop = make_train_loop(train_step, state)
         batches = iter(training_batches(task.data.train, task.config))
         pixels, done = images[..., 0].size, 0
-        for epoch in range(task.config.epochs):
+        for epoch in range(config.epochs if is_noisy else 0):
             for num_steps, batch_size, _ in loop_calls(task, epoch * task.steps_per_epoch):
                 train_loop(batches, num_steps, batch_size)
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
         self._model.set_weights(task.evaluated_model.get_weights())
-        super().denoise_into(denoised, images, value_range, source=source)
+        super().denoise_into(denoised, images, value_range, None if is_noisy else progress, source)
 
-    def _chosen(self, images: Images, source: str) -> RunConfig | None:
-        """Return the settings for the noise that is found in the images, or None without noise; print a line on it."""
-        found = noise_level.of_images(images)
-        level, problems = self._config.noise_level, found.problems()
+    def settings(self, images: Images, source: str) -> tuple[RunConfig, bool]:
+        """Return the settings for the noise in the images, and whether there is any; print what is found."""
+        found, level = noise_level.of_images(images), self._config.noise_level
+        problems, is_noisy = found.problems(), level is not None or found.sigma > noise_level.NONE
         if level is None and not problems:
-            level = round(found.sigma, 5)
-        config: RunConfig | None = self._config
-        if level is not None:
-            config = dataclasses.replace(self._config, loss="recorrupted", noise_level=level)
-        elif found.sigma <= noise_level.NONE:
-            config = None
-        action = "denoises without training" if config is None else f"trains with the loss {config.loss}"
-        line = f"{source}noise: {'; '.join([found.describe(), *problems, action])}"
-        if found.problems(needs_level=False):
-            warn(f"{line} (docs/data.md)")
-        else:
-            tqdm.write(line)
-        return config
+            level = found.sigma
+        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
+        config = dataclasses.replace(self._config, **known)
+        action = f"trains with {config.loss}" if is_noisy else "denoises without training"
+        say = warn if found.problems(needs_level=False) else tqdm.write
+        say(f"{source}: {'; '.join([found.describe(), *problems, action])}")
+        return config, is_noisy
