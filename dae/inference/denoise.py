@@ -140,10 +140,7 @@ class Denoiser:
         progress: Progress | None = None,
         source: str = "images",
     ) -> None:
-        """Denoise images [N, H, W, C] into an array of the same shape and type; both can be memory-mapped.
-
-        `source` names them in messages.
-        """
+        """Denoise images [N, H, W, C], which messages call `source`, into an array of the same shape and type."""
         scale = self.value_range(images.dtype, value_range)
         count, height, width, channels = images.shape
         if images.size == 0:

@@ -21,9 +21,8 @@ from dae.workdir.model_files import load_model
 class ZeroShot(Denoiser):
     """Denoises each image, or stack of images, with a network of its own: the package's, trained on it alone.
 
-    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that is
-    not white Gaussian, nor of a given `noise_level`, for which `recorrupted` is better. The result is a function of
-    these and of the images.
+    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that is not
+    white and Gaussian of one level. The result is a function of these and of the images.
     """
 
     def __init__(self, config: RunConfig, self_ensemble: bool = False, channels: int = 1) -> None:
@@ -43,11 +42,10 @@ class ZeroShot(Denoiser):
         progress: Progress | None = None,
         source: str = "images",
     ) -> None:
-        """Train on images [N, H, W, C], and denoise them into an array of the same shape and type.
+        """Train on images [N, H, W, C] if they have noise, and denoise them into an array of the same shape and type.
 
-        Prints what noise is found; if there is none, denoises them without training. `progress` is called with numbers
-        of pixels, N H W in total, as the training proceeds. Raises UsageError as `Denoiser` does, and Diverged if the
-        loss or its gradient is not finite.
+        `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError as
+        `Denoiser` does, and Diverged if the loss or its gradient is not finite.
         """
         check_sides(*images.shape[1:3])
         scale = self.value_range(images.dtype, value_range)
@@ -74,8 +72,7 @@ class ZeroShot(Denoiser):
         """Return the settings for the noise in the images, and whether there is any; print what is found."""
         found, level = noise_level.of_images(images), self._config.noise_level
         problems, is_noisy = found.problems(), level is not None or found.sigma > noise_level.NONE
-        if level is None and not problems:
-            level = found.sigma
+        level = found.sigma if level is None and not problems else level
         known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
         config = dataclasses.replace(self._config, **known)
         action = f"trains with {config.loss}" if is_noisy else "denoises without training"
