@@ -21,8 +21,8 @@ from dae.workdir.model_files import load_model
 class ZeroShot(Denoiser):
     """Denoises each image, or stack of images, with a network of its own: the package's, trained on it alone.
 
-    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that is not
-    white and Gaussian of one level. The result is a function of these and of the images.
+    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that
+    is not white and Gaussian. The result is a function of these and of the images.
     """
 
     def __init__(self, config: RunConfig, self_ensemble: bool = False, channels: int = 1) -> None:
