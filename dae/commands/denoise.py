@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -29,10 +28,10 @@ class DenoiseArguments:
     """Folder of a run, or a .keras or .h5 file; None: the package's models, for photographs with white Gaussian
     noise."""
     zero_shot: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train on each file alone first, in about a minute: for noise that is not Gaussian, or of a known level, and
-    independent between pixels (docs/data.md)."""
+    """Train on each file alone first, in about a minute, for noise that is independent between pixels."""
     noise_level: float | None = None
-    """With --zero-shot: the standard deviation of white Gaussian noise, such as 25/255 (black is 0, white 1)."""
+    """With --zero-shot: the standard deviation of white Gaussian noise, such as 25/255 (black is 0, white 1); None: the
+    kind of the noise and its level are estimated (docs/data.md)."""
     seed: int = 0
     """Seed of --zero-shot."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -91,9 +90,7 @@ def main() -> None:
     if arguments.zero_shot:
         from dae.inference.zero_shot import ZeroShot
 
-        level = arguments.noise_level
-        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
-        settings = config.preset("zero_shot", seed=arguments.seed, **known)
+        settings = config.preset("zero_shot", seed=arguments.seed, noise_level=arguments.noise_level)
         runtime.resolve(settings)
         denoiser: Denoiser = ZeroShot(settings, arguments.self_ensemble)
     else:

@@ -138,8 +138,9 @@ class Denoiser:
         images: np.ndarray,
         value_range: tuple[float, float] | None = None,
         progress: Progress | None = None,
+        source: str = "images",
     ) -> None:
-        """Denoise images [N, H, W, C] into an array of the same shape and type; both can be memory-mapped."""
+        """Denoise images [N, H, W, C], which messages call `source`, into an array of the same shape and type."""
         scale = self.value_range(images.dtype, value_range)
         count, height, width, channels = images.shape
         if images.size == 0:
@@ -147,7 +148,7 @@ class Denoiser:
         self.check(height, width, channels)
         values.check(images, scale)
         if scale.is_usual and images.dtype != np.uint8:  # dark photographs of 8 bits are common
-            values.warn_if_nearly_black(float(images.max()), scale)
+            values.warn_if_nearly_black(float(images.max()), scale, f"{source}: ")
         padded = fitting_size(self._model, height, width)
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(channels)

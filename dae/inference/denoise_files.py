@@ -275,8 +275,8 @@ def _denoise(denoiser: "Denoiser", file: File, value_range: ValueRange, progress
     """Denoise one file, and write the result."""
     with _opened(file) as parts:
         for name, (noisy, denoised) in parts.items():
-            with as_usage_error(file.label(name)):
-                denoiser.of(noisy.shape[-1]).denoise_into(denoised, noisy, value_range, progress)
+            with as_usage_error(source := file.label(name)):
+                denoiser.of(noisy.shape[-1]).denoise_into(denoised, noisy, value_range, progress, source)
         del noisy, denoised  # a large picture is encoded in several times its own memory
 
 

@@ -1,13 +1,16 @@
 """Denoising of a single image, or of a stack, by a network that is trained on it alone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import values
-from dae.data.images import check_sides
+from dae.data import noise_level, values
+from dae.data.images import Images, check_sides
 from dae.data.pipeline import training_batches
+from dae.errors import warn
 from dae.inference.denoise import PRETRAINED, Denoiser, Progress
 from dae.training.calls import loop_calls
 from dae.training.task import prepare
@@ -18,8 +21,8 @@ from dae.workdir.model_files import load_model
 class ZeroShot(Denoiser):
     """Denoises each image, or stack of images, with a network of its own: the package's, trained on it alone.
 
-    `config` has the settings of this training, such as those of the preset `zero_shot`. The result is a function of
-    these and of the images.
+    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that
+    is not white and Gaussian. The result is a function of these and of the images.
     """
 
     def __init__(self, config: RunConfig, self_ensemble: bool = False, channels: int = 1) -> None:
@@ -37,8 +40,9 @@ class ZeroShot(Denoiser):
         images: np.ndarray,
         value_range: tuple[float, float] | None = None,
         progress: Progress | None = None,
+        source: str = "images",
     ) -> None:
-        """Train on images [N, H, W, C], and denoise them into an array of the same shape and type.
+        """Train on images [N, H, W, C] if they have noise, and denoise them into an array of the same shape and type.
 
         `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError as
         `Denoiser` does, and Diverged if the loss or its gradient is not finite.
@@ -46,19 +50,32 @@ class ZeroShot(Denoiser):
         check_sides(*images.shape[1:3])
         scale = self.value_range(images.dtype, value_range)
         values.check(images, scale)
-        side = min(self._config.patch_size or 0, *images.shape[1:3])
+        config, is_noisy = self.settings(Images(images, given_range=scale), source)
+        side = min(config.patch_size or 0, *images.shape[1:3])
         ends = (scale.black, scale.white)
-        task = prepare(dataclasses.replace(self._config, patch_size=side, value_range=ends), images)
+        task = prepare(dataclasses.replace(config, patch_size=side, value_range=ends), images)
         state = task.new_state()
         train_step = make_train_step(state, task.objective(state.step), task.network, task.replicas)
         train_loop = make_train_loop(train_step, state)
         batches = iter(training_batches(task.data.train, task.config))
         pixels, done = images[..., 0].size, 0
-        for epoch in range(task.config.epochs):
+        for epoch in range(config.epochs if is_noisy else 0):
             for num_steps, batch_size, _ in loop_calls(task, epoch * task.steps_per_epoch):
                 train_loop(batches, num_steps, batch_size)
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
         self._model.set_weights(task.evaluated_model.get_weights())
-        super().denoise_into(denoised, images, value_range)
+        super().denoise_into(denoised, images, value_range, None if is_noisy else progress, source)
+
+    def settings(self, images: Images, source: str) -> tuple[RunConfig, bool]:
+        """Return the settings for the noise in the images, and whether there is any; print what is found."""
+        found, level = noise_level.of_images(images), self._config.noise_level
+        problems, is_noisy = found.problems(), level is not None or found.sigma > noise_level.NONE
+        level = found.sigma if level is None and not problems else level
+        known: dict[str, Any] = {} if level is None else {"loss": "recorrupted", "noise_level": level}
+        config = dataclasses.replace(self._config, **known)
+        action = f"trains with {config.loss}" if is_noisy else "denoises without training"
+        say = warn if found.problems(needs_level=False) else tqdm.write
+        say(f"{source}: {'; '.join([found.describe(), *problems, action])}")
+        return config, is_noisy

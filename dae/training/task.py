@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from dae import machine, plugins, runtime
-from dae.config import RunConfig
+from dae.config import PYTHON_DATA, RunConfig
 from dae.data import datasets, noise, noise_level
 from dae.data.datasets import Arrays, Splits
 from dae.data.images import example_shape, examples_per_epoch, mean_brightness
@@ -135,7 +135,7 @@ def prepare(
     found = None
     if config.only_noisy and recorded is not None and recorded.data_digest:
         splits = splits.with_noise_level(recorded.noise_level[0])
-    elif config.only_noisy:
+    elif config.only_noisy and config.noisy != PYTHON_DATA:  # the noise in arrays is known to their caller
         found = noise_level.of_images(splits.train)
         splits = splits.with_noise_level(round(found.sigma, 5), f"noise: {found.describe()}")
     image_shape = example_shape(splits.train, config)
