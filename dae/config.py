@@ -132,7 +132,8 @@ class ScheduleConfig:
     """Learning-rate warm-up: fraction of the steps in which the rate rises linearly from 0 (cosine, or
     your own with a parameter `warmup_ratio`)."""
     patience: int | None = None
-    """Early stopping: stop after N epochs without a new lowest validation loss; None: never."""
+    """Early stopping: stop after N epochs without a new lowest validation loss (without clean images,
+    blind_spot_error); None: never."""
     checkpoint_every: int | None = None
     """Save a checkpoint every N steps too; None: only at the end of each epoch and on SIGINT, SIGTERM or
     SIGUSR1."""

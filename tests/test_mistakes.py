@@ -59,10 +59,6 @@ MISTAKES = [
         ["--loss: noise2noise takes `second_noisy`"],
     ),
     ("--noisy {}/pairs/train/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
-    (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2void --patience 3",
-        ["--patience: needs clean images"],
-    ),
     ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' replaces --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
     ("--noisy {}/pairs --clean {}/none", ["--clean: {}/none: no such folder; if it was moved, add --clean"]),

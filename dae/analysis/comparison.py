@@ -297,6 +297,7 @@ def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -
         axis.label_outer()
         axis.set(title=f"{split} {report.TITLES.get(name, name)}", ylim=(len(comparison.names) - 0.5, -0.5))
         axis.tick_params(axis="x", labelsize="small")
+        axis.locator_params(axis="x", nbins=4)  # long numbers, side by side
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(f"paired differences from {comparison.names[0]}, {INTERVAL}", fontsize="medium")
     plots.save(folder / "comparison.png", figure)

@@ -61,8 +61,8 @@ def train_until(config: RunConfig, folder: Path, epochs: int) -> list[dict[str, 
 
 
 def kept_line(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Return the line of the epoch whose model a run keeps, the first with the lowest validation loss."""
-    return min(lines, key=lambda line: line["validation_loss"])
+    """Return the line of the epoch whose model a run keeps, as `Task.criterion` says."""
+    return min(lines, key=lambda line: line.get("validation_blind_spot_error", line["validation_loss"]))
 
 
 def tune_learning_rate(config: RunConfig, metric: str, rates: int, folder: Path) -> Tuning:

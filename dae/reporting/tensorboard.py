@@ -170,7 +170,7 @@ class TensorBoard:
             for variable in self._model.trainable_variables:
                 _histogram(f"weights/{variable.path}", variable.numpy())
         with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
-            denoised, latents = self._outputs()
+            denoised, latents = self._outputs.get_concrete_function()()  # whose calls warn of no retracing
             noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
             columns, tag = [noisy, denoised, clean, abs(denoised - clean)], IMAGES
             if self._only_noisy:

@@ -29,10 +29,10 @@ def write(
 
     `epochs` is the number of epochs that the report is of.
 
-    The model is that of the epoch with the lowest validation loss, or of the last epoch if nothing validates, or if
-    there are no clean images.
+    The model is that of the epoch with the lowest validation loss (without clean images, `blind_spot_error`), or of the
+    last epoch if nothing validates.
     """
-    if len(task.data.validation) and task.criterion:
+    if len(task.data.validation):
         checkpoints.restore_best()
     low, high = task.resolved.noise_level
     level, name = low if low == high else [low, high], plugins.label(task.config.noise)

@@ -68,11 +68,11 @@ class Task:
 
     @property
     def criterion(self) -> str:
-        """The name of the value whose lowest one selects the model; empty for the model of the last epoch.
+        """The name of the value whose lowest one selects the model.
 
-        An error against noisy images does not: Neighbor2Neighbor, for example, is lowest for the identity.
+        A loss against noisy images does not: Neighbor2Neighbor, for example, is lowest for the identity.
         """
-        return "validation_loss" if self.data.train.has_clean else ""
+        return "validation_loss" if self.data.train.has_clean else "validation_blind_spot_error"
 
     @property
     def is_mostly_warmup(self) -> bool:
@@ -128,8 +128,6 @@ def prepare(
     resumed or repeated. Raises UsageError for whatever would make the run fail.
     """
     splits = datasets.load(config, data)
-    if config.patience is not None and config.only_noisy:
-        raise UsageError("--patience: needs clean images; no error against noisy ones tells when to stop")
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
     found = None

@@ -16,7 +16,7 @@ from typing import Any
 from dae import cli
 from dae.errors import RunError, UsageError
 
-FLAGS = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,760")
+FLAGS = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1900,1050")
 # Seconds to wait for a tab, and attempts: a page never shows what TensorBoard read after it was loaded.
 TIMEOUT_SECONDS, ATTEMPTS = 20, 4
 DRAWING_SECONDS = 3  # for curves and points to be drawn
@@ -48,6 +48,12 @@ def find(browser: Any, selector: str) -> list[Any]:
     return browser.execute_script(FIND, selector)
 
 
+def texts(browser: Any, selector: str) -> list[str]:
+    """Return the texts of these elements, all at once, since elements of a graph that is redrawn are replaced."""
+    script = FIND.replace("return found", "return found.map((element) => element.textContent.trim())")
+    return browser.execute_script(script, selector)
+
+
 def has_curves(browser: Any) -> bool:
     """Return whether there are charts, and all have loaded their data."""
     charts = find(browser, "vz-line-chart2")
@@ -66,15 +72,20 @@ def has_graph(browser: Any) -> bool:
 
 
 def has_layers(browser: Any) -> bool:
-    """Select the tag run/network, and return whether its layers are drawn."""
+    """Select the tag run/network, double-click the network, and return whether its layers are drawn."""
     for controls in find(browser, "tf-graph-controls"):
-        browser.execute_script("arguments[0]._selectedTagIndex = 1", controls)
-    return any("InputLayer" in node.get_attribute("textContent") for node in find(browser, "g.node"))
+        browser.execute_script("if (arguments[0]._selectedTagIndex !== 1) arguments[0]._selectedTagIndex = 1", controls)
+    nodes = find(browser, "g.node")
+    if len(nodes) == 1:
+        from selenium.webdriver import ActionChains
+
+        ActionChains(browser).double_click(nodes[0]).perform()
+    return len(nodes) > 1 and not any("shard_0" in text for text in texts(browser, "g.node"))  # is in a train step
 
 
 def has_sessions(browser: Any) -> bool:
     """Return whether the table shows settings and metrics."""
-    cells = [cell.get_attribute("textContent").strip() for cell in find(browser, "vaadin-grid-cell-content")]
+    cells = texts(browser, "vaadin-grid-cell-content")
     return "quality/psnr" in cells and any(re.fullmatch(r"\d+\.\d+", cell) for cell in cells)
 
 

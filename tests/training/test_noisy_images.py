@@ -65,10 +65,13 @@ def test_a_run_reports_what_can_be_known_without_clean_images_and_psnr_only_for_
     assert report["test_psnr"] > 22
 
 
-def test_the_model_is_that_of_the_last_epoch(run):
-    assert not (run / "checkpoints" / "best").exists()
+def test_the_model_is_that_of_the_lowest_blind_spot_error(run):
+    lines = read_metrics(run)
+    best = min(lines, key=lambda line: line["validation_blind_spot_error"])
+    assert read_report(run)["epoch"] == best["epoch"]
     state = prepare(config_module.read(run / "config.json")).new_state()
-    Checkpoints(run / "checkpoints", state).restore_latest()
+    Checkpoints(run / "checkpoints", state).restore_best()
+    assert int(state.step) == best["step"]
     assert all(map(np.array_equal, state.model.get_weights(), load_model(run).get_weights()))
 
 
