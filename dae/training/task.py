@@ -22,6 +22,7 @@ from dae.losses import contract as loss_contract
 from dae.losses.composite import CompositeLoss, ImageFunction
 from dae.losses.losses import bce
 from dae.losses.objective import Objective
+from dae.losses.self_supervised import sure
 from dae.models import networks
 from dae.models.fused_layers import SeededNetwork, for_training
 from dae.optimizers import optimizers
@@ -208,7 +209,7 @@ def prepare(
 def check_loss(task: Task) -> None:
     """Raise UsageError if the loss or a metric does not fit the images, the network or the shards of the run.
 
-    Warns if the BCE warm-up is most of the run.
+    Warns if the BCE warm-up is most of the run, and of a loss that may have no minimum.
     """
     source = f"--loss: {plugins.source(task.config.loss)}"
     if not task.is_bounded and any(term.function is bce for term in task.loss.terms):
@@ -216,6 +217,8 @@ def check_loss(task: Task) -> None:
             f"{source} is defined for outputs in [0, 1], which --model {plugins.source(task.config.model)} can leave; "
             "use --loss mse or charbonnier, or end the network in a sigmoid"
         )
+    if not task.is_bounded and any(term.function is sure for term in task.loss.terms):
+        warn(f"{source}: can fall without end with a network whose outputs can leave [0, 1]; use recorrupted instead")
     added = {"second_noisy", "corrupt"} | ({"noise_level"} if task.data.train.is_paired else set())
     asked = {source: task.loss.inputs} | {metric.prefix: {*metric.inputs} for metric in task.metrics.values()}
     for prefix, inputs in asked.items():

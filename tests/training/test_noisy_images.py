@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -184,3 +185,13 @@ def test_preset_photo_works_for_noisy_pictures_without_a_noise_level(folder, tmp
     assert config.noise_level is None
     pairs = cli.parse_config(cli.RunArguments, [*argv[:4], "--clean", str(tmp_path)]).config
     assert pairs.noise_level == config_module.PRESETS["photo"]["noise_level"]
+
+
+@pytest.mark.parametrize(("loss", "is_warned"), [("sure", True), ("recorrupted", False)])
+def test_sure_for_a_network_that_is_not_bounded_gives_a_warning(loss, is_warned, folder, files, capsys):
+    def linear(image_shape):
+        noisy = keras.Input(image_shape)
+        return keras.Model(noisy, keras.layers.Conv2D(1, 3, padding="same")(noisy))
+
+    prepare(config_of(files, data=None, noisy=str(folder), loss=loss, model=linear, validation_examples=10))
+    assert ("can fall without end" in capsys.readouterr().err) == is_warned
