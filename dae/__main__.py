@@ -20,7 +20,7 @@ COMMANDS = {
 def call() -> None:
     """Call the command that the command line names, or print the help or the version.
 
-    Raises UsageError if there is no such command. Those that are not called are not imported, which takes longer.
+    Raises UsageError if there is no such command. The other commands are not imported, which would take longer.
     """
     sys.argv[0] = "dae"
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"

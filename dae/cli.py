@@ -1,4 +1,4 @@
-"""Command lines to dataclasses, and exceptions to exit statuses. Importing it does not load TensorFlow."""
+"""From command lines to dataclasses, and from exceptions to exit statuses. Importing it does not load TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -61,7 +61,8 @@ class PresetArguments:
 
     preset: Annotated[str | None, tyro.conf.arg(help=_PRESETS)] = None
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
-    """Start from a config.json, such as that of another run; what that run derived is read from beside it."""
+    """Start from a config.json, such as that of another run; what that run derived is read from resolved.json beside
+    it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _BaseArguments(PresetArguments):
     finish: tyro.conf.FlagCreatePairsOff[bool] = False
     """With --resume: train no further, but evaluate and write the model of the epochs that are complete."""
     devices: tuple[str, ...] = ()
-    """Compute on these devices, such as gpu:0 gpu:2, or cpu; none: on all GPUs, or else the CPU."""
+    """Compute on these devices, such as gpu:0 gpu:2, or cpu; none: on all GPUs, or on the CPU if there are none."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -90,11 +91,11 @@ class RunArguments(ConfigArguments, _BaseArguments):
 
     @functools.cached_property
     def recorded(self) -> "Resolved | None":
-        """The record of the run that is repeated or resumed, if there is one; digests only of what is not changed.
+        """The record of the run that is repeated or resumed, if any; without the digests of what the flags change.
 
         Raises UsageError if the record is damaged.
         """
-        from dae import resolved  # which imports NumPy, for which the help need not wait
+        from dae import resolved  # which imports NumPy, and the help does not need it
 
         path = _saved_config(self)
         if path is None or not path.with_name(resolved.FILE).exists():
@@ -188,7 +189,7 @@ def parse(arguments_class: type, argv: list[str] | None = None, **options: Any) 
 
 
 def _one_line(box: str) -> str:
-    """Return tyro's error, a box with rules below its title and its message, as the one line of our contract."""
+    """Return tyro's error, a box with rules below its title and its message, as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", box)
     _, message, hint, *_ = re.split("[─-]{5,}", text)
     line = " ".join(message.partition("Got errors:")[0].split())  # followed by an error for each type of a union

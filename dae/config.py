@@ -1,6 +1,6 @@
 """`RunConfig`: every setting of a run, with its unit and default. A run is a pure function of it.
 
-It holds what the user asks for. What a run derives from it, where it leaves the choice, is in dae/resolved.py.
+It holds what the user asks for. What a run derives where the configuration leaves a choice is in dae/resolved.py.
 """
 
 import dataclasses
@@ -32,14 +32,15 @@ class DataConfig:
     """Data set: mnist (part of the package), fashion_mnist or cifar10 (both downloaded by Keras)."""
     data: str | None = None
     """Path of your images, instead of --dataset: a folder of pictures, an .npz, .npy or IDX file, or a folder of IDX
-    files. Names of folders say which images are for training, for tests, noisy or clean."""
+    files. The names of folders or arrays say which images are for training or tests, and which are noisy or clean."""
     noisy: str | None = None
-    """Folder of the noisy pictures, instead of --data, whatever the names say: of pairs with those in --clean, or
-    alone, if there are no clean pictures; then no noise is added. Alone, it can be a single picture or array too."""
+    """Folder of noisy pictures, instead of --data, whatever its name. With --clean: the noisy pictures of pairs.
+    Without: there are no clean pictures, and no noise is added; this can then also be a single picture or array."""
     clean: str | None = None
-    """Folder of the clean pictures, which have the names of the noisy ones; alone: of clean pictures only."""
+    """Folder of clean pictures, instead of --data, whatever its name. With --noisy: they have the names of the noisy
+    pictures. Without: there are only clean pictures, and noise is added."""
     image_size: int | tuple[int, int] | None = None
-    """Resize pictures, and crop them to the centre, to this many pixels: one side, or height and width."""
+    """Resize and centre-crop pictures to this many pixels: one side of a square, or height and width."""
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
     grey: bool = False
@@ -51,11 +52,11 @@ class DataConfig:
     """Axes of arrays, one letter each, such as NYXC, NCYX or YXZ (slices last): Y is for rows, X for columns, C for
     channels, others count images; None: by the shape, where it leaves no doubt."""
     patch_size: int | None = None
-    """Train on random square crops of this many pixels, from images of any sizes; whole images are evaluated."""
+    """Train on random square crops with this side in pixels, from images of any sizes; evaluate whole images."""
     patches_per_epoch: int | None = None
-    """Patches in an epoch, divided by the areas of the images; None: as many as fit into the images."""
+    """Patches in an epoch, shared among the images by area; None: as many as fit into the images."""
     augment: bool = False
-    """Data augmentation: random flips, and rotations by multiples of 90 degrees if images are square."""
+    """Data augmentation: random flips and, if images or patches are square, rotations by multiples of 90 degrees."""
     train_examples: int | None = None
     """Train on at most the first N images; None: on all that are not used for validation."""
     validation_examples: int | None = None
@@ -70,8 +71,8 @@ class NoiseConfig:
     """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION for your own."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
-    for each image; None: 0.5, or 0 for pairs of noisy and clean images. For noisy pictures alone: that of their
-    noise, which some losses need."""
+    for each image; None: 0.5, or 0 for pairs of noisy and clean images. On noisy pictures alone: the level of their
+    noise, which some losses need; None: estimated."""
     clip_noise: bool = True
     """Clip noisy images to [0, 1]."""
 
@@ -88,7 +89,7 @@ class ModelConfig:
     start_from: str | None = None
     """Start from the weights of this run's folder, or of a .keras or .h5 file; None: from random weights."""
     initial_brightness: float | None = None
-    """Brightness of the network's first outputs, given by its last bias; None: mean of the images."""
+    """Mean brightness of the network's outputs before training, set by its last bias; None: that of the images."""
     loss: str = "bce"
     """Loss: bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised loss
     (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
@@ -101,7 +102,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
-    """The optimizer, and the gradients that it gets."""
+    """The optimizer, and what happens to its gradients."""
 
     optimizer: str = "adam"
     """Optimizer: adam; soap, which needs a fraction of the epochs at a learning rate of about 0.02; Keras's sgd, adamw,
@@ -110,13 +111,14 @@ class OptimizationConfig:
     """Learning rate; its peak, if a schedule changes it."""
     adam_beta_2: float = 0.999
     """The optimizer's `beta_2`, in Adam the decay of the running mean of squared gradients; optimizers without one
-    reject other values than the default."""
+    reject all values but the default."""
     max_gradient_norm: float | None = None
-    """Gradient clipping: scale gradients of a larger global norm down to this norm; None: do not."""
+    """Gradient clipping: scale gradients with a larger global norm down to this norm; None: no clipping."""
     batch_size: int = 128
     """Images per training step."""
     ema_decay: float | None = None
-    """Evaluate and export the exponential moving average of the weights, with this decay per step; None: do not."""
+    """Evaluate and export the exponential moving average of the weights, with this decay per step; None: the weights
+    themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,12 @@ class ScheduleConfig:
     FILE.py:FUNCTION for your own."""
     warmup_ratio: float = 0.0
     """Learning-rate warm-up: fraction of the steps in which the rate rises linearly from 0 (cosine, or
-    your own with a parameter `warmup_ratio`)."""
+    your own schedule with a parameter `warmup_ratio`)."""
     patience: int | None = None
     """Early stopping: stop after N epochs without a new lowest validation loss (without clean images,
     blind_spot_error); None: never."""
     checkpoint_every: int | None = None
-    """Save a checkpoint every N steps too; None: only at the end of each epoch and on SIGINT, SIGTERM or
+    """Also save a checkpoint every N steps; None: only at the end of each epoch and on SIGINT, SIGTERM, SIGHUP or
     SIGUSR1."""
 
 
@@ -354,7 +356,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.003,
         "epochs": 30,
     },
-    # A single noisy picture, from the weights of the package; in 400 steps, whatever its size (docs/data.md).
+    # A single noisy picture, from the weights of the package; 400 steps, whatever its size (docs/data.md).
     "zero_shot": {
         **_SOAP,
         "model": "residual_unet",
@@ -373,7 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_fields(name: str, only_noisy: bool = False) -> dict[str, Any]:
-    """Return the fields of a preset; with `only_noisy`, where none is added, without its noise level.
+    """Return the fields of a preset; with `only_noisy`, where no noise is added, without its noise level.
 
     Raises UsageError if there is no such preset.
     """

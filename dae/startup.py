@@ -16,10 +16,10 @@ def check_backend() -> None:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow without the messages that it prints meanwhile, unless TF_CPP_MIN_LOG_LEVEL is 0.
+    """Import TensorFlow and hide the messages that it prints while it loads, unless TF_CPP_MIN_LOG_LEVEL is 0.
 
-    It writes them straight to the file descriptor of stderr, whatever other value that variable has. Raises UsageError
-    if Keras rejects its keras.json.
+    TensorFlow writes them directly to the file descriptor of stderr, whatever that variable is. Raises UsageError if
+    Keras rejects its keras.json.
     """
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
     with contextlib.nullcontext() if is_shown else muted_stderr():

@@ -3,8 +3,8 @@
 Runs with the same seed share initial weights, shuffled order and noise, so differences are paired by seed. Each run is
 represented by the epoch whose model it kept, the one with the lowest validation loss. Values are ranked by metrics,
 never by their losses, which are not comparable. A run that is no better than the best constant image did not learn: it
-is counted, but never averaged. Source: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks
-(2021).
+is counted, but left out of all means. Source: Bouthillier et al., Accounting for Variance in Machine Learning
+Benchmarks (2021).
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Comparison:
         return [run for run in self.runs if run.name == name]
 
     def estimates(self, metric: str) -> dict[str, Estimate]:
-        """Return by name the statistics of a metric such as test_psnr over the seeds that learned."""
+        """Return, by name, the statistics of a metric such as test_psnr over the seeds that learned."""
         return statistics.estimates(
             {name: {run.seed: run.metrics[metric] for run in self.runs_of(name) if run.learned} for name in self.names}
         )
@@ -99,7 +99,7 @@ class Comparison:
 
 @contextlib.contextmanager
 def many_runs() -> Iterator[None]:
-    """Train several runs in this process within the block; an interruption says to repeat the command."""
+    """Let the block train several runs; the message of an interruption says to repeat the command."""
     try:
         yield
     except Interrupted as stop:
@@ -124,9 +124,9 @@ def compare(
 
     With `tuning_rates`, the learning rate of each is first tuned on a grid of that many rates, with the configuration's
     own seed; `seeds` must be others. The runs are in `output`/NAME/seed-N, or with tuning in
-    `output`/NAME/tuning/rate-R and `output`/NAME/tuned/seed-N. Finished ones are skipped and others resumed, so that
-    the same call continues after any interruption, to the same result. Raises UsageError for whatever would fail later,
-    before the first run.
+    `output`/NAME/tuning/rate-R and `output`/NAME/tuned/seed-N. Finished runs are skipped and others resumed, so that
+    the same call continues after any interruption, with the same result. Raises UsageError before the first run for
+    whatever would fail later.
     """
     tasks, warnings = dict[str, Task](), dict[str, list[str]]()
     for name, config in configs.items():
@@ -135,7 +135,7 @@ def compare(
             tasks[name] = task = prepare(config)
         if not len(task.data.validation):
             raise UsageError(f"{flag('validation_examples')}: 0, but runs are ranked on validation images")
-    # Runs at a tuned learning rate are apart from those at the given one.
+    # Runs at a tuned learning rate are in other folders than those at the given one.
     folders = {
         (name, seed): output / name / ("tuned" if tuning_rates else "") / f"seed-{seed}"
         for seed, name in itertools.product(seeds, configs)

@@ -1,1 +1,1 @@
-"""The commands of `dae`: each module parses its flags and calls the package. Scripts in experiments/ do the same."""
+"""The commands of `dae`: each module parses its flags and calls the package. Most scripts in experiments/ call them."""

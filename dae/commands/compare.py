@@ -21,7 +21,7 @@ class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
     """
 
     losses: tuple[str, ...] = ()
-    """The losses, each as --loss of run.py; differences are from the first."""
+    """The losses, each as for --loss of run.py; all others are compared with the first."""
     field: str | None = None
     """Compare values of this field of RunConfig instead, such as optimizer or width."""
     values: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
     tune: tyro.conf.FlagCreatePairsOff[bool] = False
     """First tune the learning rate of each value, with the seed --seed, on a grid around --learning-rate."""
     rates: int = 7
-    """Number of learning rates of the grid: an odd number; two make a decade."""
+    """Number of learning rates on the grid, which has two per decade: an odd number."""
     output: str = "runs/comparison"
     """Folder of the runs, and of comparison.md, .csv, .json and .png."""
 
@@ -64,7 +64,7 @@ def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
 
 
 def parse_value(text: str) -> Any:
-    """Return the value that `text` spells: JSON, such as 0.01, true or [0.1, 0.8], or else a string."""
+    """Return the value of `text`: parsed as JSON, such as 0.01, true or [0.1, 0.8], or else the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -80,7 +80,7 @@ def main() -> None:
         raise UsageError(f"--seeds: expected an integer >= 1, got {arguments.seeds}")
     if arguments.rates < 3 or arguments.rates % 2 == 0:
         raise UsageError(f"--rates: expected an odd number >= 3, got {arguments.rates}")
-    os.environ.pop("TF_CONFIG", None)  # each run has this process alone
+    os.environ.pop("TF_CONFIG", None)  # each run trains in this process alone
     cli.import_tensorflow(config.onednn)
     from dae.evaluation.metrics import METRICS
 

@@ -25,17 +25,17 @@ class DenoiseArguments:
     output: str
     """Folder to write to, with the subfolders of the inputs."""
     model: str | None = None
-    """Folder of a run, or a .keras or .h5 file; None: the package's models, for photographs with white Gaussian
+    """Folder of a run, or a .keras or .h5 file; None: the pretrained models, for photographs with white Gaussian
     noise."""
     zero_shot: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train on each file alone first, in about a minute, for noise that is independent between pixels."""
+    """First train a network on each file alone, in about a minute: for noise that is independent between pixels."""
     noise_level: float | None = None
-    """With --zero-shot: the standard deviation of white Gaussian noise, such as 25/255 (black is 0, white 1); None: the
-    kind of the noise and its level are estimated (docs/data.md)."""
+    """With --zero-shot: the noise is white and Gaussian with this standard deviation, such as 25/255 (black is 0, white
+    1); None: the kind of the noise and its level are estimated (docs/data.md)."""
     seed: int = 0
     """Seed of --zero-shot."""
     self_ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Average over the eight flips and turns of each image: slightly better, in eight times the time."""
+    """Average over the eight flips and rotations of each image: slightly better, in eight times the time."""
     value_range: tuple[float, float] | None = None
     """Values of black and white; None: those of the run for images of the same type; else 0 and 255 or 65535 for
     uint8 and uint16, 0 and 1 for floats."""
@@ -47,7 +47,7 @@ class DenoiseArguments:
     skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave out files that cannot be read."""
     clean: str | None = None
-    """Folder of clean images, by the names of the inputs: writes metrics.csv with PSNR and SSIM before and after."""
+    """Folder of clean images with the names of the inputs: write metrics.csv with PSNR and SSIM before and after."""
 
 
 def main() -> None:

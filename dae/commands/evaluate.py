@@ -23,15 +23,16 @@ class EvaluateArguments:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs, or .keras or .h5 files."""
     noise_levels: tuple[float, ...] | None = None
-    """Evaluate at each of these levels: prints tables, and writes a plot and a .csv file beside it."""
+    """Evaluate at each of these levels: print tables, and write a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
     bm3d: bool = False
     """Also evaluate BM3D, given the level of the Gaussian noise (extra `baselines`)."""
     figure: str | None = None
-    """PNG file to write; None: evaluation.png or sweep.png in the run's folder, or beside the file."""
+    """PNG file to write; None: evaluation.png or sweep.png in the run's folder, or beside the model file."""
     data: str | None = None
-    """Test on these images, as --data of run.py, or on their split test; None: as the run, or MNIST for a file."""
+    """Test on these images, read as by --data of run.py: on their split test, or on all if they are not split; None: on
+    those of the run, or MNIST for a model file."""
     noisy: str | None = None
     """As --noisy of run.py: pairs of these pictures and those of --clean, instead of --data."""
     clean: str | None = None
@@ -43,17 +44,17 @@ class EvaluateArguments:
     grey: bool = False
     """As --grey of run.py, for --data."""
     value_range: tuple[float, float] | None = None
-    """As --value-range of run.py, for --data; None: as the run for images of the same type."""
+    """As --value-range of run.py, for --data; None: that of the run, for images of the same type."""
     axes: str | None = None
     """As --axes of run.py, for --data."""
     noise: str | None = None
-    """Noise model; None: as the run, or gaussian for a file."""
+    """Noise model; None: that of the run, or gaussian for a model file."""
     noise_level: float | tuple[float, float] | None = None
-    """Strength of the noise; None: as the run, or 0.5 for a file and 0 for pairs of --data."""
+    """Strength of the noise; None: that of the run, or 0.5 for a model file, and 0 for pairs of --data."""
     clip_noise: bool | None = None
-    """Clip noisy images to [0, 1]; None: as the run, or True for a file."""
+    """Clip noisy images to [0, 1]; None: as in the run, or True for a model file."""
     seed: int | None = None
-    """Seed of the noise; None: as the run, or 0 for a file."""
+    """Seed of the noise; None: that of the run, or 0 for a model file."""
 
 
 def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
@@ -67,7 +68,7 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
         changes |= reading | {"train_examples": None, "validation_examples": None}
     elif given := [name for name, value in reading.items() if value]:
         raise UsageError(f"{config.flag(given[0])}: applies to --data, which is not given")
-    # Evaluation has no shards, so that an operation has all cores.
+    # Evaluation has no shards, so that each operation can use all cores.
     return dataclasses.replace(trained, **changes, shards=1, intra_op_threads=None)
 
 
@@ -83,7 +84,7 @@ def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateAr
         images, notes = splits.test, splits.notes
     else:
         images, notes = datasets.load_test(settings, value_range_of(model))
-        if images.is_paired and arguments.noise_level is None:  # noisy already, whatever the run's were
+        if images.is_paired and arguments.noise_level is None:  # pairs are noisy already
             settings = dataclasses.replace(settings, noise_level=None if arguments.noise else 0.0)
     noise.check(settings, (*images.shapes[0], images.channels), noise.level_range(settings, images.is_paired))
     trial = model_trial(name, model, settings, images)

@@ -11,14 +11,14 @@ from dae.inference import export
 
 @dataclasses.dataclass(frozen=True)
 class ExportArguments:
-    """Write a model as ONNX, LiteRT or SavedModel. The file is first run and compared with the model."""
+    """Write a model as ONNX, LiteRT or SavedModel. Before it appears, it is run and compared with the Keras model."""
 
     model: tyro.conf.Positional[str]
     """Folder of a run, or a .keras or .h5 file."""
     format: str
     """onnx, litert or savedmodel."""
     output: str
-    """Path to write to: a .onnx, .tflite or .litert file, which is overwritten, or for savedmodel a new folder."""
+    """Path to write to: a .onnx, .tflite or .litert file, which is overwritten, or, for savedmodel, a new folder."""
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dae.inference import denoise_files
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLevelArguments:
-    """Estimate the level of the noise in pictures and arrays, and what of it is not white Gaussian noise."""
+    """Estimate the level of the noise in pictures and arrays, and report noise that is not white and Gaussian."""
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Pictures, .npy and .npz files, and folders of them."""

@@ -1,4 +1,4 @@
-"""The noise in images of which no clean versions exist: its level, and what of it is not white Gaussian noise.
+"""Blind noise estimation: the level of the noise in images without clean versions, and how it is not white Gaussian.
 
 Blocks of 8 x 8 pixels, in groups by brightness, with little structure show the noise alone. Half of the frequencies of
 their cosine transform selects such blocks; the noise at the other half, which is independent, is measured. Sources:
@@ -18,20 +18,20 @@ from dae.data.images import LUMA, MIN_SIDE, Images
 from dae.data.values import ValueRange
 from dae.errors import UsageError
 
-# At most about so many blocks of SIDE x SIDE pixels are looked at.
+# The side of the blocks, about how many are used at most, and into how many groups by brightness they are divided.
 SIDE, MAX_BLOCKS, GROUPS = 8, 2**16, 6
-# The fractions of the blocks, those with the least structure, on which noise is measured, and compared with.
+# Fractions of the blocks, those with the least structure: noise is measured on the first, and compared with the second.
 FLAT, LESS_FLAT = 0.05, 0.3
-# Blocks with more values at black or white show too little of their noise.
+# Blocks with more values than this at black or white are left out, because clipping hides their noise.
 MAX_CLIPPED = 2
-# Less noise than this is called none, and less correlation white.
+# Noise with a smaller standard deviation is reported as none, and with a smaller correlation as white.
 NONE, CORRELATED = 1 / 255, 0.25
 # Structure varies more between blocks than noise does. A group shows noise if its blocks with the least structure have
 # this fraction of the variance of more blocks; images show noise if this fraction of their groups does.
 FLOOR, WITH_FLOOR = 0.75, 0.3
-# The side of the crop in which blocks of JPEG are looked for, and by how much more of their coefficients are zeros.
+# The side of the crop that is searched for blocks of JPEG, and how much larger their fraction of zeros must be.
 JPEG_CROP, JPEG_ZEROS = 256, 0.02
-# A run looks at this many of its images.
+# A run estimates the noise from at most this many of its images.
 SAMPLE = 20
 
 _ROW, _COLUMN = np.divmod(np.arange(SIDE * SIDE), SIDE)
@@ -44,7 +44,7 @@ _HIGH, _LOW = _ROW + _COLUMN >= 10, _INNER & (_ROW + _COLUMN <= 5)
 # Weights of the variances in the correlation between neighbours: zero in sum, as for white noise.
 _NEIGHBOURS = np.where(_INNER, np.cos(np.pi * _ROW / SIDE) + np.cos(np.pi * _COLUMN / SIDE), 0.0) / 2
 
-# Of blocks: brightness, variance at high and all frequencies, correlation, FLOOR's fraction; the rest is of the image.
+# A group: brightness, variance at high and all frequencies, correlation, FLOOR's fraction; and two of the whole image.
 _GROUP = np.dtype([(name, float) for name in ("brightness", "high", "all", "correlation", "floor", "clipped", "jpeg")])
 
 
@@ -52,10 +52,10 @@ class NoiseLevel(NamedTuple):
     """An estimate of the noise in images, where black is 0 and white 1.
 
     White Gaussian noise has the standard deviation `sigma`; Poisson-Gaussian noise has the variance gain * brightness +
-    offset. `sigma_error` is the standard deviation between groups of blocks: structure that is taken for noise does not
-    average out. The errors of gain and offset are standard errors. `correlation` is that of the noise of neighbouring
-    pixels, `clipped` the fraction of values that are exactly black or white, and `is_compressed` says that blocks of
-    JPEG are found. `groups` is an array with what was measured in each group of blocks.
+    offset. `sigma_error` is the standard deviation between groups of blocks, because structure that is taken for noise
+    does not average out. The errors of gain and offset are standard errors. `correlation` is that of the noise of
+    neighbouring pixels, `clipped` the fraction of values that are exactly black or white, and `is_compressed` whether
+    blocks of JPEG are found. `groups` is an array with what was measured in each group of blocks.
     """
 
     sigma: float
@@ -77,11 +77,11 @@ class NoiseLevel(NamedTuple):
         )
 
     def problems(self, needs_level: bool = True) -> list[str]:
-        """Return what is not white noise; with `needs_level`, also what is not Gaussian noise of a single level."""
+        """Return how the noise is not white; with `needs_level`, also how it is not Gaussian with a single level."""
         is_noisy = self.sigma > NONE
         rises = is_noisy and self.gain > 4 * self.gain_error and self.gain > self.sigma**2
         correlated = f"noise correlated between pixels ({self.correlation:.2f}), which losses learn as structure"
-        clipped = f"{self.clipped:.0%} of the values black or white, where clipped noise has no mean of zero"
+        clipped = f"{self.clipped:.0%} of the values black or white, where clipped noise does not have mean zero"
         found = {
             "no noise found": not is_noisy,
             correlated: is_noisy and self.correlation > CORRELATED,
@@ -113,7 +113,7 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
 
 
 def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
-    """Return the estimate of noise that is the same in all images, from those of each image."""
+    """Return one estimate for noise that is the same in all images, from the estimate of each."""
     return _estimate(np.concatenate([level.groups for level in levels]))
 
 
@@ -142,10 +142,10 @@ def _measured(coefficients: np.ndarray) -> tuple[float, ...]:
 
 
 def _power(coefficients: np.ndarray, fraction: float) -> tuple[float, np.ndarray]:
-    """Return the mean brightness, and the mean square of each coefficient, [64], of the blocks with least structure.
+    """Return the mean brightness, and the mean square of each coefficient, [64], of blocks with the least structure.
 
-    These are a `fraction` of all. They are chosen by the other half of the coefficients, so that the choice does not
-    change the mean. Where noise rises with the brightness, they are the darker ones.
+    These are a `fraction` of all. For each half of the coefficients they are chosen by the other half, so that the
+    choice does not bias the mean. Where noise rises with the brightness, they are the darker ones.
     """
     squares, power, brightness = np.square(coefficients), np.zeros(SIDE * SIDE), 0.0
     count = max(1, int(fraction * len(squares)))
@@ -168,7 +168,7 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
     deviations = np.sqrt(best[band])
     varied = groups[groups[band] > 1e-9]  # not of constant images
     line, covariance = np.zeros(2), np.zeros((2, 2))
-    if len(varied) > 2:  # the standard errors of variances are proportional to these
+    if len(varied) > 2:  # the standard errors of variances are proportional to them
         line, covariance = np.polyfit(varied["brightness"], varied[band], 1, w=1 / varied[band], cov=True)
     (gain, offset), (gain_error, offset_error) = line, np.sqrt(np.diag(covariance))
     clipped, jpeg = np.median(groups["clipped"]), np.median(groups["jpeg"])
@@ -179,7 +179,7 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
 def _has_jpeg_blocks(values: np.ndarray) -> bool:
     """Return whether an image [H, W, C] of 8 bits was compressed by JPEG.
 
-    JPEG leaves zeros among the coefficients of its own blocks, and not of those that are shifted against them.
+    JPEG leaves zeros among the coefficients of its own blocks, but not among those of blocks that are shifted.
     """
     grey = 255 * (values @ (np.array(LUMA, np.float32) / 2**16) if values.shape[2] == 3 else values[..., 0])
     top, left = (max(0, (side - JPEG_CROP) // 2) for side in grey.shape)

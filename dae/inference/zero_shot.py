@@ -19,10 +19,10 @@ from dae.workdir.model_files import load_model
 
 
 class ZeroShot(Denoiser):
-    """Denoises each image, or stack of images, with a network of its own: the package's, trained on it alone.
+    """Denoises each image, or stack of images, with a network of its own: a pretrained one, trained on it alone.
 
-    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is for noise that
-    is not white and Gaussian. The result is a function of these and of the images.
+    `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is used for noise that
+    is not white and Gaussian. The result depends only on the settings and the images.
     """
 
     def __init__(self, config: RunConfig, self_ensemble: bool = False, channels: int = 1) -> None:
@@ -69,7 +69,7 @@ class ZeroShot(Denoiser):
         super().denoise_into(denoised, images, value_range, None if is_noisy else progress, source)
 
     def settings(self, images: Images, source: str) -> tuple[RunConfig, bool]:
-        """Return the settings for the noise in the images, and whether there is any; print what is found."""
+        """Return the settings for the noise in the images, and whether they have any; print what was found."""
         found, level = noise_level.of_images(images), self._config.noise_level
         problems, is_noisy = found.problems(), level is not None or found.sigma > noise_level.NONE
         level = found.sigma if level is None and not problems else level

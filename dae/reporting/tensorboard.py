@@ -170,7 +170,7 @@ class TensorBoard:
             for variable in self._model.trainable_variables:
                 _histogram(f"weights/{variable.path}", variable.numpy())
         with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
-            denoised, latents = self._outputs.get_concrete_function()()  # whose calls warn of no retracing
+            denoised, latents = self._outputs.get_concrete_function()()  # which gives no warning of retracing
             noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
             columns, tag = [noisy, denoised, clean, abs(denoised - clean)], IMAGES
             if self._only_noisy:
@@ -235,10 +235,10 @@ def image_grid(*columns: np.ndarray) -> np.ndarray:
 
 
 def truncate_events(folder: Path, last_step: int) -> None:
-    """Rewrite the event files in `folder` as one, without the events after `last_step`, and without HParams's.
+    """Rewrite the event files in `folder` as one, without the events after `last_step` and those of HParams.
 
-    Otherwise TensorBoard would show a step twice if a killed run wrote it and the resumed run writes it again, and the
-    first of several HParams. A file is read only up to a record that the kill cut short.
+    Otherwise TensorBoard would show a step twice if a killed run wrote it and the resumed run writes it again, and only
+    the first of several HParams. A file is read only up to a record that the kill cut short.
     """
     files = sorted(folder.glob(EVENTS))
     records: dict[bytes, None] = {}  # a kill during this rewriting can leave a record in two files

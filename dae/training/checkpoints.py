@@ -1,4 +1,4 @@
-"""Checkpoints of the train state: the latest few, and the one with the lowest validation loss."""
+"""Checkpoints of the train state: the latest few, and the best one, with the lowest value of `Task.criterion`."""
 
 import shutil
 import tempfile

@@ -69,9 +69,9 @@ class Task:
 
     @property
     def criterion(self) -> str:
-        """The name of the value whose lowest one selects the model.
+        """The name of the value in metrics.jsonl that selects the model: the epoch where it is lowest.
 
-        A loss against noisy images does not: Neighbor2Neighbor, for example, is lowest for the identity.
+        A loss against noisy images cannot: Neighbor2Neighbor, for example, is lowest for the identity.
         """
         return "validation_loss" if self.data.train.has_clean else "validation_blind_spot_error"
 

@@ -66,7 +66,7 @@ class TrainState(tf.train.Checkpoint):
             step=tf.Variable(0, dtype=tf.int64),  # steps done
             means=RunningMeans((*loss.names, "gradient_norm", "update_to_weight_ratio")),
             seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, also before a resume
-            best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest validation loss
+            best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest value of `Task.criterion`
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
         self._composite_loss, self._max_gradient_norm, self._ema_decay = loss, max_gradient_norm, ema_decay
@@ -122,7 +122,7 @@ class TrainState(tf.train.Checkpoint):
         return {f"train_{name}" if name in names else name: mean for name, mean in self.means.result().items()}
 
     def stops_early(self, epoch: int, patience: int | None) -> bool:
-        """Return whether to stop before `epoch`, because the validation loss has not improved for `patience` epochs."""
+        """Return whether to stop before `epoch`, because `Task.criterion` has not improved for `patience` epochs."""
         return patience is not None and epoch > patience + int(self.best_epoch)
 
     def start_epoch(self) -> None:
