@@ -37,7 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "losses": {"loss": "mse + 0.1*ssim + {}/losses.py:masked + {}/losses.py:Learned", "bce_steps": 5},
     "patches": {"data": "{}/pairs", "validation_examples": None, "train_examples": None, "patch_size": 16}
     | {"value_range": (0, 4095), "augment": True, "noise": "poisson", "noise_level": 0.1}
-    | {"loss": "mse + 0.1*ssim + {}/losses.py:masked + {}/losses.py:Learned", "bce_steps": 5},
+    | {"loss": "mse + 0.1*ssim + {}/losses.py:Learned", "bce_steps": 5},  # pairs have no second noise
 }
 
 # A squared error that writes a line for each noisy image that it sees: its level and its digest.
