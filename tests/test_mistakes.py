@@ -159,6 +159,7 @@ OTHERS = [
     ("noise_level", "", ["expected pictures, arrays or folders"]),
     ("noise_level", "nowhere", ["nowhere: no such file or folder"]),
     ("noise_level", "volume.npy", ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"]),
+    ("noise_level", "in/sub --axes NYX", ["--axes: applies to .npy and .npz files"]),
     ("noise_level", "in --value-range 1 0", ["in/0.png: expected two finite numbers in ascending order"]),
     ("evaluate", "{run} --axes YXZ", ["--axes: applies to --data, which is not given"]),
     ("evaluate", "{run} --data volume.npy", ["or 20 of 30 x 30; add --axes NYX or, with the images last, YXN"]),
