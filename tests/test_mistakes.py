@@ -122,6 +122,7 @@ OTHERS = [
     ("compare_losses", f"{LOSSES} --metric psnrr", ["--metric: unknown name 'psnrr'; did you mean 'psnr'?"]),
     ("compare_losses", f"{LOSSES} --seeds 0", ["--seeds: expected an integer >= 1, got 0"]),
     ("compare_losses", f"{LOSSES} --preset tutorial", ["--validation-examples: 0"]),
+    ("compare_losses", "--losses noise2void --noisy {}/pairs/train/noisy", ["--noisy: without --clean"]),
     ("compare_losses", f"{LOSSES} --loss mse", ["--losses: --loss is a flag of run.py"]),
     ("compare_losses", "--values 1 2", ["--losses: "]),
     ("compare_losses", f"--field width --values 1 {LOSSES}", ["--values: "]),
