@@ -35,7 +35,7 @@ __all__ = [
     "train",
 ]
 
-# Functions that need TensorFlow.
+# Functions that are imported when they are used; all but the estimate of noise need TensorFlow.
 _LAZY_IMPORTS = {
     "denoise": "dae.inference.denoise",
     "estimate_noise": "dae.data.noise_level",
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'dae' has no attribute {name!r}")
-    startup.import_tensorflow()
+    if name != "estimate_noise":
+        startup.import_tensorflow()
     return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
 
 

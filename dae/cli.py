@@ -214,7 +214,8 @@ def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None
 def _warn_of_other_package(script: Path) -> None:
     """Warn if `script` is one of a checkout whose package is not the one that was imported."""
     package = Path(__file__).parent
-    for checkout in script.resolve().parents[1:3] if script.is_file() else ():  # of experiments/ or a folder in it
+    is_script = script.suffix == ".py" and script.is_file()  # unlike the command `dae` of an environment in a checkout
+    for checkout in script.resolve().parents[1:3] if is_script else ():  # of experiments/ or a folder in it
         other = checkout / "dae"
         if (other / "cli.py").exists() and not other.samefile(package):
             warn(f"{script.name}: runs the package in {package}, not that in {other}; run: pip install -e {checkout}")

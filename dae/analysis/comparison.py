@@ -109,12 +109,14 @@ def many_runs() -> Iterator[None]:
 @contextlib.contextmanager
 def named_warnings(name: str, known: list[str]) -> Iterator[None]:
     """Print the warnings of the block with `name`, once each, and only those that are not `known`, to which it adds."""
-    with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        yield
-    for line in stderr.getvalue().splitlines():
-        if (message := line.removeprefix("warning: ")) not in known:
-            known.append(message)
-            warn(f"{name}: {message}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            yield
+    finally:  # also of a run that fails
+        for line in stderr.getvalue().splitlines():
+            if (message := line.removeprefix("warning: ")) not in known:
+                known.append(message)
+                warn(f"{name}: {message}")
 
 
 def compare(

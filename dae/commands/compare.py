@@ -59,7 +59,8 @@ def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
         raise UsageError("--tune: tunes the learning rate, and --field compares it; choose one of them")
     for value in values:
         changes: dict[str, Any] = {field: value}
-        dataclasses.replace(config, **changes)
+        if dataclasses.replace(config, **changes).only_noisy:
+            raise UsageError("--noisy: without --clean, there are no clean images to rank runs by; see --clean")
     return field, values
 
 

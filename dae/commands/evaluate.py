@@ -69,7 +69,13 @@ def evaluated_config(path: Path, arguments: EvaluateArguments) -> RunConfig:
     elif given := [name for name, value in reading.items() if value]:
         raise UsageError(f"{config.flag(given[0])}: applies to --data, which is not given")
     # Evaluation has no shards, so that each operation can use all cores.
-    return dataclasses.replace(trained, **changes, shards=1, intra_op_threads=None)
+    evaluated = dataclasses.replace(trained, **changes, shards=1, intra_op_threads=None)
+    if evaluated.only_noisy and arguments.noise_levels is not None:
+        raise UsageError(
+            f"--noise-levels: no noise is added to the images of {path}, which are noisy already; add --data, or "
+            "--noisy and --clean"
+        )
+    return evaluated
 
 
 def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateArguments) -> "Trial":
@@ -94,7 +100,7 @@ def load_trial(path: Path, name: str, settings: RunConfig, arguments: EvaluateAr
 
 def describe_noise(trial: "Trial") -> str:
     """Return the noise of a trial as text, such as `gaussian noise 0.5, clipped`."""
-    if trial.images.is_paired and trial.level == 0:
+    if trial.images.is_paired and (trial.level == 0 or trial.config.only_noisy):
         return "pairs of noisy and clean images"
     level = " to ".join(f"{end:g}" for end in np.atleast_1d(trial.level))
     return f"{trial.config.noise} noise {level}, {'clipped' if trial.config.clip_noise else 'not clipped'}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dae.data.images import LUMA, MIN_SIDE, Images
-from dae.data.values import ValueRange
+from dae.data.values import ValueRange, check
 from dae.errors import UsageError
 
 # The side of the blocks, about how many are used at most, and into how many groups by brightness they are divided.
@@ -96,14 +96,16 @@ def estimate_noise(image: np.ndarray, value_range: tuple[float, float] | None = 
     """Estimate the noise in an image [H, W] or [H, W, C], C 1 or 3, of integers or floats.
 
     `value_range` has the values of black and white; the default is the usual one of the type. Raises UsageError for
-    other types, shapes and sizes, and for values that are not finite.
+    other types, shapes and sizes, and for values that cannot be in the value range (`dae.data.values.check`).
     """
     image = np.asarray(image)
-    values = np.atleast_3d(ValueRange.requested(value_range, image.dtype).to_unit(image))
-    if values.ndim != 3 or values.shape[2] not in (1, 3) or min(values.shape[:2]) < MIN_SIDE:
-        raise UsageError(f"expected an image [H, W] or [H, W, C] of {MIN_SIDE} x {MIN_SIDE} or more, got {image.shape}")
-    if not np.isfinite(values).all():
-        raise UsageError("expected finite values, got NaN or infinity")
+    scale, pixels = ValueRange.requested(value_range, image.dtype), np.atleast_3d(image)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or min(pixels.shape[:2]) < MIN_SIDE:
+        raise UsageError(
+            f"expected an image [H, W] or [H, W, C] of {MIN_SIDE} x {MIN_SIDE} or more, C 1 or 3, got {image.shape}"
+        )
+    check(pixels[np.newaxis], scale)
+    values = scale.to_unit(pixels)
     of_image = (np.isin(values, (0, 1)).mean(), _has_jpeg_blocks(values))
     coefficients = _coefficients(values)
     if len(coefficients) < GROUPS:  # saturated
@@ -168,7 +170,8 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
     deviations = np.sqrt(best[band])
     varied = groups[groups[band] > 1e-9]  # not of constant images
     line, covariance = np.zeros(2), np.zeros((2, 2))
-    if len(varied) > 2:  # the standard errors of variances are proportional to them
+    # Brightness that differs by more than its rounding, unlike that of a pattern, has a line.
+    if len(varied) > 2 and np.ptp(varied["brightness"]) > 1e-5:  # errors of variances are proportional to them
         line, covariance = np.polyfit(varied["brightness"], varied[band], 1, w=1 / varied[band], cov=True)
     (gain, offset), (gain_error, offset_error) = line, np.sqrt(np.diag(covariance))
     clipped, jpeg = np.median(groups["clipped"]), np.median(groups["jpeg"])

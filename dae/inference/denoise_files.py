@@ -71,9 +71,7 @@ def plan(
     """
     if clean is not None and not clean.is_dir():
         raise UsageError(f"--clean: {clean}: no such folder")
-    sources, notes = _sources(inputs, output)
-    if axes is not None and all(_is_picture(source) for source, _ in sources):
-        raise UsageError("--axes: applies to .npy and .npz files, of which there are none")
+    sources, notes = _sources(inputs, output, axes)
     files, broken, readings = [], [], collections.defaultdict(list)
     for source, relative in sources:
         try:
@@ -112,13 +110,18 @@ def _describe(header: Header) -> str:
 
 def read_images(inputs: Sequence[Path], axes: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name for the user and the images [N, H, W, C] of each picture and array. Raises as `plan` does."""
-    for source, _ in _sources(inputs, None)[0]:
+    for source, _ in _sources(inputs, None, axes)[0]:
         for name, header in _parts(source, axes)[0].items():
             yield File(source, source, None, {name: header}, axes).label(name), _read(source, name, axes)
 
 
-def _sources(inputs: Sequence[Path], output: Path | None) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Return the files with their paths below the output, and notes about other files in folders."""
+def _sources(
+    inputs: Sequence[Path], output: Path | None, axes: str | None
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Return the files with their paths below the output, and notes about other files in folders.
+
+    Raises UsageError if an input is missing, or if there are no arrays that have the `axes`.
+    """
     found: list[tuple[Path, Path]] = []
     notes = []
     for path in inputs:
@@ -134,6 +137,8 @@ def _sources(inputs: Sequence[Path], output: Path | None) -> tuple[list[tuple[Pa
             raise UsageError(f"{path}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         else:
             found.append((path, Path(path.name)))
+    if axes is not None and all(_is_picture(source) for source, _ in found):
+        raise UsageError("--axes: applies to .npy and .npz files, of which there are none")
     return found, notes
 
 

@@ -1,6 +1,7 @@
 """Denoising of a single image, or of a stack, by a network that is trained on it alone."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,11 @@ class ZeroShot(Denoiser):
 
     def of(self, channels: int) -> "ZeroShot":
         """Return the same for images with this number of channels."""
-        return self if channels == self.channels else ZeroShot(self._config, self._self_ensemble, channels)
+        return self if channels == self.channels else self._other
+
+    @functools.cached_property
+    def _other(self) -> "ZeroShot":
+        return ZeroShot(self._config, self._self_ensemble, channels=1 if self.channels == 3 else 3)
 
     def denoise_into(
         self,

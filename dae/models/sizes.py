@@ -2,14 +2,17 @@
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dae.errors import UsageError
+
+T = TypeVar("T")
 
 # The computation of a layer.
 Function = Callable[[Any], tf.Tensor]
@@ -35,6 +38,20 @@ _ARITHMETIC = (
 )
 # Largest difference, relative to the largest output, that is due to sums in another order.
 _ROUNDING = 1e-4
+
+
+def _cached(function: Callable[..., T]) -> Callable[..., T]:
+    """Cache a function of a model and other arguments, for as long as the model exists."""
+    results: weakref.WeakKeyDictionary[keras.Model, dict[Any, T]] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(function)
+    def cached(model: keras.Model, *arguments: Any) -> T:
+        of_model = results.setdefault(model, {})
+        if arguments not in of_model:
+            of_model[arguments] = function(model, *arguments)
+        return of_model[arguments]
+
+    return cached
 
 
 def is_functional(layer: object) -> bool:
@@ -161,7 +178,7 @@ def _alone(layer: keras.layers.Layer) -> Function:
     return lambda values: layer(tf.ensure_shape(values, values.shape))
 
 
-@functools.lru_cache(maxsize=256)
+@_cached
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
@@ -191,7 +208,7 @@ def _states(model: keras.Model, height: int | None, width: int | None) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=1024)
+@_cached
 def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     """Return whether `model` keeps this size, as tried in a graph, which takes tens of milliseconds."""
     shape = (1, height, width, model.input_shape[-1])

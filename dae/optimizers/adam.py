@@ -35,6 +35,7 @@ class Adam(keras.optimizers.Optimizer):
         self.momentum = self.add_variable((sum(self.sizes),), "zeros", name="momentum")
         self.velocity = self.add_variable((sum(self.sizes),), "zeros", name="velocity")
 
+    @tf.autograph.experimental.do_not_convert
     def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         """Update the variables, which must be those that the optimizer was built with, in the same order."""
         rate = self.update_moments(flatten(grads), tf.square(flatten(grads)))
@@ -55,6 +56,7 @@ class Adam(keras.optimizers.Optimizer):
         return rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
 
 
+@tf.autograph.experimental.do_not_convert
 def flatten(tensors: list[tf.Tensor]) -> tf.Tensor:
     """Return all values as one vector."""
     with tf.name_scope("flatten"):

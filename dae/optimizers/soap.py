@@ -58,6 +58,7 @@ class Soap(Adam):
             Q=self.add_variable((length, length), "identity", name=f"{variable.name}_Q"),
         )
 
+    @tf.autograph.experimental.do_not_convert
     def apply(self, grads: list[tf.Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         """Update the variables and, every PRECONDITION_FREQUENCY steps, the eigenvectors for the following steps.
 

@@ -19,6 +19,7 @@ class RunningMeans(tf.Module):
         self.sums = tf.Variable(tf.zeros([len(self._names)], tf.float64))
         self.images = tf.Variable(0, dtype=tf.int64)
 
+    @tf.autograph.experimental.do_not_convert
     def update(self, means: Mapping[str, tf.Tensor], num_images: int) -> None:
         """Add the means over a batch of `num_images` images, a scalar for each name."""
         values = tf.cast(tf.stack([means[name] for name in self._names]), tf.float64)
@@ -76,7 +77,6 @@ class TrainState(tf.train.Checkpoint):
         """The variables that the optimizer trains: the weights of the network and of the loss."""
         return [*self.model.trainable_variables, *self._composite_loss.trainable_variables]
 
-    @tf.autograph.experimental.do_not_convert
     def apply(
         self,
         gradients: list[tf.Tensor],
@@ -97,7 +97,7 @@ class TrainState(tf.train.Checkpoint):
             gradients, _ = tf.clip_by_global_norm(gradients, self._max_gradient_norm, use_norm=norm)
         before = flatten(weights)
         with tf.name_scope("optimizer"):
-            self.optimizer.apply(gradients, weights)
+            self.optimizer.apply(gradients, weights)  # a user's can branch on tensors
         with tf.name_scope("running_means"):
             ratio = tf.norm(flatten(weights) - before) / tf.norm(before)
             self.means.update({**values, "update_to_weight_ratio": ratio}, num_images)
@@ -105,6 +105,7 @@ class TrainState(tf.train.Checkpoint):
         if self._ema_decay is not None:
             self._update_average()
 
+    @tf.autograph.experimental.do_not_convert
     def _update_average(self) -> None:
         """Move each weight of `average` towards that of `model`, by 1 - decay.
 

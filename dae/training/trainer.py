@@ -182,7 +182,7 @@ def train_epochs(
     batches = iter(training_batches(task.data.train, config, first_step))
     for epoch in range(first_step // task.steps_per_epoch + 1, config.epochs + 1):
         if state.stops_early(epoch, config.patience):
-            logger.print(f"stopped after epoch {epoch - 1}, {config.patience} epochs after the lowest validation loss")
+            logger.print(f"stopped after epoch {epoch - 1}, {config.patience} epochs after the best one")
             break
         stopwatch = Stopwatch(state)
         for num_steps, batch_size, is_last in loop_calls(task, int(state.step)):

@@ -108,9 +108,15 @@ def test_pixels_that_are_clipped_do_not_lower_the_level():
 
 
 def test_images_that_are_none_are_rejected():
-    for image in (np.zeros((8, 64)), np.zeros((32, 32, 2)), np.full((32, 32), np.nan), np.zeros((32, 32), np.int32)):
-        with pytest.raises(dae.UsageError, match="expected"):
+    bad = np.full((32, 32), np.nan), np.full((32, 32), 200.0), np.zeros((32, 32), np.int32)
+    for image in (np.zeros((8, 64)), np.zeros((32, 32, 2)), *bad):
+        with pytest.raises(dae.UsageError, match=r"expected|cannot be those of images from 0 \(black\) to 1 \(white\)"):
             dae.estimate_noise(image)
+
+
+def test_a_pattern_whose_blocks_are_equally_bright_has_no_gain():
+    pattern = np.where(np.indices((64, 64)).sum(axis=0) % 2, 64, 192).astype(np.uint8)
+    assert estimate_noise(pattern).gain == 0
 
 
 def test_the_script_prints_a_line_per_image_and_the_flag_to_train_with(tmp_path):

@@ -5,10 +5,12 @@ from typing import Any
 
 import keras
 import pytest
-from helpers import rejected
+import tensorflow as tf
+from helpers import new_state, new_train_step, rejected
 from runs import config_of
 
 from dae.config import PLUGIN_FIELDS, RunConfig
+from dae.data.pipeline import training_batches
 from dae.errors import UsageError
 from dae.optimizers import optimizers
 from dae.optimizers.optimizers import cosine
@@ -132,3 +134,19 @@ def test_a_run_follows_its_schedule(finished_run, files):
     schedule: Any = cosine(config.learning_rate, 14, config.warmup_ratio)
     assert rates == pytest.approx([float(schedule(step)) for step in (7, 14)], abs=1e-9)
     assert rates[0] > 1e-4 > rates[1]
+
+
+class Halving(keras.optimizers.SGD):
+    def apply(self, grads, trainable_variables=None):
+        if tf.reduce_max(tf.abs(grads[0])) > 1e6:
+            grads = [gradient / 2 for gradient in grads]
+        super().apply(grads, trainable_variables)
+
+
+def test_an_optimizer_of_a_user_can_branch_on_tensors(mnist):
+    config = RunConfig(optimizer=Halving, learning_rate=0.1, loss="mse", bce_steps=0, batch_size=16)
+    state = new_state(config)
+    optimizers.check(config, 30, state.model.trainable_variables)
+    (batch,) = training_batches(mnist.train[:16], config).take(1)
+    new_train_step(state, config)(batch)
+    assert int(state.step) == 1

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tifffile
+from helpers import run_in_process
 from PIL import Image
 from runs import config_of
 
 from dae import cli, resolved
 from dae import config as config_module
+from dae.commands.evaluate import EvaluateArguments, evaluated_config
 from dae.config import RunConfig
 from dae.data import datasets
 from dae.errors import UsageError
@@ -74,6 +76,13 @@ def test_the_model_is_that_of_the_lowest_blind_spot_error(run):
     Checkpoints(run / "checkpoints", state).restore_best()
     assert int(state.step) == best["step"]
     assert all(map(np.array_equal, state.model.get_weights(), load_model(run).get_weights()))
+
+
+def test_evaluation_adds_no_noise_and_claims_none(run, tmp_path):
+    done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
+    assert f"{run} on pairs of noisy and clean images: " in done.stdout
+    with pytest.raises(UsageError, match="^--noise-levels: no noise is added to the images of .* noisy already; add"):
+        evaluated_config(run, EvaluateArguments((str(run),), noise_levels=(0.1, 0.5)))
 
 
 def test_no_noise_is_added_and_values_are_not_clipped(folder, files):

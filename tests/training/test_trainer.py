@@ -163,7 +163,7 @@ def test_run_stops_after_the_documented_number_of_epochs_keeps_the_best_and_is_n
     with pytest.raises(KeyboardInterrupt):
         trainer.train(config, run, quiet=True, on_epoch_end=interrupt)
     trainer.train(config, run, resume=True)
-    message = f"stopped after epoch {len(lines)}, 1 epochs after the lowest validation loss"
+    message = f"stopped after epoch {len(lines)}, 1 epochs after the best one"
     assert message in capsys.readouterr().out
     assert first_difference(run, stopped) is None
 
