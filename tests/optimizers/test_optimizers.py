@@ -144,7 +144,8 @@ class Halving(keras.optimizers.SGD):
 
 
 def test_an_optimizer_of_a_user_can_branch_on_tensors(mnist):
-    config = RunConfig(optimizer=Halving, learning_rate=0.1, loss="mse", bce_steps=0, batch_size=16)
+    own: Any = Halving
+    config = RunConfig(optimizer=own, learning_rate=0.1, loss="mse", bce_steps=0, batch_size=16)
     state = new_state(config)
     optimizers.check(config, 30, state.model.trainable_variables)
     (batch,) = training_batches(mnist.train[:16], config).take(1)
