@@ -80,7 +80,7 @@ def test_the_model_is_that_of_the_lowest_blind_spot_error(run):
 def test_evaluation_adds_no_noise_and_claims_none(run, tmp_path):
     done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
     assert f"{run} on pairs of noisy and clean images: " in done.stdout
-    with pytest.raises(UsageError, match="^--noise-levels: no noise is added to the images of .* noisy already; add"):
+    with pytest.raises(UsageError, match=r"^--noise-levels: no noise is added to the images of .* noisy already; add"):
         evaluated_config(run, EvaluateArguments((str(run),), noise_levels=(0.1, 0.5)))
 
 
