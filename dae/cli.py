@@ -97,7 +97,9 @@ class RunArguments(ConfigArguments, _BaseArguments):
         if path is None or not path.with_name(resolved.FILE).exists():
             return None
         recorded, saved = resolved.read(path.parent), config_module.read(path)
-        if any(getattr(saved, name) != getattr(self.config, name) for name in vars(self.data)):
+        # A level that was stated for noisy pictures is no estimate of it, and an estimate is recorded with the images.
+        names = [*vars(self.data), *(["noise_level"] if self.config.only_noisy else [])]
+        if any(getattr(saved, name) != getattr(self.config, name) for name in names):
             recorded = dataclasses.replace(recorded, data_digest="")
         if saved.start_from != self.config.start_from:
             recorded = dataclasses.replace(recorded, weights_digest="")
