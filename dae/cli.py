@@ -15,7 +15,7 @@ import tyro
 
 from dae import config as config_module
 from dae import startup
-from dae.config import PRESETS, REMOVED, RunConfig, flag, preset_fields
+from dae.config import PRESETS, REMOVED, RunConfig, flag, preset_fields, spelled
 from dae.errors import Interrupted, RunError, UsageError, warn
 
 if TYPE_CHECKING:
@@ -40,18 +40,15 @@ class ConfigArguments:
         return RunConfig(**{name: value for group in groups for name, value in vars(group).items()})
 
 
-def _spelled(field: str, value: Any) -> str:
+def _rounded(field: str, value: Any) -> str:
     """Return the flag that gives a field of RunConfig this value, with numbers of three digits."""
-    if isinstance(value, bool):
-        return flag(field if value else f"no_{field}")
-    values = value if isinstance(value, tuple) else (value,)
-    return " ".join([flag(field), *(f"{item:.3g}" if isinstance(item, float) else str(item) for item in values)])
+    return spelled(field, value, lambda item: f"{item:.3g}" if isinstance(item, float) else str(item))
 
 
 # What each preset sets, for the help.
 _PRESETS = "\n".join(
     ["Start from a preset: good (a first run), default, tutorial, fast, best, photo or zero_shot (docs/data.md)."]
-    + [f"{name}: {' '.join(map(_spelled, fields, fields.values()))}" for name, fields in PRESETS.items() if fields]
+    + [f"{name}: {' '.join(map(_rounded, fields, fields.values()))}" for name, fields in PRESETS.items() if fields]
 )
 
 
@@ -101,7 +98,9 @@ class RunArguments(ConfigArguments, _BaseArguments):
         if path is None or not path.with_name(resolved.FILE).exists():
             return None
         recorded, saved = resolved.read(path.parent), config_module.read(path)
-        if any(getattr(saved, name) != getattr(self.config, name) for name in vars(self.data)):
+        # A level that was stated for noisy pictures is no estimate of it, and an estimate is recorded with the images.
+        names = [*vars(self.data), *(["noise_level"] if self.config.only_noisy else [])]
+        if any(getattr(saved, name) != getattr(self.config, name) for name in names):
             recorded = dataclasses.replace(recorded, data_digest="")
         if saved.start_from != self.config.start_from:
             recorded = dataclasses.replace(recorded, weights_digest="")

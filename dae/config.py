@@ -389,6 +389,13 @@ def preset(name: str, **changes: Any) -> RunConfig:
     return RunConfig(**{**preset_fields(name, only_noisy), **changes})
 
 
+def spelled(field: str, value: Any, change: Callable[[Any], str]) -> str:
+    """Return the flag that gives a field this value, of which `change` gives the text of each item."""
+    if isinstance(value, bool):
+        return flag(field if value else f"no_{field}")
+    return " ".join([flag(field), *map(change, value if isinstance(value, tuple) else (value,))])
+
+
 def shortest(config: RunConfig, unnamed: Collection[str] = (), change: Callable[[str], str] = plugins.label) -> str:
     """Return the preset and the fewest flags that describe `config` but for its `unnamed` fields: `good --epochs 2`.
 
@@ -399,8 +406,7 @@ def shortest(config: RunConfig, unnamed: Collection[str] = (), change: Callable[
         flags = []
         for field, value in vars(config).items():
             if field not in unnamed and value != fields.get(field, getattr(RunConfig, field)):
-                text = " ".join(map(str, value if isinstance(value, tuple) else (value,)))
-                flags.append(f"{flag(field)} {change(text)}")
+                flags.append(spelled(field, value, lambda item: change(str(item))))
         texts.append((len(flags), " ".join([name, *flags])))
     return min(texts)[-1]
 

@@ -14,6 +14,7 @@ from helpers import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dae import cli
 from dae import config as config_module
 from dae.config import RunConfig, flag
 from dae.errors import UsageError
@@ -263,3 +264,10 @@ def test_a_resume_with_a_schedule_may_not_change_epochs(tmp_path):
     assert config_module.config_for_resume(saved, saved, tmp_path) == saved
     with pytest.raises(UsageError, match="--epochs was 3, now 4"):
         config_module.config_for_resume(saved, dataclasses.replace(saved, epochs=4), tmp_path)
+
+
+def test_the_shortest_description_is_a_command_line():
+    config = config_module.preset("photo", augment=False, clip_noise=True, noise_level=(0.0, 0.1))
+    text = config_module.shortest(config)
+    assert text == "photo --no-augment --noise-level 0.0 0.1 --clip-noise"
+    assert cli.parse_config(cli.RunArguments, ["--preset", *text.split()]).config == config

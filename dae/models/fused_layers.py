@@ -117,8 +117,9 @@ def _fusions(model: keras.Model) -> dict[str, Function]:
 
 
 def _is(layer: Any, kind: type[keras.Layer]) -> bool:
-    """Return whether a layer is of just this kind, and does nothing else, so that it can be fused."""
-    return type(layer) is kind and layer.activity_regularizer is None and layer.data_format == "channels_last"
+    """Return whether a layer is of just this kind, in float32, and does nothing else, so that it can be fused."""
+    is_plain = type(layer) is kind and layer.activity_regularizer is None and layer.dtype_policy.name == "float32"
+    return is_plain and layer.data_format == "channels_last"
 
 
 def _upsamples(before: Any, layer: Any) -> bool:

@@ -97,6 +97,7 @@ def test_bias_and_relu_follow_the_pooling_and_change_neither_outputs_nor_gradien
         [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="valid")],
         [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", output_padding=0)],
         [keras.layers.Conv2DTranspose(3, 3, dilation_rate=2, padding="same")],
+        [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", dtype="float64")],
     ],
 )
 def test_layers_that_cannot_be_fused_are_called_unchanged(layers):

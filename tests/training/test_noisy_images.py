@@ -78,6 +78,16 @@ def test_the_model_is_that_of_the_lowest_blind_spot_error(run):
     assert all(map(np.array_equal, state.model.get_weights(), load_model(run).get_weights()))
 
 
+def test_a_level_that_an_earlier_run_stated_is_not_taken_for_an_estimate(run, tmp_path):
+    for name in ("config.json", "resolved.json"):
+        (tmp_path / name).write_text((run / name).read_text())
+    saved = config_module.read(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(config_module.to_json(dataclasses.replace(saved, noise_level=0.2)))
+    for flags, is_kept in (([], True), (["--noise-level", "None"], False)):
+        arguments = cli.parse_config(cli.RunArguments, ["--config", str(tmp_path / "config.json"), *flags])
+        assert bool(arguments.recorded.data_digest) == is_kept
+
+
 def test_evaluation_adds_no_noise_and_claims_none(run, tmp_path):
     done = run_in_process("evaluate.py", run, "--figure", tmp_path / "a.png")
     assert f"{run} on pairs of noisy and clean images: " in done.stdout
