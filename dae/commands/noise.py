@@ -37,4 +37,5 @@ def main() -> None:
         raise UsageError("expected pictures, arrays or folders of them")
     total = combined([*levels.values()])
     print("; ".join([f"all ({len(levels)}): {total.describe()}", *total.problems()]))
-    print(f"for run.py: --noise-level {255 * total.sigma:.1f}/255")
+    if not total.problems():
+        print(f"for run.py: --noise-level {255 * total.sigma:.1f}/255")

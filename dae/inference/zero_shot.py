@@ -11,7 +11,7 @@ from dae.config import PYTHON_DATA, RunConfig
 from dae.data import noise_level, values
 from dae.data.images import Images, check_sides
 from dae.data.pipeline import training_batches
-from dae.errors import warn
+from dae.errors import Diverged, UsageError, warn
 from dae.inference.denoise import PRETRAINED, Denoiser, Progress
 from dae.training.calls import loop_calls
 from dae.training.task import prepare
@@ -50,7 +50,7 @@ class ZeroShot(Denoiser):
         """Train on images [N, H, W, C] if they have noise, and denoise them into an array of the same shape and type.
 
         `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError as
-        `Denoiser` does, and Diverged if the loss or its gradient is not finite.
+        `Denoiser` does, and if the training diverges.
         """
         check_sides(*images.shape[1:3])
         scale = self.value_range(images.dtype, value_range)
@@ -66,7 +66,11 @@ class ZeroShot(Denoiser):
         pixels, done = images[..., 0].size, 0
         for epoch in range(config.epochs if is_noisy else 0):
             for num_steps, batch_size, _ in loop_calls(task, epoch * task.steps_per_epoch):
-                train_loop(batches, num_steps, batch_size)
+                try:
+                    train_loop(batches, num_steps, batch_size)
+                except Diverged:
+                    hint = "leave out --noise-level or --zero-shot"
+                    raise UsageError(f"{source}: the training diverges; {hint}") from None
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
