@@ -70,7 +70,7 @@ class ZeroShot(Denoiser):
                     train_loop(batches, num_steps, batch_size)
                 except Diverged:
                     hint = "leave out --noise-level or --zero-shot"
-                    raise UsageError(f"{source}: the training diverges; {hint}") from None
+                    raise UsageError(f"the training diverges; {hint}") from None
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
