@@ -1,4 +1,4 @@
-"""What `import dae` offers in Python, and how it starts TensorFlow."""
+"""The public names of `dae`, and the start of TensorFlow."""
 
 import subprocess
 import sys

@@ -122,8 +122,11 @@ def combined(levels: Sequence[NoiseLevel]) -> NoiseLevel:
 def of_images(images: Images) -> NoiseLevel:
     """Return the estimate of the noise in some noisy images, at most SAMPLE. Raises as `estimate_noise` does."""
     value_range = (images.value_range.black, images.value_range.white)
-    chosen = [images[i : i + 1] for i in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int))]
-    return combined([estimate_noise(one.rows.reshape(*one.shapes[0], -1), value_range) for one in chosen])
+    levels = []
+    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)):
+        image = images[index : index + 1]
+        levels.append(estimate_noise(image.rows.reshape(*image.shapes[0], -1), value_range))
+    return combined(levels)
 
 
 def _coefficients(values: np.ndarray) -> np.ndarray:
@@ -182,7 +185,7 @@ def _estimate(groups: np.ndarray) -> NoiseLevel:
 def _has_jpeg_blocks(values: np.ndarray) -> bool:
     """Return whether an image [H, W, C] of 8 bits was compressed by JPEG.
 
-    JPEG leaves zeros among the coefficients of its own blocks, but not among those of blocks that are shifted.
+    JPEG rounds many coefficients of its blocks to zero; blocks at other positions have few zeros.
     """
     grey = 255 * (values @ (np.array(LUMA, np.float32) / 2**16) if values.shape[2] == 3 else values[..., 0])
     top, left = (max(0, (side - JPEG_CROP) // 2) for side in grey.shape)

@@ -149,6 +149,7 @@ class Denoiser:
         values.check(images, scale)
         if scale.is_usual and images.dtype != np.uint8:  # dark photographs of 8 bits are common
             values.warn_if_nearly_black(float(images.max()), scale, f"{source}: ")
+        progress = self.adapt(images, scale, progress, source)
         padded = fitting_size(self._model, height, width)
         batch, tiles = self._tiles(padded, channels)
         run = self._compiled(channels)
@@ -162,6 +163,10 @@ class Denoiser:
             target[:] = scale.from_unit(outputs, target.dtype)
             if progress is not None:
                 progress(math.prod(target.shape[:3]))
+
+    def adapt(self, images: np.ndarray, scale: ValueRange, progress: Progress | None, source: str) -> Progress | None:
+        """Prepare the model for images [N, H, W, C]; return what to call with the pixels that are denoised then."""
+        return progress
 
     def _compile(self, channels: int) -> Callable[[np.ndarray], tf.Tensor]:
         """Return the compiled function from noisy to denoised images, float32 [n, H, W, channels] in [0, 1]."""

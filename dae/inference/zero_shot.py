@@ -8,9 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import noise_level, values
+from dae.data import noise_level
 from dae.data.images import Images, check_sides
 from dae.data.pipeline import training_batches
+from dae.data.values import ValueRange
 from dae.errors import Diverged, UsageError, warn
 from dae.inference.denoise import PRETRAINED, Denoiser, Progress
 from dae.training.calls import loop_calls
@@ -20,7 +21,7 @@ from dae.workdir.model_files import load_model
 
 
 class ZeroShot(Denoiser):
-    """Denoises each image, or stack of images, with a network of its own: a pretrained one, trained on it alone.
+    """Denoises each image, or stack of images, with a pretrained network that is first trained on it alone.
 
     `config` has the settings of this training, such as those of the preset `zero_shot`; its loss is used for noise that
     is not white and Gaussian. The result depends only on the settings and the images.
@@ -39,22 +40,13 @@ class ZeroShot(Denoiser):
     def _other(self) -> "ZeroShot":
         return ZeroShot(self._config, self._self_ensemble, channels=1 if self.channels == 3 else 3)
 
-    def denoise_into(
-        self,
-        denoised: np.ndarray,
-        images: np.ndarray,
-        value_range: tuple[float, float] | None = None,
-        progress: Progress | None = None,
-        source: str = "images",
-    ) -> None:
-        """Train on images [N, H, W, C] if they have noise, and denoise them into an array of the same shape and type.
+    def adapt(self, images: np.ndarray, scale: ValueRange, progress: Progress | None, source: str) -> Progress | None:
+        """Train the model on images [N, H, W, C] if they have noise; else restore the pretrained weights.
 
-        `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError as
-        `Denoiser` does, and if the training diverges.
+        `progress` is called with numbers of pixels, N H W in total, as the training proceeds. Raises UsageError if the
+        images are too small, or the training diverges.
         """
         check_sides(*images.shape[1:3])
-        scale = self.value_range(images.dtype, value_range)
-        values.check(images, scale)
         config, is_noisy = self.settings(Images(images, given_range=scale), source)
         side = min(config.patch_size or 0, *images.shape[1:3])
         ends = (scale.black, scale.white)
@@ -69,13 +61,12 @@ class ZeroShot(Denoiser):
                 try:
                     train_loop(batches, num_steps, batch_size)
                 except Diverged:
-                    hint = "leave out --noise-level or --zero-shot"
-                    raise UsageError(f"the training diverges; {hint}") from None
+                    raise UsageError("the training diverges; leave out --noise-level or --zero-shot") from None
                 if progress is not None:
                     done, before = pixels * int(state.step) // task.total_steps, done
                     progress(done - before)
         self._model.set_weights(task.evaluated_model.get_weights())
-        super().denoise_into(denoised, images, value_range, None if is_noisy else progress, source)
+        return None if is_noisy else progress
 
     def settings(self, images: Images, source: str) -> tuple[RunConfig, bool]:
         """Return the settings for the noise in the images, and whether they have any; print what was found."""

@@ -44,7 +44,7 @@ def local_tf_configs(workers: int) -> list[str]:
 
 
 class Program(contextlib.ExitStack):
-    """A program of programs.py in a process of its own, or in one for each worker; killed at the end of a `with`."""
+    """A program of programs.py in a separate process, or in one for each worker; killed at the end of a `with`."""
 
     def __init__(
         self, name: str, config: RunConfig, workers: int = 1, folder: Path | None = None, checkout: str | None = None

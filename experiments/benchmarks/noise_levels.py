@@ -32,14 +32,20 @@ def corrupted(name: str, level: float, clean: np.ndarray, rng: np.random.Generat
 
 
 def figures(name: str, level: float, paths: list[Path]) -> list[str]:
+    """Return the figures of a line of the table for some pictures; for Poisson noise, the level is the gain."""
     clean = [np.asarray(Image.open(path).convert("L")) / 255 for path in paths]
     noisy = [corrupted(name, level, image, np.random.default_rng(seed)) for seed, image in enumerate(clean)]
     found = [estimate_noise(image) for image in noisy]
     other = np.array([estimate_sigma(image) * (1 if image.dtype == np.uint8 else 255) for image in noisy])
-    estimates, column = np.array([one[:4] for one in found]) * (255, 255, 1, 1), 2 * (name == "poisson")
-    errors, spread = abs(estimates[:, column] - level), estimates[:, column + 1]
+    if name == "poisson":
+        errors = np.array([abs(estimate.gain - level) for estimate in found])
+        spread = np.array([estimate.gain_error for estimate in found])
+    else:
+        errors = np.array([abs(255 * estimate.sigma - level) for estimate in found])
+        spread = np.array([255 * estimate.sigma_error for estimate in found])
     cells = [255 * combined(found).sigma, errors.mean(), abs(other - level).mean(), np.mean(errors < 2 * spread)]
-    cells += [np.mean([word in str(one.problems()) for one in found]) for word in ("pixels (", "JPEG", "rises")]
+    problems = [str(estimate.problems()) for estimate in found]
+    cells += [np.mean([word in text for text in problems]) for word in ("pixels (", "JPEG", "rises")]
     return [f"{cell:.3g}" for cell in cells]
 
 

@@ -1,4 +1,4 @@
-"""The programs that the benchmarks time; the class Program of measure.py runs each in a process of its own.
+"""The programs that the benchmarks time; the class Program of measure.py runs each in a separate process.
 
 python experiments/benchmarks/programs.py NAME SETTINGS RUN_DIR
 

@@ -1,4 +1,4 @@
-"""An example of a loss that trains weights of its own: a discriminator between clean and denoised images.
+"""An example of a loss with trainable weights: a discriminator between clean and denoised images.
 
 python experiments/run.py --epochs 3 --loss "bce + 0.01*experiments/examples/adversarial.py:Adversarial"
 """

@@ -95,7 +95,7 @@ def test_a_network_that_keras_cannot_save_has_no_conceptual_graph(write_events, 
             return noisy
 
         def get_config(self):
-            raise NotImplementedError
+            raise TypeError("this layer cannot be saved")
 
     noisy = keras.Input((28, 28, 1))
     write_events(tmp_path / "run", TINY, epoch=1, loss=1.0, model=keras.Model(noisy, Unsaved()(noisy)))
