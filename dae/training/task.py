@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -107,10 +107,16 @@ class Task:
         """A batch of the first training images, or of patches of them, on which the training metrics are computed."""
         return [sample_batch(self.data.train, self.config, "train evaluation")][: 1 if self.replicas.is_chief else 0]
 
-    def batches(self, split: str) -> tf.data.Dataset:
-        """Return the batches of the split `validation` or `test` that this worker evaluates."""
-        images = getattr(self.data, split)
-        return evaluation_batches(images, self.config, split, self.replicas.worker, self.replicas.workers)
+    @functools.cached_property
+    def batches(self) -> Callable[[str], tf.data.Dataset]:
+        """The function from `validation` or `test` to the batches of this split that this worker evaluates.
+
+        They are made once, because making them copies the images and traces a graph, part of which is never freed.
+        """
+        worker, workers = self.replicas.worker, self.replicas.workers
+        return functools.cache(
+            lambda split: evaluation_batches(getattr(self.data, split), self.config, split, worker, workers)
+        )
 
     @functools.cached_property
     def samples(self) -> Batch:
