@@ -46,8 +46,7 @@ class Images:
         if self.sizes is None:
             return dataclasses.replace(self, pixels=self.pixels[selection])
         start, stop, _ = selection.indices(len(self))
-        bounds = np.concatenate([[0], np.cumsum(self.sizes.prod(axis=1))])
-        first, last = bounds[start], bounds[max(start, stop)]
+        first, last = self.bounds[start], self.bounds[max(start, stop)]
         return dataclasses.replace(self, pixels=self.pixels[first:last], sizes=self.sizes[start:stop])
 
     @property
@@ -83,6 +82,11 @@ class Images:
             return self.sizes
         return np.broadcast_to(np.array(self.pixels.shape[1:3], np.int64), (len(self), 2))
 
+    @functools.cached_property
+    def bounds(self) -> np.ndarray:
+        """Int64 [N + 1]: the indices in `rows` at which the images start, and the number of all rows."""
+        return np.concatenate([[0], self.shapes.prod(axis=1).cumsum()])
+
     @property
     def rows(self) -> np.ndarray:
         """All pixels, [pixels of all images, C], row by row."""
@@ -95,10 +99,9 @@ class Images:
 
     def take(self, indices: np.ndarray) -> "Images":
         """Return a copy of the images at `indices`, in that order."""
-        areas, rows = self.shapes.prod(axis=1), self.rows
-        ends = np.cumsum(areas)
-        blocks = (rows[end - area : end] for end, area in zip(ends[indices], areas[indices], strict=True))
-        taken = storage.materialize((int(areas[indices].sum()), rows.shape[1]), blocks, self.dtype)
+        starts, ends, rows = self.bounds[indices], self.bounds[indices + 1], self.rows
+        blocks = (rows[start:end] for start, end in zip(starts, ends, strict=True))
+        taken = storage.materialize((int((ends - starts).sum()), rows.shape[1]), blocks, self.dtype)
         if self.sizes is None:
             return dataclasses.replace(self, pixels=taken.reshape(-1, *self.pixels.shape[1:]))
         return dataclasses.replace(self, pixels=taken, sizes=self.sizes[indices])

@@ -114,7 +114,7 @@ def _patch_cutter(images: Images) -> Callable[..., tf.Tensor]:
     `symmetries`, int64 [batch] in [0, 8): flip left-right (bit 0), flip up-down (bit 1), transpose (bit 2).
     """
     gather = storage.gather_fn(images.rows)
-    starts = tf.constant(np.cumsum(images.shapes.prod(axis=1)) - images.shapes.prod(axis=1))
+    starts = tf.constant(images.bounds[:-1])
     widths = tf.constant(np.ascontiguousarray(images.shapes[:, 1]))
 
     def cut(
@@ -142,8 +142,8 @@ def evaluation_batches(
     """
     make_batch = batch_maker(images, config, f"{purpose} ")
     examples, batch_size = len(images), evaluation_batch_size(images, config)
-    gather, shapes = storage.gather_fn(images.rows), tf.constant(images.shapes)
-    bounds = tf.constant(np.concatenate([[0], np.cumsum(images.shapes.prod(axis=1))]))
+    gather = storage.gather_fn(images.rows)
+    shapes, bounds = tf.constant(images.shapes), tf.constant(images.bounds)
 
     def batch(number: tf.Tensor) -> Batch:
         first, end = number * batch_size, tf.minimum((number + 1) * batch_size, examples)

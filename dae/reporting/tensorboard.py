@@ -162,14 +162,15 @@ class TensorBoard:
 
     def write_epoch(self, line: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl, the model's weights, and its outputs for the samples; flush them to disk."""
+        step = np.array(line["epoch"])  # see `_scalars`
         for name in ("train", "validation"):
             if values := scalars(line, name):
-                with self._writer(name).as_default(step=line["epoch"]):
+                with self._writer(name).as_default(step=step):
                     _scalars(values)
-        with self._writer("train").as_default(step=line["epoch"]):
+        with self._writer("train").as_default(step=step):
             for variable in self._model.trainable_variables:
                 _histogram(f"weights/{variable.path}", variable.numpy())
-        with self._writer("validation" if values else "train").as_default(step=line["epoch"]):
+        with self._writer("validation" if values else "train").as_default(step=step):
             denoised, latents = self._outputs.get_concrete_function()()  # which gives no warning of retracing
             noisy, clean = self._samples.noisy[:IMAGES_SHOWN], self._samples.clean[:IMAGES_SHOWN]
             columns, tag = [noisy, denoised, clean, abs(denoised - clean)], IMAGES
@@ -197,7 +198,8 @@ def write_test(folder: Path, report: Mapping[str, float]) -> None:
 
 def _scalars(values: Mapping[str, float]) -> None:
     for tag, value in values.items():
-        tf.summary.scalar(tag, value, description=description(tag))
+        # An array, because TensorFlow keeps a tensor for each number that it has converted, as long as the process runs.
+        tf.summary.scalar(tag, np.array(value), description=description(tag))
 
 
 def _histogram(tag: str, values: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dae.losses.composite import CompositeLoss
@@ -143,7 +144,8 @@ class Stopwatch:
     def update(self) -> float:
         """Add the time since the last update to the state, and return the seconds of the epoch so far."""
         now = time.monotonic()
-        self._state.seconds.assign_add(now - self._last)
+        # An array, because TensorFlow keeps a tensor for each number that it has converted, as long as the process runs.
+        self._state.seconds.assign_add(np.array(now - self._last))
         self._last = now
         return float(self._state.seconds)
 

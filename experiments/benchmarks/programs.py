@@ -3,7 +3,8 @@
 python experiments/benchmarks/programs.py NAME SETTINGS RUN_DIR
 
 SETTINGS are fields of RunConfig as JSON; a run is written to RUN_DIR. After each epoch a program prints its `seconds`,
-the process's peak memory in `megabytes`, and what else it knows, as JSON on stdout, and waits for a line on stdin.
+those of processor time, `processor`, the process's peak memory in `megabytes`, and what else it knows, as JSON on
+stdout, and waits for a line on stdin.
 """
 
 import contextlib
@@ -33,16 +34,16 @@ Start = Callable[[], Lap]
 
 def stopwatch(output: IO[str]) -> Lap:
     """Start the first epoch; what is known about each epoch is written to `output`."""
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
 
     def lap(known: Mapping[str, Any]) -> None:
-        nonlocal started
-        seconds = time.perf_counter() - started
+        nonlocal started, used
+        times = {"seconds": time.perf_counter() - started, "processor": time.process_time() - used}
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({**known, "seconds": seconds, "megabytes": megabytes}), file=output, flush=True)
+        print(json.dumps({**known, **times, "megabytes": megabytes}), file=output, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
 
     return lap
 
@@ -239,7 +240,7 @@ PROGRAMS: dict[str, Callable[[RunConfig, Start], None]] = {
     "train step": train_loop,
     "denoise": denoise,
     "network alone": functools.partial(denoise, network_alone=True),
-    # Of scaling.py.
+    # Of growth.py.
     "several workers": functools.partial(train_loop, with_pipeline=True),
     "messages": messages,
 }

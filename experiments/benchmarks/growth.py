@@ -1,0 +1,145 @@
+"""Measure how the cost of training grows: `python experiments/benchmarks/growth.py`; see `--help`."""
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from measure import Program, epochs_in_turn, save, table
+
+from dae import cli
+from dae.config import RunConfig
+from dae.errors import lookup
+
+SIZES = {
+    "images": (10**3, 10**4, 10**5, 10**6),
+    "side": (28, 56, 112, 224, 512),
+    "channels": (1, 3),
+    "width": (1, 2, 4, 8),
+    "batch_size": (16, 64, 256, 1024),
+    "epochs": tuple(range(300, 3001, 300)),
+    "workers": (1, 2, 4),
+}
+STEPS, BATCH = 100, 256  # of an epoch of `workers`
+# A size, the seconds of an epoch, the peak megabytes, and the seconds from the imports to the end of the first step.
+Cost = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthArguments:
+    """Measure the time per epoch and the peak memory of training on random images, for growing sizes of one kind.
+
+    Each size has a process of its own. Times are medians, in seconds of processor time, which other work on the machine
+    hardly changes; for `workers`, which divide the same images and cores, they are seconds that pass. A model of up to
+    64 workers, each on a machine like this one, is printed too.
+    """
+
+    axes: tuple[str, ...] = tuple(SIZES)
+    """What grows: images, side, channels (of the images), width, batch_size, epochs and workers."""
+    points: int | None = None
+    """Measure only the first N sizes of each; None: all."""
+    model: str = "conv"
+    """Network, as in run.py."""
+    output: str = "runs/growth"
+    """Folder of growth.json and growth.png."""
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return p of costs of the form a + b (size - first size)^p, by least squares of the last three.
+
+    If less than two exceed the first by a tenth, it is the slope from the first to the last on logarithmic scales,
+    which is nearly 0 if they are constant.
+    """
+    pairs = np.array([sizes, costs], float).T
+    grown = (pairs - pairs[0])[pairs[:, 1] > 1.1 * pairs[0, 1]][-3:]
+    x, y = np.log(grown if len(grown) > 1 else pairs[[0, -1]]).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def costs_of(axis: str, sizes: Sequence[int], model: str, folder: Path) -> list[Cost]:
+    """Return the cost of each size of an axis. For `epochs`, a single run is measured, up to each number of epochs."""
+    costs: list[Cost] = []
+    for size in sizes[:1] if axis == "epochs" else sizes:
+        shapes = {"images": (size, 12, 12, 1), "side": (64, size, size, 1), "epochs": (64, 12, 12, 1)}
+        count, *shape = shapes.get(axis, (4096, 28, 28, size if axis == "channels" else 1))
+        random = np.random.default_rng(0)
+        train, test = (random.integers(0, 256, (number, *shape), np.uint8) for number in (count + 64, 16))
+        np.savez(folder / "images.npz", x_train=train, x_test=test)
+        config = RunConfig(data=str(folder / "images.npz"), validation_examples=64, model=model, epochs=10**4)
+        changes = {"side": {"batch_size": 16}, "width": {"width": size}, "batch_size": {"batch_size": size}}
+        with Program("dae", dataclasses.replace(config, **changes.get(axis, {}))) as program:
+            first = program.epoch()["processor"]
+            for end in sizes if axis == "epochs" else [size]:
+                epochs = [program.epoch() for _ in range(sizes[0] if axis == "epochs" else 3)]
+                seconds = statistics.median(epoch["processor"] for epoch in epochs)
+                costs.append((end, seconds, epochs[-1]["megabytes"], first - seconds))
+    return costs
+
+
+def costs_of_workers(sizes: Sequence[int], model: str) -> list[Cost]:
+    """Return the cost of an epoch with each number of workers; print that of a step, and the model."""
+    config = RunConfig(model=model, shards=4, intra_op_threads=1, batch_size=BATCH, train_examples=BATCH * STEPS)
+    config = dataclasses.replace(config, epochs=10**4)  # more than are timed
+    programs = {str(workers): Program("several workers", config, workers) for workers in sizes}
+    programs |= {"pipeline": Program("pipeline", config), "messages": Program("messages", RunConfig(), workers=2)}
+    reports = epochs_in_turn(programs, rounds=3)
+    times = np.median([report["messages"] for report in reports.pop("messages")], axis=0)
+    steps = {name: statistics.median(epoch["seconds"] for epoch in found) / STEPS for name, found in reports.items()}
+    sent = reports["1"][0]["bytes"]
+    message = float(np.interp(sent, *times.T))
+    print(f"messages: {', '.join(f'{size / 1e3:,.0f} kB in {1e3 * time:.2f} ms' for size, time in times)}")
+    print(f"of {model}: {sent / 1e3:,.1f} kB; its batches of {BATCH} images: {1e3 * steps['pipeline']:.2f} ms each\n")
+    rows = []
+    for workers in (1, 2, 4, 8, 16, 32, 64):
+        # Each of n workers in a ring passes n - 1 messages on, and makes whole batches, of all workers' images.
+        communication = (workers - 1) * message
+        apart = max(steps["1"], workers * steps["pipeline"]) + communication
+        here = f"{1e3 * steps[str(workers)]:.1f}" if workers in sizes else ""
+        row = [str(workers), here, f"{1e3 * (steps['1'] + communication):.1f}", f"{1e3 * apart:.1f}"]
+        rows.append([*row, f"{BATCH * workers / apart:,.0f}"])
+    columns = ["workers", "ms per step", "by the model", f"{BATCH} images and a machine for each", "images/s"]
+    print(table(columns, rows), end="\n\n")
+    return [(n, STEPS * steps[str(n)], reports[str(n)][-1]["megabytes"], 0.0) for n in sizes]
+
+
+def draw(path: Path, costs: Mapping[str, Sequence[Cost]]) -> None:
+    """Write a PNG with a panel for each axis: seconds per epoch in blue, on the left, and peak megabytes."""
+    from dae.reporting import plots
+
+    figure, panels = plots.panels(len(costs), 4, (3, 2.4))
+    for panel, (name, points) in zip(panels, costs.items(), strict=True):
+        sizes, *curves, _ = zip(*points, strict=True)
+        for axis, values, color in zip((panel, panel.twinx()), curves, ("#0072b2", "#d55e00"), strict=True):
+            axis.loglog(sizes, values, color=color, marker=".")
+            axis.set_ylim(min(values) / 2, max(values) * 2)
+        powers = " and ".join(f"{exponent(sizes, values):.2f}" for values in curves)
+        panel.set_title(f"{name}: {powers}", fontsize="medium")
+    plots.save(path, figure)
+
+
+def main() -> None:
+    arguments = cli.parse(GrowthArguments)
+    sizes = {axis: lookup(SIZES, axis, "--axes")[: arguments.points] for axis in arguments.axes}
+    costs, rows = {}, []
+    for axis, chosen in sizes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            of_workers = axis == "workers"
+            costs[axis] = (
+                costs_of_workers(chosen, arguments.model)
+                if of_workers
+                else costs_of(axis, chosen, arguments.model, Path(folder))
+            )
+        size, seconds, megabytes, start = zip(*costs[axis], strict=True)
+        row = [axis, f"{size[0]:,} to {size[-1]:,}"]
+        for values in (seconds, megabytes):
+            row += [f"{values[0]:,.3g} to {values[-1]:,.3g}", f"{exponent(size, values):.2f}"]
+        rows.append([*row, f"{start[0]:.1f} to {start[-1]:.1f}"])
+    print(table(["axis", "sizes", "s per epoch", "exponent", "peak MB", "exponent", "s to the first step"], rows))
+    save(Path(arguments.output) / "growth.json", arguments, {"costs": costs})
+    draw(Path(arguments.output) / "growth.png", costs)
+
+
+if __name__ == "__main__":
+    cli.run(main)
