@@ -198,7 +198,7 @@ def write_test(folder: Path, report: Mapping[str, float]) -> None:
 
 def _scalars(values: Mapping[str, float]) -> None:
     for tag, value in values.items():
-        # An array, because TensorFlow keeps a tensor for each number that it has converted, as long as the process runs.
+        # An array, because TensorFlow keeps a tensor for every Python number that it converts, until the process ends.
         tf.summary.scalar(tag, np.array(value), description=description(tag))
 
 

@@ -144,7 +144,7 @@ class Stopwatch:
     def update(self) -> float:
         """Add the time since the last update to the state, and return the seconds of the epoch so far."""
         now = time.monotonic()
-        # An array, because TensorFlow keeps a tensor for each number that it has converted, as long as the process runs.
+        # An array, because TensorFlow keeps a tensor for every Python number that it converts, until the process ends.
         self._state.seconds.assign_add(np.array(now - self._last))
         self._last = now
         return float(self._state.seconds)

@@ -1,6 +1,7 @@
 """Measure how the cost of training grows: `python experiments/benchmarks/growth.py`; see `--help`."""
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -58,23 +59,25 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def costs_of(axis: str, sizes: Sequence[int], model: str, folder: Path) -> list[Cost]:
+def costs_of(axis: str, sizes: Sequence[int], model: str) -> list[Cost]:
     """Return the cost of each size of an axis. For `epochs`, a single run is measured, up to each number of epochs."""
     costs: list[Cost] = []
     for size in sizes[:1] if axis == "epochs" else sizes:
         shapes = {"images": (size, 12, 12, 1), "side": (64, size, size, 1), "epochs": (64, 12, 12, 1)}
         count, *shape = shapes.get(axis, (4096, 28, 28, size if axis == "channels" else 1))
-        random = np.random.default_rng(0)
-        train, test = (random.integers(0, 256, (number, *shape), np.uint8) for number in (count + 64, 16))
-        np.savez(folder / "images.npz", x_train=train, x_test=test)
-        config = RunConfig(data=str(folder / "images.npz"), validation_examples=64, model=model, epochs=10**4)
         changes = {"side": {"batch_size": 16}, "width": {"width": size}, "batch_size": {"batch_size": size}}
-        with Program("dae", dataclasses.replace(config, **changes.get(axis, {}))) as program:
-            first = program.epoch()["processor"]
-            for end in sizes if axis == "epochs" else [size]:
-                epochs = [program.epoch() for _ in range(sizes[0] if axis == "epochs" else 3)]
-                seconds = statistics.median(epoch["processor"] for epoch in epochs)
-                costs.append((end, seconds, epochs[-1]["megabytes"], first - seconds))
+        ends, rounds = (sizes, size) if axis == "epochs" else ([size], 3)
+        with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+            random = np.random.default_rng(0)
+            train, test = (random.integers(0, 256, (number, *shape), np.uint8) for number in (count + 64, 16))
+            np.savez(file.name, x_train=train, x_test=test)
+            config = RunConfig(data=file.name, validation_examples=64, model=model, epochs=10**4)
+            with Program("dae", dataclasses.replace(config, **changes.get(axis, {}))) as program:
+                first = program.epoch()["processor"]
+                for end in ends:
+                    epochs = [program.epoch() for _ in range(rounds)]
+                    seconds = statistics.median(epoch["processor"] for epoch in epochs)
+                    costs.append((end, seconds, epochs[-1]["megabytes"], first - seconds))
     return costs
 
 
@@ -124,13 +127,8 @@ def main() -> None:
     sizes = {axis: lookup(SIZES, axis, "--axes")[: arguments.points] for axis in arguments.axes}
     costs, rows = {}, []
     for axis, chosen in sizes.items():
-        with tempfile.TemporaryDirectory() as folder:
-            of_workers = axis == "workers"
-            costs[axis] = (
-                costs_of_workers(chosen, arguments.model)
-                if of_workers
-                else costs_of(axis, chosen, arguments.model, Path(folder))
-            )
+        measure = costs_of_workers if axis == "workers" else functools.partial(costs_of, axis)
+        costs[axis] = measure(chosen, arguments.model)
         size, seconds, megabytes, start = zip(*costs[axis], strict=True)
         row = [axis, f"{size[0]:,} to {size[-1]:,}"]
         for values in (seconds, megabytes):

@@ -125,12 +125,35 @@ def test_startup_times_each_command():
     assert len([line for line in done.stdout.splitlines() if line.startswith("| run.py")]) == 3
 
 
+@pytest.mark.parametrize("cost", [lambda size: 600 + 3 * size, lambda size: 0.1 + 1e-4 * (size - 10) ** 2])
+def test_the_exponent_of_growth_is_that_above_the_fixed_cost(cost, scripts):
+    from growth import exponent
+
+    sizes = [10, 100, 1000, 10_000]
+    assert exponent(sizes, [cost(size) for size in sizes]) == pytest.approx(1 if cost(10) > 600 else 2)
+
+
+def test_the_exponent_of_a_constant_cost_is_about_zero(scripts):
+    from growth import exponent
+
+    assert abs(exponent([300, 600, 900], [0.05, 0.052, 0.051])) < 0.02
+    assert exponent([1, 3], [2, 6]) == pytest.approx(1)
+
+
 @pytest.mark.slow
-def test_scaling_measures_workers_the_pipeline_and_messages():
-    done = run_subprocess("benchmarks/scaling.py", "--steps", 2, "--rounds", 1)
+def test_growth_measures_each_axis_and_prints_the_model_of_several_workers(tmp_path):
+    arguments = ("--axes", "batch_size", "workers", "--points", 2, "--output", "out")
+    done = run_subprocess("benchmarks/growth.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for words in ("two workers with one shard each: ", "fraction of communication", "pipeline: ", "messages: 4 kB in "):
+    costs = json.loads((tmp_path / "out" / "growth.json").read_text())["costs"]
+    assert {axis: [size for size, *_ in points] for axis, points in costs.items()} == {
+        "batch_size": [16, 64],
+        "workers": [1, 2],
+    }
+    assert all(seconds > 0 and megabytes > 0 for points in costs.values() for _, seconds, megabytes, _ in points)
+    for words in ("messages: 4 kB in ", "| 64 |  | ", "| batch_size | 16 to 64 | ", "| workers | 1 to 2 | "):
         assert words in done.stdout
+    assert (tmp_path / "out" / "growth.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
