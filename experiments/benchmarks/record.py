@@ -36,10 +36,10 @@ class RecordArguments(cli.ConfigArguments, cli.PresetArguments):
     checkouts: tuple[str, ...] = ()
     """Also train with dae of other checkouts of this repository, in turn with the others."""
     output: str = "runs/record"
-    """Folder of record.json, and of the runs."""
+    """Folder of record.json."""
 
 
-def train(program: Program, config: RunConfig, run: Path) -> dict[str, Any]:
+def train(program: Program, config: RunConfig) -> dict[str, Any]:
     """Train for all epochs of `config`; return the `seconds`, the `psnr` and, of a run, the digest of its weights."""
     with program:
         epochs = [program.epoch() for _ in range(config.epochs)]
@@ -47,7 +47,7 @@ def train(program: Program, config: RunConfig, run: Path) -> dict[str, Any]:
         if "test_psnr" in epochs[-1]:
             return {"seconds": seconds, "psnr": epochs[-1]["test_psnr"]}
         program.finish()
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((program.run / "report.json").read_text(encoding="utf-8"))
     psnr = report.get("test_psnr", epochs[-1]["validation_psnr"])
     return {"seconds": seconds, "psnr": psnr, "weights_sha256": report["weights_sha256"]}
 
@@ -63,16 +63,14 @@ def main() -> None:
     except ModuleNotFoundError:
         raise UsageError("scipy is not installed; needed here: pip install '.[compare]'") from None
 
-    folder, config = Path(arguments.output), arguments.config
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"--output: {folder} is not empty; choose another folder")
+    config = arguments.config
     contestants = {f"dae of {checkout}": ("dae", checkout) for checkout in arguments.checkouts}
     contestants |= {name: (name, None) for name in arguments.programs}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for seed in tqdm(range(arguments.seeds), unit=" seeds", disable=None):
-        for number, (name, (program, checkout)) in enumerate(contestants.items()):
-            seeded, run = dataclasses.replace(config, seed=seed), folder / f"{number}-seed-{seed}"
-            results[name].append(train(Program(program, seeded, folder=run, checkout=checkout), seeded, run / "run"))
+        seeded = dataclasses.replace(config, seed=seed)
+        for name, (program, checkout) in contestants.items():
+            results[name].append(train(Program(program, seeded, checkout=checkout), seeded))
     rows = []
     for name, runs in results.items():
         values, seconds = [run["psnr"] for run in runs], [run["seconds"] for run in runs]
@@ -89,7 +87,7 @@ def main() -> None:
             ]
         )
     print(table(["target", "program", "settings", "seconds", "PSNR, dB", "p"], rows))
-    save(folder / "record.json", arguments, {"results": results})
+    save(Path(arguments.output) / "record.json", arguments, {"results": results})
 
 
 if __name__ == "__main__":
