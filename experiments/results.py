@@ -7,6 +7,7 @@ that COMMAND prints; in it, OUTPUT stands for --output, and NATURAL for --natura
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -45,13 +46,18 @@ class ResultsArguments:
 
 
 def measure(command: str, output: Path, natural: str | None) -> str:
-    """Run a command in the top folder; return the tables that it prints. Raises RunError if it fails."""
-    words = [re.sub(r"^OUTPUT\b", str(output), word) for word in shlex.split(command)]
-    words = [re.sub(r"^NATURAL\b", natural or "", word) for word in words]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    """Run a shell command in the top folder; return the tables that it prints, or else the last line.
+
+    Raises RunError if it fails.
+    """
+    paths = {"OUTPUT": str(output), "NATURAL": str(natural)}
+    text = re.sub(r"\b(OUTPUT|NATURAL)\b", lambda match: shlex.quote(paths[match[0]]), command)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"{command}: ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['-'])[-1]}")
-    return "\n".join(re.findall(r"(?:^\|.*\n)+", done.stdout, re.MULTILINE)) or done.stdout
+    tables = re.findall(r"(?:^\|.*\n)+", done.stdout, re.MULTILINE)
+    return "\n".join(tables or done.stdout.splitlines()[-1:])
 
 
 def replaced(page: str, results: dict[str, dict[str, str]], machine: str) -> str:

@@ -42,12 +42,11 @@ def test_new_results_replace_only_the_blocks_of_their_commands():
     assert results.replaced(text, {}, "2 cores") == text
 
 
-def test_the_tables_of_a_command_are_kept_without_its_other_output(tmp_path):
-    code = "print('text\\n| 1 |\\n| 2 |\\n\\n| OUTPUT |\\nend')"
-    assert results.measure(f'python -c "{code}"', tmp_path, None) == "| 1 |\n| 2 |\n\n| OUTPUT |\n"
-    assert results.measure("python -c 'import sys; print(sys.argv[1])' OUTPUT/a", tmp_path, None) == f"{tmp_path}/a\n"
+def test_the_tables_of_a_command_are_kept_or_else_its_last_line(tmp_path):
+    assert results.measure("printf 'text\n| 1 |\n| 2 |\n\n| 3 |\nend\n'", tmp_path, None) == "| 1 |\n| 2 |\n\n| 3 |\n"
+    assert results.measure("echo 1 && echo OUTPUT/a NATURAL/b", tmp_path, "/n") == f"{tmp_path}/a /n/b"
 
 
 def test_a_command_that_fails_is_reported_in_one_line(tmp_path):
-    with pytest.raises(RunError, match=r"^python -c exit\(3\): ended with 3: -$"):
-        results.measure("python -c exit(3)", tmp_path, None)
+    with pytest.raises(RunError, match=r"^python -c 'exit\(3\)': ended with 3: -$"):
+        results.measure("python -c 'exit(3)'", tmp_path, None)
