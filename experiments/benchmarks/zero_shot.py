@@ -1,6 +1,6 @@
-"""Denoise single pictures with and without training: `python experiments/benchmarks/zero_shot.py FOLDER`, with FOLDER/Set12.
+"""Denoise single pictures with and without training: `python experiments/benchmarks/zero_shot.py FOLDER`.
 
-The extra `baselines` adds BM3D, which is given the noise level.
+FOLDER contains Set12. The extra `baselines` adds BM3D, which is given the noise level.
 """
 
 import dataclasses
