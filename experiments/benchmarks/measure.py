@@ -46,13 +46,13 @@ def local_tf_configs(workers: int) -> list[str]:
 class Program(contextlib.ExitStack):
     """A program of programs.py in a separate process, or in one for each worker; killed at the end of a `with`."""
 
-    def __init__(
-        self, name: str, config: RunConfig, workers: int = 1, folder: Path | None = None, checkout: str | None = None
-    ) -> None:
-        """Prepare it; its files go to `folder` (default: a temporary one), and `dae` is that of `checkout`."""
+    def __init__(self, name: str, config: RunConfig, workers: int = 1, checkout: str | None = None) -> None:
+        """Prepare it, with the `dae` of a `checkout` of this repository, or else the one that is installed."""
         super().__init__()
         self._name, self._workers = name, workers
-        self._folder = folder or Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.run = self._folder / "run"
+        """Folder of its run, until the end of the `with`."""
         # Only what differs from the default, so that another version of dae understands it.
         settings = {
             field.name: value
@@ -60,7 +60,7 @@ class Program(contextlib.ExitStack):
             if (value := getattr(config, field.name)) != field.default
         }
         script = str(Path(__file__).with_name("programs.py"))
-        self._command = [sys.executable, script, name, json.dumps(settings), str(self._folder / "run")]
+        self._command = [sys.executable, script, name, json.dumps(settings), str(self.run)]
         self._environment = {**os.environ, **({"PYTHONPATH": checkout} if checkout else {})}
         self._processes: list[subprocess.Popen] = []
 
@@ -82,7 +82,6 @@ class Program(contextlib.ExitStack):
             process.communicate("continue\n")
 
     def _start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "log").open("w") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "bufsize": 1}
             self._processes = start_workers(self._command, self._workers, env=self._environment, **pipes)

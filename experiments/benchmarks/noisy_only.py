@@ -136,7 +136,7 @@ def main() -> None:
         seconds = sum(line["seconds"] for line in lines)
         results.append({"loss": loss, "steps": lines[-1]["step"], "seconds": round(seconds)})
         results[-1] |= {name: psnr(model, weights[-1], clean, images) for name, images in tests.items()}
-        print(table(results), table(selections), sep="\n", flush=True)
+    print(table(results), table(selections), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ stdout, and waits for a line on stdin.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import keras_fit
 import numpy as np
@@ -26,8 +27,14 @@ from dae.config import RunConfig
 from dae.data import datasets
 from dae.errors import lookup
 
-# Ends an epoch, with what is known about it, and starts the next.
-Lap = Callable[[Mapping[str, Any]], None]
+
+class Lap(Protocol):
+    """Ends an epoch, with what is known about it, and starts the next."""
+
+    def __call__(self, known: Mapping[str, Any], untimed: Callable[[], Mapping[str, Any]] = dict) -> None:
+        """Report `known`, and what `untimed` returns, whose time belongs to no epoch."""
+
+
 # Starts the first epoch; called when all imports are done.
 Start = Callable[[], Lap]
 
@@ -36,11 +43,11 @@ def stopwatch(output: IO[str]) -> Lap:
     """Start the first epoch; what is known about each epoch is written to `output`."""
     started, used = time.perf_counter(), time.process_time()
 
-    def lap(known: Mapping[str, Any]) -> None:
+    def lap(known: Mapping[str, Any], untimed: Callable[[], Mapping[str, Any]] = dict) -> None:
         nonlocal started, used
         times = {"seconds": time.perf_counter() - started, "processor": time.process_time() - used}
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({**known, **times, "megabytes": megabytes}), file=output, flush=True)
+        print(json.dumps({**known, **untimed(), **times, "megabytes": megabytes}), file=output, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
         started, used = time.perf_counter(), time.process_time()
@@ -68,11 +75,9 @@ def fit(config: RunConfig, start: Start) -> None:
     noisy, clean = keras_fit.with_noise(splits.train.pixels)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
     validation = [np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean")]
-    while True:
-        history = model.fit(
-            noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0
-        )
-        lap({"validation_bce": history.history["val_loss"][0]})
+    for epoch in itertools.count(1):
+        model.fit(noisy, clean, batch_size=config.batch_size, shuffle=True, validation_data=validation, verbose=0)
+        lap({}, functools.partial(test_psnr, model.predict_on_batch, config) if epoch == config.epochs else dict)
 
 
 def pytorch(config: RunConfig, start: Start, compiled: bool = False) -> None:
@@ -80,6 +85,7 @@ def pytorch(config: RunConfig, start: Start, compiled: bool = False) -> None:
     import torch
     import torch_networks
 
+    torch.manual_seed(config.seed)
     lap, layout = start(), {"memory_format": torch.channels_last}
     model = lookup(torch_networks.NETWORKS, config.model, "--model")(config.width).to(**layout)
     optimizer = torch.optim.Adam(model.parameters(), eps=1e-7)
@@ -88,15 +94,29 @@ def pytorch(config: RunConfig, start: Start, compiled: bool = False) -> None:
     def loss_of(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.binary_cross_entropy_with_logits(model(noisy), clean)
 
+    def denoise(noisy: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return torch.sigmoid(model(torch.from_numpy(noisy.transpose(0, 3, 1, 2)))).numpy().transpose(0, 2, 3, 1)
+
     compute = torch.compile(loss_of) if compiled else loss_of
-    while True:
+    for epoch in itertools.count(1):
         for indices in torch.randperm(len(images)).split(config.batch_size):
             clean = (images[indices].float() / 255).contiguous(**layout)
             noisy = (clean + keras_fit.NOISE_LEVEL * torch.randn_like(clean)).clamp(0, 1)
             optimizer.zero_grad()
             compute(noisy, clean).backward()
             optimizer.step()
-        lap({})
+        lap({}, functools.partial(test_psnr, denoise, config) if epoch == config.epochs else dict)
+
+
+def test_psnr(denoise: Callable[[np.ndarray], np.ndarray], config: RunConfig) -> dict[str, float]:
+    """Return the mean PSNR of the denoised test images, with the noise on which a run of `config` is evaluated."""
+    from dae.data import pipeline
+    from dae.evaluation.metrics import psnr
+
+    batches = pipeline.evaluation_batches(datasets.load(config).test, config, "test")
+    values = [psnr(batch.clean, denoise(batch.noisy.numpy())) for batch in batches]
+    return {"test_psnr": float(np.mean(np.concatenate(values)))}
 
 
 def limit(config: RunConfig, start: Start) -> None:

@@ -14,6 +14,7 @@ from helpers import EXPERIMENTS, run_in_process, run_subprocess
 from dae.config import RunConfig
 from dae.errors import RunError
 from dae.models import networks
+from dae.training.trainer import train
 from dae.workdir.model_files import load_model
 
 
@@ -105,17 +106,18 @@ def test_operations_of_strided_and_transposed_convolutions_are_counted(scripts):
 
 
 @pytest.mark.slow
-def test_time_to_quality_reports_when_each_run_reaches_the_target(tmp_path):
-    arguments = ("--train-examples", 1280, "--epochs", 3, "--presets", "fast", "--output", "out")
-    done = run_subprocess("benchmarks/time_to_quality.py", *arguments, cwd=tmp_path)
+def test_a_record_is_the_mean_psnr_after_the_last_epoch_of_several_seeds(tmp_path):
+    settings = ("--seeds", 2, "--train-examples", 1280, "--epochs", 2, "--programs", "dae", "fit")
+    done = run_subprocess("benchmarks/record.py", *settings, "--target", 9, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / "out" / "time_to_quality.json").read_text())
-    assert {name: len(epochs) for name, epochs in saved["results"].items()} == {"fit": 3, "default": 3, "fast": 2}
-    assert saved["target"] == saved["results"]["default"][-1]["validation_bce"]
-    lines = (tmp_path / "out" / "default" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["validation_bce"] == saved["target"]
-    assert (tmp_path / "out" / "default" / "run" / "report.json").exists()
-    assert (tmp_path / "out" / "time_to_quality.png").exists()
+    results = json.loads((tmp_path / "out" / "record.json").read_text())["results"]
+    for seed, run in enumerate(results["dae"]):
+        report = train(RunConfig(train_examples=1280, epochs=2, seed=seed), tmp_path / f"seed-{seed}", quiet=True)
+        assert (run["psnr"], run["weights_sha256"]) == (report["test_psnr"], report["weights_sha256"])
+    dae, fit = (line.split(" | ") for line in done.stdout.splitlines()[-2:])
+    assert dae[1:3] == ["dae", "default --train-examples 1280 --epochs 2"]
+    assert [len(runs) for runs in results.values()] == [2, 2]
+    assert fit[-1] == "1, not reached |"  # a black image has 9.4 dB
 
 
 @pytest.mark.slow
