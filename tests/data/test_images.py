@@ -1,6 +1,7 @@
 """Tests of images of several sizes and types, and of pairs from their files to the batches."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,17 @@ def test_grey_of_floats_is_exact_and_the_same_in_batches_of_any_size():
     pixels = np.random.default_rng(0).random((2000, 3)).astype(np.float32)
     one_by_one = [images.to_grey(pixel) for pixel in pixels[:, None]]
     np.testing.assert_array_equal(images.to_grey(pixels), np.concatenate(one_by_one))
+
+
+def test_the_time_to_slice_images_of_several_sizes_is_proportional_to_their_number():
+    def seconds(count: int) -> float:
+        sizes = np.tile([[1, 1], [1, 2]], (count // 2, 1))
+        images = Images(np.zeros((int(sizes.prod(axis=1).sum()), 1), np.uint8), sizes=sizes)
+        started = time.process_time()
+        assert sum(len(images[index : index + 1].pixels) for index in range(count)) == len(images.pixels)
+        return time.process_time() - started
+
+    assert min(seconds(16_000) for _ in range(2)) < 8 * seconds(4_000)  # not 16 times as long
 
 
 def test_digest_depends_on_pixels_shapes_types_and_pairs(mnist):
