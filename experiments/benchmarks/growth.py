@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from measure import Program, epochs_in_turn, save, table
@@ -19,7 +20,7 @@ SIZES = {
     "side": (28, 56, 112, 224, 512),
     "channels": (1, 3),
     "width": (1, 2, 4, 8),
-    "batch_size": (16, 64, 256, 1024),
+    "batch_size": (16, 64, 256, 1024, 4096),
     "epochs": tuple(range(300, 3001, 300)),
     "workers": (1, 2, 4),
 }
@@ -65,7 +66,11 @@ def costs_of(axis: str, sizes: Sequence[int], model: str) -> list[Cost]:
     for size in sizes[:1] if axis == "epochs" else sizes:
         shapes = {"images": (size, 12, 12, 1), "side": (64, size, size, 1), "epochs": (64, 12, 12, 1)}
         count, *shape = shapes.get(axis, (4096, 28, 28, size if axis == "channels" else 1))
-        changes = {"side": {"batch_size": 16}, "width": {"width": size}, "batch_size": {"batch_size": size}}
+        changes: dict[str, dict[str, Any]] = {
+            "side": {"batch_size": 16},
+            "width": {"width": size},
+            "batch_size": {"batch_size": size},
+        }
         ends, rounds = (sizes, size) if axis == "epochs" else ([size], 3)
         with tempfile.NamedTemporaryFile(suffix=".npz") as file:
             random = np.random.default_rng(0)
@@ -132,9 +137,10 @@ def main() -> None:
         size, seconds, megabytes, start = zip(*costs[axis], strict=True)
         row = [axis, f"{size[0]:,} to {size[-1]:,}"]
         for values in (seconds, megabytes):
-            row += [f"{values[0]:,.3g} to {values[-1]:,.3g}", f"{exponent(size, values):.2f}"]
+            first, last = (f"{value:,.0f}" if value > 100 else f"{value:.3g}" for value in (values[0], values[-1]))
+            row += [f"{first} to {last}", f"{exponent(size, values):.2f}"]
         rows.append([*row, f"{start[0]:.1f} to {start[-1]:.1f}"])
-    print(table(["axis", "sizes", "s per epoch", "exponent", "peak MB", "exponent", "s to the first step"], rows))
+    print(table(["axis", "sizes", "s per epoch", "exponent", "peak MB", "exponent", "s to first step"], rows))
     save(Path(arguments.output) / "growth.json", arguments, {"costs": costs})
     draw(Path(arguments.output) / "growth.png", costs)
 
