@@ -113,7 +113,7 @@ def costs_of_workers(sizes: Sequence[int], model: str) -> list[Cost]:
 
 
 def draw(path: Path, costs: Mapping[str, Sequence[Cost]]) -> None:
-    """Write a PNG with a panel for each axis: seconds per epoch in blue, on the left, and peak megabytes."""
+    """Write a PNG with a panel for each axis: seconds per epoch, blue, and peak megabytes, with both exponents."""
     from dae.reporting import plots
 
     figure, panels = plots.panels(len(costs), 4, (3, 2.4))
@@ -121,7 +121,12 @@ def draw(path: Path, costs: Mapping[str, Sequence[Cost]]) -> None:
         sizes, *curves, _ = zip(*points, strict=True)
         for axis, values, color in zip((panel, panel.twinx()), curves, ("#0072b2", "#d55e00"), strict=True):
             axis.loglog(sizes, values, color=color, marker=".")
-            axis.set_ylim(min(values) / 2, max(values) * 2)
+            low, high = min(values), max(values)
+            ticks = [low, high] if high > 1.3 * low else [high]
+            axis.set(xticks=[sizes[0], sizes[-1]], ylim=(low / 2, 2 * high))
+            axis.set_xticklabels([f"{sizes[0]:,}", f"{sizes[-1]:,}"])
+            axis.set_yticks(ticks, [f"{tick:.3g}" if tick < 100 else f"{tick:,.0f}" for tick in ticks], color=color)
+            axis.minorticks_off()
         powers = " and ".join(f"{exponent(sizes, values):.2f}" for values in curves)
         panel.set_title(f"{name}: {powers}", fontsize="medium")
     plots.save(path, figure)
