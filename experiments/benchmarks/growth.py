@@ -51,12 +51,12 @@ class GrowthArguments:
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Return p of costs of the form a + b (size - first size)^p, by least squares of the last three.
 
-    If less than two exceed the first by a tenth, it is the slope from the first to the last on logarithmic scales,
-    which is nearly 0 if they are constant.
+    If the last does not exceed the first by a tenth, it is the slope between these two on logarithmic scales, which is
+    nearly 0 if costs are constant.
     """
     pairs = np.array([sizes, costs], float).T
-    grown = (pairs - pairs[0])[pairs[:, 1] > 1.1 * pairs[0, 1]][-3:]
-    x, y = np.log(grown if len(grown) > 1 else pairs[[0, -1]]).T
+    grown = (pairs - pairs[0])[pairs[:, 1] > pairs[0, 1]][-3:]
+    x, y = np.log(grown if len(grown) > 1 and costs[-1] > 1.1 * costs[0] else pairs[[0, -1]]).T
     return float(np.polyfit(x, y, 1)[0])
 
 
