@@ -24,7 +24,7 @@ SIZES = {
     "epochs": tuple(range(300, 3001, 300)),
     "workers": (1, 2, 4),
 }
-STEPS, BATCH = 100, 256  # of an epoch of `workers`
+STEPS, BATCH = 25, 256  # of an epoch of `workers`
 # A size, the seconds of an epoch, the peak megabytes, and the seconds from the imports to the end of the first step.
 Cost = tuple[float, float, float, float]
 
