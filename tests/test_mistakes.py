@@ -145,6 +145,9 @@ OTHERS = [
     ("denoise", "--model {run} in --output out --clean empty", ["--clean: empty/"]),
     ("denoise", "--model {run} in --output out --value-range 1 0", ["--value-range: expected two finite numbers"]),
     ("denoise", "--model {run} --output out", ["expected one or more pictures"]),
+    ("denoise", "{run} a.png --output out", ["{run}: a model, not images; write --model {run}"]),
+    ("denoise", "in --output out --zero-shot --model {run}", ["--zero-shot: starts from the package's models; leave"]),
+    ("denoise", "in --output out --noise-level 0.1", ["--noise-level: applies to --zero-shot, which is not given"]),
     (
         "denoise",
         "--model {run} volume.npy --output out",

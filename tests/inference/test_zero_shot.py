@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import EXPERIMENTS, run_in_process, run_subprocess
+from helpers import EXPERIMENTS, run_subprocess
 from PIL import Image
 
 import dae
@@ -111,19 +111,6 @@ def test_values_and_sizes_that_cannot_be_trained_on_are_one_line(denoiser):
         denoiser(np.full((28, 28), np.nan, np.float32))
     with pytest.raises(UsageError, match=r"^expected images of at least 11 x 11, the window of SSIM, got 28 x 10$"):
         denoiser(np.zeros((28, 10), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--zero-shot --model runs/mine", "--zero-shot: starts from the package's models; leave out --model"),
-        ("--noise-level 0.1", "--noise-level: applies to --zero-shot, which is not given"),
-    ],
-)
-def test_flags_that_do_not_fit_zero_shot_are_rejected(flags, message, tmp_path):
-    done = run_in_process("denoise.py", CAT, "--output", "out", *flags.split(), cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"denoise.py: {message}\n")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
