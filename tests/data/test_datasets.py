@@ -93,10 +93,14 @@ def test_images_without_a_test_split_get_one_that_is_independent_of_the_seed(tmp
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(2, (1, 0, 1)), (9, (8, 0, 1)), (12, (10, 1, 1))])
-def test_few_images_are_split(count, sizes, tmp_path, mnist):
+def test_few_images_are_split_and_a_single_one_is_rejected(count, sizes, tmp_path, mnist):
+    config = RunConfig(data=str(tmp_path / "own.npy"))
     np.save(tmp_path / "own.npy", mnist.test.pixels[:count])
-    splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
+    splits = datasets.load(config)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == sizes
+    np.save(tmp_path / "own.npy", mnist.test.pixels[:1])
+    with pytest.raises(UsageError, match="at least two images"):
+        datasets.load(config)
 
 
 def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
@@ -108,12 +112,6 @@ def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
     splits = datasets.load(config)
     assert len(splits.train) == 8
     assert splits.notes[0].endswith("uint8 from 0 to 255, fewer than --train-examples 32000")
-
-
-def test_single_image_is_rejected(tmp_path, mnist):
-    np.save(tmp_path / "own.npy", mnist.test.pixels[:1])
-    with pytest.raises(UsageError, match="at least two images"):
-        datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
 
 
 # Runs in a separate process, since Keras reads KERAS_HOME when it is imported.

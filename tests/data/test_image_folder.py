@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from helpers import rejected
 from PIL import Image
 
 from dae.config import RunConfig
@@ -140,12 +139,6 @@ def test_last_pictures_of_a_validation_folder_validate(mnist, tmp_path):
     np.testing.assert_array_equal(few.train.pixels, whole.train.pixels)
     with pytest.raises(UsageError, match=r"^--validation-examples: 21 exceeds the 20 images available"):
         load(tmp_path, validation_examples=21)
-
-
-def test_a_picture_in_none_of_the_splits_is_rejected_in_one_line(mnist, tmp_path):
-    save_splits(mnist.test.pixels[:60], tmp_path, train=4, test=4, more=4)
-    with rejected(f"--data: {tmp_path}: ", "more/class 0/0.png is in none of the splits test, train"):
-        load(tmp_path)
 
 
 def test_pictures_of_8_and_16_bits_together_have_16_bits(digits, tmp_path):

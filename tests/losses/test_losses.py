@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -12,6 +12,7 @@ from dae.losses.losses import SUPERVISED, edges, frequency, ms_ssim, total_varia
 SMALL = {name: loss for name, loss in SUPERVISED.items() if name != "ms_ssim"}
 # Often exactly 0 or 1, where logarithms, roots and quotients can fail.
 IMAGES = arrays(np.float32, (2, 12, 12, 1), elements=st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32))
+BLACK = np.zeros((2, 12, 12, 1), np.float32)
 LARGEST = {"bce": 16.2, "mse": 1, "mae": 1, "huber": 0.095, "charbonnier": 1.000001, "ssim": 2, "edges": 1}
 # The mean over all 12 frequencies of a row is at most 1 (Parseval), so that over the 7 of a real transform is at most:
 LARGEST["frequency"] = (12 / 7) ** 0.5
@@ -34,7 +35,10 @@ def digits(mnist, first: int, count: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SMALL)
 @given(clean=IMAGES, denoised=IMAGES)
-@settings(max_examples=15)
+@example(clean=BLACK, denoised=BLACK)
+@example(clean=1 - BLACK, denoised=1 - BLACK)
+@example(clean=1 - BLACK, denoised=BLACK)
+@settings(max_examples=10)
 def test_losses_are_one_value_per_example_in_range_with_finite_gradients(name, clean, denoised):
     values, gradients = values_and_gradients(SMALL[name], clean, denoised)
     assert values.shape == (2,)
@@ -42,18 +46,6 @@ def test_losses_are_one_value_per_example_in_range_with_finite_gradients(name, c
     assert values.numpy().min() >= -ROUNDING.get(name, 1e-6)
     assert values.numpy().max() <= LARGEST[name] * (1 + 1e-5)
     assert np.isfinite(gradients).all()
-
-
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("denoised", [0.0, 0.5, 1.0])
-def test_losses_of_constant_images_are_least_where_the_images_are_equal(name, clean, denoised):
-    images = [np.full((1, 28, 28, 1), value, np.float32) for value in (clean, denoised)]
-    values, gradients = values_and_gradients(SMALL[name], *images)
-    least, _ = values_and_gradients(SMALL[name], images[0], images[0])
-    assert np.isfinite(gradients).all()
-    # `edges` is blind to the mean brightness.
-    assert values > least if clean != denoised and name != "edges" else values == least
 
 
 def test_edges_is_the_mean_absolute_difference_of_both_gradients(mnist):
@@ -74,19 +66,10 @@ def test_frequency_equals_numpys_fourier_transform(shape, mnist):
     )
 
 
-def test_frequency_is_blind_to_the_position(mnist):
-    clean = digits(mnist, 0)
-    shifted = np.roll(clean, (3, 5), (1, 2))
-    assert SMALL["mse"](clean, shifted).numpy().min() > 0.01
-    np.testing.assert_allclose(frequency(clean, shifted), 0, atol=1e-5)
-
-
 def test_total_variation_is_the_sum_over_neighbours_divided_by_the_pixels(mnist):
     images = digits(mnist, 0)
     expected = [np.abs(np.diff(image, axis=0)).sum() + np.abs(np.diff(image, axis=1)).sum() for image in images]
     np.testing.assert_allclose(total_variation(tf.constant(images)), np.array(expected) / 28**2, rtol=1e-5)
-    noisy = images + np.random.default_rng(0).normal(0, 0.5, images.shape).astype(np.float32)
-    assert (total_variation(tf.constant(noisy)).numpy() > total_variation(tf.constant(images)).numpy()).all()
 
 
 def large(mnist, height: int, width: int, channels: int = 1) -> np.ndarray:
@@ -97,7 +80,7 @@ def large(mnist, height: int, width: int, channels: int = 1) -> np.ndarray:
     return np.ascontiguousarray(mosaic[:, :height, :width])
 
 
-@pytest.mark.parametrize("shape", [(161, 161, 1), (176, 180, 1), (176, 180, 3)])
+@pytest.mark.parametrize("shape", [(161, 161, 1), (176, 180, 3)])
 def test_ms_ssim_and_its_gradient_equal_those_of_tensorflow(shape, mnist):
     clean = large(mnist, *shape)
     noise = np.random.default_rng(0).normal(0, 0.2, clean.shape).astype(np.float32)
@@ -115,7 +98,7 @@ def test_ms_ssim_and_its_gradient_equal_those_of_tensorflow(shape, mnist):
 def test_ms_ssim_is_0_for_equal_images_and_finite_with_its_gradient_for_images_of_only_0_and_1(mnist):
     binary = np.round(large(mnist, 161, 161))
     zeros, ones = np.zeros_like(binary), np.ones_like(binary)
-    for clean, denoised in ((binary, 1 - binary), (zeros, ones), (ones, binary), (zeros, zeros), (binary, zeros)):
+    for clean, denoised in ((binary, 1 - binary), (ones, binary), (zeros, zeros)):
         values, gradients = values_and_gradients(ms_ssim, clean, denoised)
         assert np.isfinite(gradients).all()
         assert ((values.numpy() >= -1e-4) & (values.numpy() <= 1)).all()

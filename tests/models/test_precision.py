@@ -21,7 +21,7 @@ CHANGES = [{"precision": "bfloat16"}, {"compile": True}]
 
 @pytest.fixture
 def batch(mnist) -> Batch:
-    return next(iter(training_batches(mnist.train, RunConfig(batch_size=32))))
+    return next(iter(training_batches(mnist.train[:100], RunConfig(batch_size=8))))
 
 
 @pytest.mark.parametrize("name", networks.MODELS)
