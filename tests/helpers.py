@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import settings
 from measure import local_tf_configs
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
@@ -140,6 +141,18 @@ def denoised_by_hand(model: keras.Model, noisy: np.ndarray) -> np.ndarray:
     height, width = noisy.shape
     mirrored = np.pad(noisy, ((0, -height % 2), (0, -width % 2)), "symmetric")
     return model(mirrored[None, ..., None], training=False).numpy()[:, :height, :width]
+
+
+def photograph(side: int) -> np.ndarray:
+    """Return a clean photograph in colour, float32 [side, side, 3] in [0, 1]: the end of one of docs/pretrained.md."""
+    with Image.open(EXPERIMENTS.parent / "docs" / "images" / "cat.jpg") as figure:
+        corner = figure.crop((figure.width - side, figure.height - side, figure.width, figure.height))
+    return np.asarray(corner, np.float32) / np.float32(255)
+
+
+def psnr(clean: np.ndarray, image: np.ndarray) -> float:
+    """Return the PSNR in dB of an image, both with values in [0, 1]."""
+    return float(-10 * np.log10(np.mean((clean - image) ** 2)))
 
 
 def idx_bytes(images: np.ndarray) -> bytes:

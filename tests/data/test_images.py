@@ -69,13 +69,6 @@ def in_one_folder(folder: Path, clean: np.ndarray, noisy: np.ndarray) -> str:
     return str(folder)
 
 
-def in_splits(folder: Path, clean: np.ndarray, noisy: np.ndarray) -> str:
-    for split, selection in {"train": slice(20), "val": slice(20, 30), "test": slice(30, 40)}.items():
-        save_pictures(folder / split / "GT", clean[selection])
-        save_pictures(folder / split / "input", noisy[selection])
-    return str(folder)
-
-
 def in_npz(*names: str) -> Callable[[Path, np.ndarray, np.ndarray], str]:
     """Save noisy and clean images as two arrays of these names, or as four, the last two for testing."""
 
@@ -93,7 +86,6 @@ def in_npz(*names: str) -> Callable[[Path, np.ndarray, np.ndarray], str]:
     [
         pytest.param(in_two_folders, id="folders"),
         pytest.param(in_one_folder, id="files"),
-        pytest.param(in_splits, id="folders of splits"),
         pytest.param(in_npz("x", "y"), id="x and y"),
         pytest.param(in_npz("x_train", "y_train", "x_test", "y_test"), id="x and y of two splits"),
         pytest.param(in_npz("noisy_train", "clean_train", "noisy_test", "clean_test"), id="noisy and clean"),
