@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -255,7 +255,14 @@ def test_noisy_and_clean_state_the_roles_of_folders(mnist, tmp_path):
     assert not datasets.load(RunConfig(clean=str(tmp_path / "a noisy street"))).train.is_paired
 
 
-@pytest.mark.parametrize("change", ["other size", "more pages", "deleted", "no picture", "other type"])
+def page(*shape: int, dtype: type = np.uint8) -> Callable[[Path], None]:
+    return lambda path: tifffile.imwrite(path, np.ones(shape, dtype))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [page(30, 28), page(2, 28, 28), page(28, 28, dtype=np.float32), Path.unlink, lambda path: path.write_text("text")],
+)
 def test_a_picture_that_changes_while_it_is_read_is_rejected_in_one_line(change, digits, tmp_path, monkeypatch):
     path = tmp_path / "class 3" / "5.TIFF"
     read_header = pictures.read_header
@@ -263,12 +270,7 @@ def test_a_picture_that_changes_while_it_is_read_is_rejected_in_one_line(change,
     def change_after_headers(read_path: Path) -> pictures.Header:
         header = read_header(read_path)
         if read_path == path:
-            path.unlink()
-            shape = {"other size": (30, 28), "more pages": (2, 28, 28)}.get(change, (28, 28))
-            if change == "no picture":
-                path.write_text("text")
-            elif change != "deleted":
-                tifffile.imwrite(path, np.ones(shape, np.float32 if change == "other type" else np.uint8))
+            change(path)
         return header
 
     monkeypatch.setattr(image_folder.pictures, "read_header", change_after_headers)

@@ -88,7 +88,6 @@ def in_npz(*names: str) -> Callable[[Path, np.ndarray, np.ndarray], str]:
         pytest.param(in_one_folder, id="files"),
         pytest.param(in_npz("x", "y"), id="x and y"),
         pytest.param(in_npz("x_train", "y_train", "x_test", "y_test"), id="x and y of two splits"),
-        pytest.param(in_npz("noisy_train", "clean_train", "noisy_test", "clean_test"), id="noisy and clean"),
         pytest.param(in_npz("x_train_noisy", "x_train", "x_test_noisy", "x_test"), id="noisy beside x"),
         pytest.param(in_npz("y_noisy", "x_clean"), id="words rather than x and y"),
     ],

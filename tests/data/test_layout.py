@@ -27,16 +27,6 @@ def divided(*names: str) -> dict[str, list[tuple[str, str | None]]]:
     }
 
 
-@given(st.data(), KEYS, SEPARATORS, SPELLINGS)
-def test_words_of_a_name_say_part_and_role_in_any_order_and_spelling(data, key, separator, spell):
-    split = data.draw(st.sampled_from([None, *SPLITS]))
-    role = data.draw(st.sampled_from([None, *ROLES]))
-    words = data.draw(st.permutations([spell(word) for word in (split, role) if word] + [key]))
-    meaning = parse(separator.join(words))
-    assert (meaning.split, meaning.role) == (SPLITS.get(split or ""), ROLES.get(role or ""))
-    assert meaning.key.replace(separator, "") == key.lower().strip(" _-.").replace(separator, "")
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -182,21 +182,6 @@ def test_layer_that_a_format_lacks_is_named_in_one_line_and_the_old_file_kept(fo
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize(
-    ("format_name", "output", "message"),
-    [
-        ("onnx", "model.tflite", r"--output: .*model.tflite: expected the name of a \.onnx file"),
-        ("litert", "model", r"--output: .*model: expected the name of a \.tflite or \.litert file"),
-        ("savedmodel", "old", r"--output: .*old exists; expected the name of a new folder, or of an empty one"),
-    ],
-)
-def test_request_that_cannot_be_met_is_rejected(format_name, output, message, tmp_path):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "old.txt").write_text("old")
-    with pytest.raises(UsageError, match=message):
-        export.check_request(format_name, tmp_path / output)
-
-
 def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
     suffixes, _, load = export.FORMATS["onnx"]
     monkeypatch.setitem(export.FORMATS, "onnx", (suffixes, ("tensorflow", "absent_converter"), load))

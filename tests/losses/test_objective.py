@@ -79,19 +79,6 @@ def test_loss_receives_exactly_what_it_declares(model, batch):
     assert received["latents"] is not None
 
 
-def test_loss_of_the_denoised_images_alone_or_of_none_receives_no_clean_images(model, batch):
-    def of_denoised(denoised):
-        np.testing.assert_array_equal(denoised, fused(model)(batch.noisy).denoised)
-        return tf.reduce_mean(denoised, axis=[1, 2, 3])
-
-    def of_noisy(*, noisy):
-        return tf.reduce_mean(noisy, axis=[1, 2, 3])
-
-    expected = fused(model)(batch.noisy).denoised.numpy().mean((1, 2, 3))
-    np.testing.assert_allclose(call(of_denoised, model, batch), expected, rtol=1e-5)
-    np.testing.assert_allclose(call(of_noisy, model, batch), batch.noisy.numpy().mean((1, 2, 3)), atol=1e-5)
-
-
 def test_every_input_has_the_documented_shape_and_type(model, batch):
     received = inputs(model, batch)
     expected = {

@@ -90,7 +90,6 @@ def fails(learning_rate):
         ),
         ({"optimizer": "{}:scaled"}, "--optimizer: {}:scaled: the loss is not scaled here"),
         ({"schedule": "{}:uphill"}, "--schedule: {}:uphill: expected a number > 0 or a schedule"),
-        ({"schedule": "{}:fails"}, "--schedule: {}:fails: fails"),
         ({"schedule": "{}:text", "warmup_ratio": 0.1}, "--warmup-ratio: 0.1 has no effect on --schedule text"),
         ({"optimizer": "sgd", "adam_beta_2": 0.9}, "--adam-beta-2: 0.9 has no effect on --optimizer sgd"),
         ({"optimizer": "adan"}, "--optimizer: unknown name 'adan'; did you mean 'adam'? (known: adam, soap, sgd, "),
