@@ -99,11 +99,13 @@ def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffi
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".JPG"])
-def test_jpeg_keeps_colours_almost_exactly(suffix, tmp_path):
-    pixels = random_pixels("uint8", 1, 4, 5, 3).repeat(8, axis=1).repeat(8, axis=2)
-    pictures.write(tmp_path / f"a{suffix}", pixels)
-    assert pictures.read_header(tmp_path / f"a{suffix}") == (1, 32, 40, 3, np.uint8)
-    np.testing.assert_allclose(pictures.read(tmp_path / f"a{suffix}").astype(int), pixels, atol=3)
+def test_jpeg_keeps_colours_almost_exactly_and_is_decoded_at_a_smaller_size_on_request(suffix, tmp_path):
+    path, pixels = tmp_path / f"a{suffix}", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2)
+    pictures.write(path, pixels)
+    assert pictures.read_header(path) == (1, 200, 400, 3, np.uint8)
+    np.testing.assert_allclose(pictures.read(path).astype(int), pixels, atol=3)
+    assert pictures.read(path, at_least=(20, 20)).shape == (1, 50, 100, 3)
+    assert pictures.read(path, at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
@@ -276,25 +278,23 @@ def test_black_and_white_and_cmyk_pictures_become_8_bit(tmp_path):
 def test_pictures_are_read_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1)):
-        image = Image.fromarray(random_pixels(dtype, 21, 30, channels).squeeze())
-        upright = np.asarray(ImageOps.exif_transpose(with_orientation(image.copy(), exif)))
-        for suffix in ("png", "tif", "webp") if channels == 3 else ("png", "tif"):
-            image.save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
-            check_read(tmp_path / f"a.{suffix}", upright.reshape(*upright.shape[:2], -1))
-    stored = random_pixels("uint16", 21, 30, 3)
-    chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
-    (tmp_path / "before.png").write_bytes(png_bytes(stored, chunk))
-    _, height, width, *_ = pictures.read_header(tmp_path / "before.png")
-    assert (height, width) == ((30, 21) if orientation >= 5 else (21, 30))
-    upright = pictures.read(tmp_path / "before.png")
-    eighth = np.asarray(ImageOps.exif_transpose(with_orientation(Image.fromarray((stored >> 8).astype("uint8")), exif)))
-    np.testing.assert_array_equal(upright[0] >> 8, eighth)
 
+    def upright(pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        image.getexif()[0x0112] = orientation
+        return np.asarray(ImageOps.exif_transpose(image))
 
-def with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    image.getexif()[0x0112] = exif[0x0112]
-    return image
+    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1), ("uint16", 3)):
+        pixels = random_pixels(dtype, 21, 30, channels)
+        expected = np.stack([upright(channel) for channel in np.moveaxis(pixels, 2, 0)], axis=2)
+        for suffix in ("png", "tif", "webp") if (dtype, channels) == ("uint8", 3) else ("png", "tif"):
+            if (dtype, channels) != ("uint16", 3):
+                Image.fromarray(pixels.squeeze()).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+            else:  # which Pillow cannot write
+                chunk = b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")
+                (tmp_path / "a.png").write_bytes(png_bytes(pixels, chunk))
+                write_tiff(tmp_path / "a.tif", pixels, extratags=[(0x0112, "H", 1, orientation, True)])
+            check_read(tmp_path / f"a.{suffix}", expected)
 
 
 @pytest.mark.parametrize("exif", [b"", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
@@ -346,7 +346,6 @@ def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
     planar = np.moveaxis(colour[..., :3], 2, 0)
     for stored, options, expected in (
         (colour, {"extrasamples": ["unspecified"]}, colour[..., :3]),
-        (colour[..., :3], {"extratags": [(274, "H", 1, 6, True)]}, np.rot90(colour[..., :3], -1)),
         (floats, {}, floats),
         (floats.astype(np.float16), {}, floats.astype(np.float16).astype(np.float32)),
         (floats.astype(np.float64), {}, floats),
@@ -378,12 +377,6 @@ def test_pictures_that_claim_more_pixels_than_they_can_hold_are_refused(tmp_path
     for name in ("a.png", "a.tif"):
         with pytest.raises(pictures.BrokenPicture, match=r"not readable"):
             pictures.read(tmp_path / name)
-
-
-def test_jpeg_is_decoded_at_a_smaller_size_on_request(tmp_path):
-    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2))
-    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (1, 50, 100, 3)
-    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):

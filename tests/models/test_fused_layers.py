@@ -186,7 +186,7 @@ def residual(*activations: Callable, connect: str = "conv_add") -> keras.Model:
         "transposed_add": lambda: layers.Add()([noisy, layers.Conv2DTranspose(4, 3, **settings)(noisy)]),
     }
     branches = [activation(x[connect]()) for activation in activations]
-    return keras.Model(noisy, layers.Conv2D(4, 1)(keras.ops.concatenate(branches, axis=-1)))
+    return keras.Model(noisy, layers.Conv2D(4, 1)(layers.Concatenate()(branches)))
 
 
 def check_graph(model: keras.Model, tolerance: float = 1e-5) -> None:
