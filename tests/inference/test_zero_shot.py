@@ -106,9 +106,9 @@ def test_values_and_sizes_that_cannot_be_trained_on_are_one_line(denoiser):
 
 @pytest.mark.slow
 def test_noise_of_photons_is_removed_better_than_by_the_pretrained_model():
-    clean, peak = photograph(300).mean(axis=2), np.float32(20)
+    clean, peak = photograph().mean(axis=2), np.float32(20)
     noisy = np.random.default_rng(0).poisson(peak * clean).astype(np.float32) / peak
-    adapted = ZeroShot(config_module.preset("zero_shot", epochs=2))(noisy)
+    adapted = ZeroShot(config_module.preset("zero_shot", epochs=4))(noisy)
     assert psnr(clean, noisy) + 6 < psnr(clean, dae.denoise(noisy)) + 0.1 < psnr(clean, adapted)
 
 
@@ -132,7 +132,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
 def test_a_kill_leaves_no_output_and_the_same_seed_gives_the_same_bits(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("first.png", "second.png"):
-        noisy = photograph(24).mean(axis=2) + 0.1 * rng.standard_normal((24, 24))
+        noisy = photograph()[:24, :24].mean(axis=2) + 0.1 * rng.standard_normal((24, 24))
         Image.fromarray(np.clip(np.rint(255 * noisy), 0, 255).astype(np.uint8)).save(tmp_path / name)
     ((status, stdout, stderr),) = ended([start("first.png", "second.png", "--output", "whole", cwd=tmp_path)])
     assert status == 0, stderr
