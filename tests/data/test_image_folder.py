@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_noisy_and_clean_state_the_roles_of_folders(mnist, tmp_path):
     assert not datasets.load(RunConfig(clean=str(tmp_path / "a noisy street"))).train.is_paired
 
 
-def page(*shape: int, dtype: type = np.uint8) -> Callable[[Path], None]:
+def page(*shape: int, dtype: type = np.uint8) -> Callable[[Path], Any]:
     return lambda path: tifffile.imwrite(path, np.ones(shape, dtype))
 
 

@@ -244,6 +244,7 @@ def test_16_bit_png_is_read_exactly_with_its_opacity_and_its_transparent_colour_
     stored = random_pixels("uint16", 21, 30, channels + 1)
     (tmp_path / "a.png").write_bytes(png_bytes(stored))
     picture = pictures.read_picture(tmp_path / "a.png")
+    assert picture.alpha is not None
     np.testing.assert_array_equal(np.concatenate([picture.pixels[0], picture.alpha[0, ..., None]], axis=2), stored)
     pixels = stored[..., :channels].copy()
     (tmp_path / "a.png").write_bytes(png_bytes(pixels, (b"tRNS", pixels[0, 0].astype(">u2").tobytes())))
@@ -344,8 +345,9 @@ def test_what_cannot_be_read_exactly_is_refused(dtype, shape, options, tmp_path)
 def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
     colour, floats = random_pixels("uint16", 21, 30, 4), random_pixels("float32", 21, 30, 3)
     planar = np.moveaxis(colour[..., :3], 2, 0)
+    unspecified: dict[str, Any] = {"extrasamples": ["unspecified"]}
     for stored, options, expected in (
-        (colour, {"extrasamples": ["unspecified"]}, colour[..., :3]),
+        (colour, unspecified, colour[..., :3]),
         (floats, {}, floats),
         (floats.astype(np.float16), {}, floats.astype(np.float16).astype(np.float32)),
         (floats.astype(np.float64), {}, floats),

@@ -124,7 +124,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     """Start the command in a process, which the test must end."""
-    command = [sys.executable, "-c", COMMAND, EXPERIMENTS / "denoise.py", "--zero-shot", *arguments]
+    command: list[str | Path] = [sys.executable, "-c", COMMAND, EXPERIMENTS / "denoise.py", "--zero-shot", *arguments]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

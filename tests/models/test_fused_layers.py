@@ -173,7 +173,7 @@ def residual(activation: Callable, connect: str = "conv_add") -> keras.Model:
     """Return a network with an activation after layers that TensorFlow fuses with some activations."""
     noisy = keras.Input((12, 12, 4))
     settings = {"padding": "same", "bias_initializer": keras.initializers.RandomNormal(0, 0.5, seed=1)}
-    x = {
+    x: dict[str, Callable] = {
         "conv": lambda: layers.Conv2D(4, 3, **settings)(noisy),
         "conv_add": lambda: layers.Add()([noisy, layers.Conv2D(4, 3, **settings)(noisy)]),
         "conv_1x1_add": lambda: layers.Add()([layers.Conv2D(4, 1, **settings)(noisy), noisy]),
