@@ -3,7 +3,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,11 +99,13 @@ def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffi
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".JPG"])
-def test_jpeg_keeps_colours_almost_exactly(suffix, tmp_path):
-    pixels = random_pixels("uint8", 1, 4, 5, 3).repeat(8, axis=1).repeat(8, axis=2)
-    pictures.write(tmp_path / f"a{suffix}", pixels)
-    assert pictures.read_header(tmp_path / f"a{suffix}") == (1, 32, 40, 3, np.uint8)
-    np.testing.assert_allclose(pictures.read(tmp_path / f"a{suffix}").astype(int), pixels, atol=3)
+def test_jpeg_keeps_colours_almost_exactly_and_is_decoded_at_a_smaller_size_on_request(suffix, tmp_path):
+    path, pixels = tmp_path / f"a{suffix}", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2)
+    pictures.write(path, pixels)
+    assert pictures.read_header(path) == (1, 200, 400, 3, np.uint8)
+    np.testing.assert_allclose(pictures.read(path).astype(int), pixels, atol=3)
+    assert pictures.read(path, at_least=(20, 20)).shape == (1, 50, 100, 3)
+    assert pictures.read(path, at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
@@ -133,10 +135,8 @@ def test_frames_are_images_and_are_written_as_frames_of_the_same_durations(suffi
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
 def test_pages_of_a_tiff_are_images(dtype, compression, tmp_path):
     pages = random_pixels(dtype, 5, 21, 30)
-    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
-    for byteorder in orders:
-        tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, byteorder=byteorder)
-        check_read(tmp_path / "a.tif", pages[..., None])
+    tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, byteorder="<" if compression else ">")
+    check_read(tmp_path / "a.tif", pages[..., None])
 
 
 def test_a_stack_of_imagej_is_written_as_one(tmp_path):
@@ -239,26 +239,17 @@ def test_white_of_a_pgm_or_ppm_is_the_largest_value(tmp_path):
         pictures.read(tmp_path / "a.pnm")
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bit_png_is_read_exactly(channels, tmp_path):
-    stored = random_pixels("uint16", 21, 30, channels)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_png_is_read_exactly_with_its_opacity_and_its_transparent_colour_becomes_white(channels, tmp_path):
+    stored = random_pixels("uint16", 21, 30, channels + 1)
     (tmp_path / "a.png").write_bytes(png_bytes(stored))
     picture = pictures.read_picture(tmp_path / "a.png")
-    colours = 1 if channels < 3 else 3
-    assert pictures.read_header(tmp_path / "a.png") == (1, 21, 30, colours, np.uint16)
-    np.testing.assert_array_equal(picture.pixels[0], stored[..., :colours])
-    assert (picture.alpha is not None) == (channels in (2, 4))
-    if picture.alpha is not None:
-        np.testing.assert_array_equal(picture.alpha[0], stored[..., -1])
-
-
-def test_the_transparent_colour_of_a_16_bit_png_becomes_white(tmp_path):
-    for channels in (1, 3):
-        stored = random_pixels("uint16", 21, 30, channels)
-        (tmp_path / "a.png").write_bytes(png_bytes(stored, (b"tRNS", stored[0, 0].astype(">u2").tobytes())))
-        expected = stored.copy()
-        expected[0, 0] = 65535
-        check_read(tmp_path / "a.png", expected)
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(np.concatenate([picture.pixels[0], picture.alpha[0, ..., None]], axis=2), stored)
+    pixels = stored[..., :channels].copy()
+    (tmp_path / "a.png").write_bytes(png_bytes(pixels, (b"tRNS", pixels[0, 0].astype(">u2").tobytes())))
+    pixels[0, 0] = 65535
+    check_read(tmp_path / "a.png", pixels)
 
 
 def test_palettes_become_grey_or_colour(tmp_path):
@@ -288,28 +279,26 @@ def test_black_and_white_and_cmyk_pictures_become_8_bit(tmp_path):
 def test_pictures_are_read_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1)):
-        image = Image.fromarray(random_pixels(dtype, 21, 30, channels).squeeze())
-        upright = np.asarray(ImageOps.exif_transpose(with_orientation(image.copy(), exif)))
-        for suffix in ("png", "tif", "webp") if channels == 3 else ("png", "tif"):
-            image.save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
-            check_read(tmp_path / f"a.{suffix}", upright.reshape(*upright.shape[:2], -1))
-    stored = random_pixels("uint16", 21, 30, 3)
-    chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
-    (tmp_path / "before.png").write_bytes(png_bytes(stored, chunk))
-    _, height, width, *_ = pictures.read_header(tmp_path / "before.png")
-    assert (height, width) == ((30, 21) if orientation >= 5 else (21, 30))
-    upright = pictures.read(tmp_path / "before.png")
-    eighth = np.asarray(ImageOps.exif_transpose(with_orientation(Image.fromarray((stored >> 8).astype("uint8")), exif)))
-    np.testing.assert_array_equal(upright[0] >> 8, eighth)
+
+    def upright(pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        image.getexif()[0x0112] = orientation
+        return np.asarray(ImageOps.exif_transpose(image))
+
+    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1), ("uint16", 3)):
+        pixels = random_pixels(dtype, 21, 30, channels)
+        expected = np.stack([upright(channel) for channel in np.moveaxis(pixels, 2, 0)], axis=2)
+        for suffix in ("png", "tif", "webp") if (dtype, channels) == ("uint8", 3) else ("png", "tif"):
+            if (dtype, channels) != ("uint16", 3):
+                Image.fromarray(pixels.squeeze()).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+            else:  # which Pillow cannot write
+                chunk = b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")
+                (tmp_path / "a.png").write_bytes(png_bytes(pixels, chunk))
+                write_tiff(tmp_path / "a.tif", pixels, extratags=[(0x0112, "H", 1, orientation, True)])
+            check_read(tmp_path / f"a.{suffix}", expected)
 
 
-def with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    image.getexif()[0x0112] = exif[0x0112]
-    return image
-
-
-@pytest.mark.parametrize("exif", [b"", b"MM\0*", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
+@pytest.mark.parametrize("exif", [b"", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
 def test_malformed_exif_does_not_make_a_picture_broken(exif, tmp_path):
     pixels = random_pixels("uint16", 21, 30, 1)
     (tmp_path / "before.png").write_bytes(png_bytes(pixels, (b"eXIf", exif)))
@@ -356,9 +345,9 @@ def test_what_cannot_be_read_exactly_is_refused(dtype, shape, options, tmp_path)
 def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
     colour, floats = random_pixels("uint16", 21, 30, 4), random_pixels("float32", 21, 30, 3)
     planar = np.moveaxis(colour[..., :3], 2, 0)
+    unspecified: dict[str, Any] = {"extrasamples": ["unspecified"]}
     for stored, options, expected in (
-        (colour, {"extrasamples": ["unspecified"]}, colour[..., :3]),
-        (colour[..., :3], {"extratags": [(274, "H", 1, 6, True)]}, np.rot90(colour[..., :3], -1)),
+        (colour, unspecified, colour[..., :3]),
         (floats, {}, floats),
         (floats.astype(np.float16), {}, floats.astype(np.float16).astype(np.float32)),
         (floats.astype(np.float64), {}, floats),
@@ -370,15 +359,14 @@ def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
 
 
 def test_large_pictures_are_read_and_larger_ones_than_the_limit_refused(tmp_path, monkeypatch):
-    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
     for suffix in ("png", "tif", "bmp"):
-        image = Image.new("L" if suffix == "tif" else "1", (14_000, 13_500))  # more than twice Pillow's limit
+        image = Image.new("L" if suffix == "tif" else "1", (140, 135))  # more than twice Pillow's limit
         image.save(tmp_path / f"a.{suffix}", compression="tiff_adobe_deflate")
-        assert pictures.read_header(tmp_path / f"a.{suffix}")[1:3] == (13_500, 14_000)
-    assert pictures.read(tmp_path / "a.png").shape == (1, 13_500, 14_000, 1)
-    assert before == Image.MAX_IMAGE_PIXELS
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 13_500 * 14_000 - 1)
-    with pytest.raises(pictures.BrokenPicture, match="at most 188,999,999"):
+        assert pictures.read(tmp_path / f"a.{suffix}").shape == (1, 135, 140, 1)
+    assert Image.MAX_IMAGE_PIXELS == 5_000
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 135 * 140 - 1)
+    with pytest.raises(pictures.BrokenPicture, match="at most 18,899"):
         pictures.read_header(tmp_path / "a.png")
 
 
@@ -391,12 +379,6 @@ def test_pictures_that_claim_more_pixels_than_they_can_hold_are_refused(tmp_path
     for name in ("a.png", "a.tif"):
         with pytest.raises(pictures.BrokenPicture, match=r"not readable"):
             pictures.read(tmp_path / name)
-
-
-def test_jpeg_is_decoded_at_a_smaller_size_on_request(tmp_path):
-    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2))
-    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (1, 50, 100, 3)
-    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
