@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from dae.errors import UsageError, warn
 
-# Model files and exported files hold the value range of the training images under this name.
+# Model files hold the value range of the training images under this name.
 NOTE = "dae.json"
 # The rule of `check`: the side of a block in pixels, the margin as a fraction of the value range, the fraction of the
 # blocks of an image that may exceed it, and the farthest that a single value may be out of the range.

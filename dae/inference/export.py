@@ -8,14 +8,12 @@ import importlib.util
 import itertools
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dae.data.values import NOTE
 from dae.errors import RunError, UsageError, first_line, lookup, muted_stderr
 from dae.files import atomic_path, check_output
 
@@ -92,12 +90,11 @@ def verify(path: Path, format_name: str, model: "keras.Model") -> dict[tuple[int
 
 
 def _write(model: "keras.Model", format_name: str, path: Path) -> None:
-    """Write the inference of `model`, from `noisy` to `denoised`, by Keras's own export, and its value range."""
+    """Write the inference of `model`, from `noisy` to `denoised`, by Keras's own export."""
     import keras
     import tensorflow as tf
 
     from dae.models.sizes import view_of_any_size
-    from dae.workdir.model_files import value_range_of
 
     view = view_of_any_size(model)
     noisy = keras.Input(batch_shape=view.input_shape, name="noisy")
@@ -111,23 +108,6 @@ def _write(model: "keras.Model", format_name: str, path: Path) -> None:
     keras_format = "tf_saved_model" if format_name == "savedmodel" else format_name
     keras.Model(noisy, {"denoised": view(noisy)}).export(written, keras_format, **options)
     written.rename(path)
-    if (value_range := value_range_of(model)) is not None:
-        _write_note(path, format_name, value_range.to_json())
-
-
-def _write_note(path: Path, format_name: str, text: str) -> None:
-    """Store the value range of the model's images as ONNX metadata, or as dae.json, which other formats ignore."""
-    if format_name == "onnx":
-        import onnx
-
-        model = onnx.load(path)
-        model.metadata_props.add(key=NOTE, value=text)
-        onnx.save(model, path)
-    elif format_name == "litert":  # such a file can end in a .zip file: ai.google.dev/edge/litert/models/metadata
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(zipfile.ZipInfo(NOTE), text)
-    else:
-        (path / NOTE).write_text(text)
 
 
 def _load_savedmodel(path: Path) -> Denoise:

@@ -45,14 +45,16 @@ def load_model(path: str | Path) -> keras.Model:
     path, hint = Path(path), ""
     if path.is_dir():
         if (path / CONFIG).exists() and not (path / REPORT).exists():
-            return _unfinished(path)
+            from dae.training.checkpoints import restored_model
+
+            return _of_run(path, restored_model(path))
         epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
         if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
             warn(f"{path}: using the model of its report, after {epochs:g} of {wanted} epochs")
         if (path / WEIGHTS).exists():
             network = config_module.read(path / CONFIG).model
             if not plugins.is_lost(network):
-                return _built(path)
+                return _of_run(path, _built(path))
             hint = f"; its network was a Python function, so call dae.RunConfig(model={plugins.label(network)}) first"
         path = path / MODEL_FILES[0]
         if not path.is_file():
@@ -76,25 +78,22 @@ def load_model(path: str | Path) -> keras.Model:
     return model
 
 
-def _unfinished(run: Path) -> keras.Model:
+def _of_run(run: Path, built: keras.Model) -> keras.Model:
+    """Return the network of a run for images of any size, with the value range of the run's images."""
     from dae.models import sizes
-    from dae.training.checkpoints import restored_model
 
-    model = sizes.any_size(restored_model(run))
+    model = sizes.any_size(built)
     model.dae_value_range = resolved.read(run).value_range
     return model
 
 
 def _built(run: Path) -> keras.Model:
     """Return the network of a run that the function of a user builds, with its weights."""
-    from dae.models import networks, sizes
+    from dae.models import networks
 
-    derived = resolved.read(run)
-    model = networks.build(config_module.read(run / CONFIG), derived.image_shape)
+    model = networks.build(config_module.read(run / CONFIG), resolved.read(run).image_shape)
     with as_usage_error(run / WEIGHTS, "not the weights of the run's network", Exception):
         model.load_weights(run / WEIGHTS)
-    model = sizes.any_size(model)
-    model.dae_value_range = derived.value_range
     return model
 
 

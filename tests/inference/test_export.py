@@ -1,6 +1,5 @@
 """Exported files, opened as their users open them: by their own runtime, without this package's functions."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import tensorflow as tf
 from helpers import not_the_identity
 
 from dae.config import RunConfig
-from dae.data.values import NOTE, ValueRange
 from dae.errors import RunError, UsageError
 from dae.inference import export
 from dae.models import networks, sizes
@@ -206,21 +204,3 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch,
     monkeypatch.setitem(export.FORMATS, "onnx", (suffixes, ("tensorflow", "absent_converter"), load))
     with pytest.raises(UsageError, match=r"--format: onnx needs absent_converter; run `pip install '\.\[export\]'`"):
         export.check_request("onnx", tmp_path / "model.onnx")
-
-
-def test_an_exported_file_holds_the_value_range_of_the_runs_images(format_name, tmp_path):
-    model, output = sizes.any_size(networks.build(RunConfig(), (28, 28, 1))), tmp_path / OUTPUTS[format_name]
-    model.dae_value_range = ValueRange(0, 4095, "uint16")
-    export.export(model, format_name, output)
-    if format_name == "onnx":
-        import onnx
-
-        (text,) = [entry.value for entry in onnx.load(output).metadata_props if entry.key == NOTE]
-    elif format_name == "litert":
-        with zipfile.ZipFile(output) as archive:
-            text = archive.read(NOTE)
-    else:
-        text = (output / NOTE).read_text()
-    assert ValueRange.from_json(text) == model.dae_value_range
-    images = random_images(2, 28, 28, 1)
-    np.testing.assert_allclose(OPEN[format_name](output)(images), model(images), atol=1e-5)

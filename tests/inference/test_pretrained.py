@@ -39,7 +39,7 @@ def test_noise_of_any_level_is_removed_from_photographs_in_grey_and_colour(grey,
     assert psnr(clean, denoised) > psnr(clean, noisy) + gain
     assert psnr(clean, dae.denoise(noisy, self_ensemble=True)) > psnr(clean, denoised)
     channels = 1 if grey else 3
-    tiles = Denoiser(tile_bytes=1)
+    tiles = Denoiser(tile_pixels=1)
     assert len(tiles.of(channels)._tiles((300, 300), channels)[1]) > 1
     np.testing.assert_allclose(tiles(noisy), denoised, atol=1e-6)
 
