@@ -58,17 +58,24 @@ def foreign(model: keras.Model) -> list[Any]:
 
 
 def any_size(model: keras.Model) -> keras.Model:
-    """Return a model of the very layers of `model` for images of any size that these allow; to be saved.
+    """Return a copy of `model` for images of any size that its layers allow.
 
-    It is `model` itself if they allow only one size. A network that halves the sides n times takes sides that differ
-    from the original ones by multiples of 2^n.
+    It is `model` itself if they allow only one size, or if a user's layer cannot be copied. A network that halves the
+    sides n times takes sides that differ from the original ones by multiples of 2^n.
     """
-    return _cloned(model, lambda layer: layer)
+    copy = _cloned(model, lambda layer: type(layer).from_config(layer.get_config()))
+    if copy is model:
+        return model
+    copy.set_weights(model.get_weights())
+    # A user's configuration of a layer need not be complete.
+    noisy = np.random.default_rng(0).random((1, *(side or 32 for side in model.input_shape[1:])), np.float32)
+    is_same = not foreign(model) or np.allclose(copy(noisy, training=False), model(noisy, training=False), atol=1e-6)
+    return copy if is_same else model
 
 
 @functools.lru_cache(maxsize=16)
 def view_of_any_size(model: keras.Model) -> keras.Model:
-    """Return the same as `any_size`, to be computed: with functions of layers that TensorFlow alone miscomputes."""
+    """Return the same as `any_size`, but with the very layers of `model`, or functions of these."""
     return _cloned(model, functools.partial(_shared, {}))
 
 
@@ -185,7 +192,7 @@ def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     """Return whether `model` keeps this size, of which a side can be free, as tried in a graph.
 
     Its layers must state it too, which takes less time to find out. That alone does not suffice: some, such as
-    Concatenate, do not compare the sides of their inputs.
+    Concatenate, do not compare the sides of their inputs. Nor does the graph, which may not know one beside a free one.
     """
     shape, view = (1, height, width, model.input_shape[-1]), view_of_any_size(model)
     try:
@@ -195,7 +202,7 @@ def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     with contextlib.suppress(Exception):
         if is_stated:
             graph = tf.function(view, autograph=False).get_concrete_function(tf.TensorSpec(shape))
-            return tuple(graph.outputs[0].shape) == shape
+            return graph.outputs[0].shape.is_compatible_with(shape)
     return False
 
 

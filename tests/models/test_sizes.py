@@ -69,13 +69,15 @@ def test_images_of_any_size_are_mirrored_to_one_that_fits_and_cropped(built, cas
     np.testing.assert_allclose(denoised, expected, atol=1e-5)
 
 
-def test_any_size_and_its_view_have_the_layers_of_the_model(built):
+def test_any_size_is_a_copy_and_its_view_has_the_same_weights(built):
     model = built["unet", 28]
     noisy = np.random.default_rng(0).random((2, 28, 28, 1)).astype(np.float32)
-    for free in (any_size(model), view_of_any_size(model)):
+    copy, view = any_size(model), view_of_any_size(model)
+    for free in (copy, view):
         assert free.input_shape == (None, None, None, 1)
         np.testing.assert_allclose(free(noisy), model(noisy), atol=1e-6)
-        assert all(weight is other for weight, other in zip(free.weights, model.weights, strict=True))
+    assert all(weight is other for weight, other in zip(view.weights, model.weights, strict=True))
+    assert not {id(weight) for weight in copy.weights} & {id(weight) for weight in model.weights}
 
 
 def test_network_for_one_size_takes_no_other():
