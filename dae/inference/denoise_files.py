@@ -65,7 +65,8 @@ def plan(
     `clean` is missing or of another shape; and if all files are broken.
     """
     sources, notes = _sources(inputs, output, axes)
-    files, broken, readings = [], {}, collections.defaultdict(list)
+    files, readings = [], collections.defaultdict(list)
+    broken: dict[Path, UsageError] = {}
     for source, relative in sources:
         try:
             parts, copied = _parts(source, axes)

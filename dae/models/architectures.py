@@ -100,7 +100,7 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
     instead of concatenations, as in Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior (2021).
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = _residual_blocks(layers.ReLU()(_two_levels(x, width, _residual_blocks)), 2)
+    x = _residual_blocks(layers.ReLU()(_two_levels(x, width)), 2)
     denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
     return keras.Model(noisy, crop(denoised), name="unet")
 
@@ -115,7 +115,7 @@ def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
     sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = _identity_blocks(_two_levels(x, width, _identity_blocks), 2)
+    x = _residual_blocks(_two_levels(x, width, start_as_identity=True), 2, start_as_identity=True)
     x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
     return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name="residual_unet")
 
@@ -151,39 +151,26 @@ def _padded_input(
     return noisy, layers.ZeroPadding2D(padding)(noisy), lambda x: layers.Cropping2D(padding)(x)
 
 
-def _two_levels(
-    x: keras.KerasTensor, width: int, blocks: Callable[[keras.KerasTensor, int], keras.KerasTensor]
-) -> keras.KerasTensor:
-    """Return the sum of `blocks` at half the resolution and of those that follow them at a quarter, upsampled."""
+def _two_levels(x: keras.KerasTensor, width: int, start_as_identity: bool = False) -> keras.KerasTensor:
+    """Return the sum of blocks at half the resolution and of those that follow them at a quarter, upsampled."""
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
-    fine = blocks(x, 2)
+    fine = _residual_blocks(x, 2, start_as_identity)
     x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
-    coarse = blocks(x, 3)
+    coarse = _residual_blocks(x, 3, start_as_identity)
     x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
     return layers.Add()([x, fine])
 
 
-def _residual_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
+def _residual_blocks(x: keras.KerasTensor, count: int, start_as_identity: bool = False) -> keras.KerasTensor:
     """Apply `count` blocks of two 3 x 3 convolutions, each block added to its input.
 
-    Source: He et al., Deep Residual Learning for Image Recognition (2016), without batch normalization.
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), without batch normalization; for those that
+    start as the identity, without an activation after the sum, Identity Mappings in Deep Residual Networks (2016).
     """
-    channels = x.shape[-1]
+    channels, initializer = x.shape[-1], "zeros" if start_as_identity else "glorot_uniform"
     for _ in range(count):
         y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
-        y = layers.Conv2D(channels, 3, padding="same")(y)
-        x = layers.ReLU()(layers.Add()([x, y]))
-    return x
-
-
-def _identity_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
-    """Apply `count` residual blocks that start as the identity, without an activation after the sum.
-
-    Source: He et al., Identity Mappings in Deep Residual Networks (2016), without normalization.
-    """
-    channels = x.shape[-1]
-    for _ in range(count):
-        y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
-        y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros")(y)
+        y = layers.Conv2D(channels, 3, padding="same", kernel_initializer=initializer)(y)
         x = layers.Add()([x, y])
+        x = x if start_as_identity else layers.ReLU()(x)
     return x
