@@ -21,7 +21,7 @@ def patches() -> keras.Model:
 
 # Sizes that have at least four tiles, and the next larger ones that the networks take.
 SIZES = {
-    "conv": ((151, 141), (156, 148)),
+    "conv": ((167, 151), (172, 156)),
     "blog": ((111, 93), (112, 96)),
     "patches": ((111, 93), (112, 94)),
     "unet": ((231, 217), (232, 220)),
