@@ -62,6 +62,5 @@ def write(
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)
-    workdir.write_duration(folder)
     workdir.write_report(folder, report)
     return report

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dae.config import PYTHON_DATA, RunConfig
-from dae.data import array_files, datasets
+from dae.data import datasets
 from dae.data.images import to_grey
 from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
@@ -154,18 +154,6 @@ def test_axes_name_the_rows_columns_channels_and_images_of_an_array(axes, shape,
     assert splits.digest == expected.digest
 
 
-def test_an_array_that_changes_while_it_is_read_is_rejected_in_one_line(tmp_path, mnist, monkeypatch):
-    def headers_before_a_change(path: Path) -> dict[str, np.ndarray]:
-        found = headers(path)
-        path.write_bytes(path.read_bytes()[:-40])
-        return found
-
-    np.savez(tmp_path / "own.npz", mnist.test.pixels[:9])
-    headers = array_files.headers
-    monkeypatch.setattr(array_files, "headers", headers_before_a_change)
-    check_rejected(tmp_path / "own.npz", "not readable")
-
-
 class Hostile:
     """Fails the test when it is unpickled."""
 
@@ -189,7 +177,7 @@ def zeros(shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
         pytest.param(npz_bytes(x_train=GOOD, x_test=GOOD)[:-40], "not readable", id="cut archive"),
         pytest.param(npz_bytes(x_train=GOOD[:50], x_test=GOOD), "not readable", id="cut header"),
         pytest.param(npz_bytes(x_train=GOOD.replace(b"{'d", b"{{'d"), x_test=GOOD), "not readable", id="bad header"),
-        pytest.param(npz_bytes(x_train=GOOD[:-9], x_test=GOOD), "x_train: .*size of the file", id="cut array"),
+        pytest.param(npz_bytes(x_train=GOOD[:-9], x_test=GOOD), "not readable", id="cut array"),
         pytest.param(npz_bytes(x_test=GOOD, y_test=GOOD), "no training images, only test; expected", id="no x_train"),
         pytest.param(npz_bytes(), "expected images.* got none", id="no arrays"),
         pytest.param(npz_bytes(x_train=zeros((9, 28, 28), np.int64)), "x_train: .*uint8.* got int64", id="int64"),
@@ -206,8 +194,8 @@ def zeros(shape: tuple[int, ...], dtype: type = np.uint8) -> bytes:
         pytest.param(
             npz_bytes(x_train=zeros((9, 28, 28, 3)), x_test=GOOD), r"\(28, 28, 3\).*\(28, 28, 1\)", id="sizes"
         ),
-        pytest.param(npz_bytes(x_train=b"\x93NUMPY\x03\x00" + GOOD[8:]), r"not readable \(\(3, 0\)\)", id="new format"),
-        pytest.param(npz_bytes(x_train=npy_header((2**70, 28, 28)) + b"12"), "size of the file", id="claims 2**70"),
+        pytest.param(npz_bytes(x_train=b"\x93NUMPY\x03\x00" + GOOD[8:]), r"not readable", id="new format"),
+        pytest.param(npz_bytes(x_train=npy_header((2**70, 28, 28)) + b"12"), "not readable", id="claims 2**70"),
         pytest.param(npz_bytes(x_train=npy_bytes(np.full((9, 28, 28), Hostile()))), "Object arrays", id="pickled"),
         pytest.param(pickle.dumps(Hostile()), "not readable", id="pickle"),
     ],

@@ -1,8 +1,5 @@
 """Tests of networks on images of other sizes than those that they were built for."""
 
-import gc
-import weakref
-
 import keras
 import numpy as np
 import pytest
@@ -66,16 +63,6 @@ def test_any_size_is_a_copy_and_its_view_has_the_same_weights(built):
         np.testing.assert_allclose(free(noisy), model(noisy), atol=1e-6)
     assert all(weight is other for weight, other in zip(view.weights, model.weights, strict=True))
     assert not {id(weight) for weight in copy.weights} & {id(weight) for weight in model.weights}
-
-
-def test_models_are_not_kept_for_the_sizes_that_fit():
-    model = networks.build(RunConfig(), (28, 28, 1))
-    assert fitting_size(model, 27, 29) == (28, 36)
-    reference = weakref.ref(model)
-    del model
-    view_of_any_size.cache_clear()
-    gc.collect()
-    assert reference() is None
 
 
 def test_network_for_one_size_takes_no_other():

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import EIGHT_BITS
 from runs import config_of
 from test_exact_resume import as_if_killed, assert_same
 
@@ -17,36 +16,36 @@ from dae.models.fused_layers import outputs
 from dae.training import trainer
 from dae.training.checkpoints import restored_model
 from dae.training.task import prepare
-from dae.workdir.model_files import load_model, save_all
+from dae.workdir.model_files import MODEL_FILES, WEIGHTS, load_model
 from dae.workdir.workdir import read_report
 
 FIXED_SIZE = "the model takes images of (16, 16, 1), not of 20 x 24"
 
-# A row of runs.py, the model files that Keras alone opens, those that need the code, and the error for other sizes.
+# A row of runs.py, the model files from which Keras alone restores the network, and the error for other sizes.
 NETWORKS = [
-    ("published_dncnn", [], ["model.weights.h5"], None),
-    ("published_nafnet", ["model.keras"], ["model.weights.h5"], None),
-    ("published_attention", [], ["model.keras", "model.weights.h5"], None),
-    ("published_spectral", [], ["model.weights.h5"], None),
-    ("published_variational", [], ["model.keras", "model.weights.h5"], FIXED_SIZE),
-    ("published_times", [], ["model.weights.h5"], None),
+    ("published_dncnn", [], None),
+    ("published_nafnet", ["model.keras"], None),
+    ("published_attention", [], None),
+    ("published_spectral", [], None),
+    ("published_variational", [], FIXED_SIZE),
+    ("published_times", [], None),
 ]
 FAST = "published_dncnn"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "alone", "with_code", "problem"), [pytest.param(*row, id=row[0]) for row in NETWORKS])
+@pytest.mark.parametrize(("name", "alone", "problem"), [pytest.param(*row, id=row[0]) for row in NETWORKS])
 def test_a_published_network_trains_resumes_exactly_reloads_denoises_and_is_exported(
-    name, alone, with_code, problem, finished_run, files, tmp_path, capsys
+    name, alone, problem, finished_run, files, tmp_path, capsys
 ):
     run, expected = tmp_path / "run", finished_run(name)
     as_if_killed(expected, run, 12)
     np.testing.assert_equal(restored_model(run).count_params(), load_model(expected).count_params())
     trainer.train(config_of(files, name), run, resume=True)
     assert_same(run, expected)
-    line = f"model files: Keras alone opens {', '.join(alone) or 'none'}; "
-    assert line in capsys.readouterr().out
-    assert sorted(file.name for file in run.glob("model.*")) == sorted(alone + with_code)
+    missing = [file for file in MODEL_FILES if file not in alone]
+    assert f"model files: without {', '.join(missing)}, from which" in capsys.readouterr().out
+    assert sorted(file.name for file in run.glob("model.*")) == sorted([*alone, WEIGHTS])
     for name_of_file in alone:
         assert keras.models.load_model(run / name_of_file, compile=False)
 
@@ -84,16 +83,14 @@ def test_a_run_builds_its_network_from_its_own_copy_of_the_file_once_the_digest_
 
 
 def test_names_that_two_files_register_with_keras_do_not_collide(files, tmp_path):
-    """The class that each of the files registers as `Gain` is that of its own network, also in its model file."""
+    """The class that each of the files registers as `Gain` is that of its own network."""
     other = tmp_path / "other.py"
     text = (files / "published.py").read_text()
     other.write_text(text.replace("class Gain(Scale):\n    pass", "class Gain(layers.ReLU):\n    pass"))
-    counts = []
-    for number, file in enumerate((files / "published.py", other, files / "published.py")):
-        model = networks.build(config_of(files, model=f"{file}:attention"), (16, 16, 1))
-        save_all(model, tmp_path, EIGHT_BITS, is_own=True)
-        assert (tmp_path / "model.keras").exists(), number
-        counts.append(model.count_params())
+    counts = [
+        networks.build(config_of(files, model=f"{file}:attention"), (16, 16, 1)).count_params()
+        for file in (files / "published.py", other, files / "published.py")
+    ]
     assert counts[0] == counts[2] == counts[1] + 4
     assert "Gain" not in "".join(keras.saving.get_custom_objects())
 
