@@ -39,9 +39,28 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number, self.message, self.run_dir = signal.Signals(signal_number), message, run_dir
 
 
+# The arguments of `named_warnings` while its block is executed.
+_NAMED: list[tuple[str, list[str]]] = []
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr, above a progress bar if there is one."""
+    for name, known in _NAMED:
+        if message in known:
+            return
+        known.append(message)
+        message = f"{name}: {message}"
     tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def named_warnings(name: str, known: list[str]) -> Iterator[None]:
+    """Put `name` before the warnings of the block, once each, and only those that are not `known`, to which it adds."""
+    _NAMED.append((name, known))
+    try:
+        yield
+    finally:
+        _NAMED.pop()
 
 
 @contextlib.contextmanager
