@@ -155,8 +155,6 @@ class RuntimeConfig:
     """Use oneDNN kernels, which are faster; None: yes, unless TF_ENABLE_ONEDNN_OPTS is 0."""
     precision: str = "float32"
     """Compute the layers in float32 or bfloat16 (mixed precision); weights, loss and optimizer stay in float32."""
-    compile: bool = False
-    """Compile the computation of gradients with XLA."""
     deterministic: bool = True
     """Use only deterministic kernels on GPUs, which can be slower."""
 
@@ -165,7 +163,10 @@ class RuntimeConfig:
 PLUGIN_FIELDS = ("noise", "model", "loss", "metrics", "optimizer", "schedule")
 
 # Fields of earlier versions, with what replaces them.
-REMOVED = {"reduction": "gradients of several workers are always added exactly; leave it out"}
+REMOVED = {
+    "reduction": "gradients of several workers are always added exactly; leave it out",
+    "compile": "XLA made each training slower that was tried; leave it out",
+}
 
 
 # A dataclass orders fields from its last base to its first.

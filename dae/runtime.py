@@ -85,11 +85,6 @@ def resolve(
     shards = config.shards or (recorded.shards if recorded else workers * per_worker)
     threads = config.intra_op_threads or (recorded.intra_op_threads if recorded else None)
     onednn = config.onednn if config.onednn is not None or recorded is None else recorded.onednn
-    if config.compile and devices > 1:
-        raise UsageError(
-            f"--compile: needs a single device, got {', '.join(replicas.devices)}; choose one with --devices, or start "
-            "a worker for each (docs/distributed.md)"
-        )
     # It would change the order of additions in a graph of several shards, depending on how many there are.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     if on_gpu and config.deterministic:

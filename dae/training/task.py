@@ -141,7 +141,7 @@ def prepare(
     sketch = networks.sketch(config, image_shape)
     needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
     shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded, image_shape)
-    replicas = dataclasses.replace(replicas.with_shards(shards), jit_compile=config.compile)
+    replicas = replicas.with_shards(shards)
     replicas.connect()
     levels = noise.level_range(config, splits.train.is_noisy, splits.train.noise_level)
     noise.check(config, image_shape, levels)

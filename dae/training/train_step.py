@@ -6,6 +6,7 @@ calls has the decorator `do_not_convert` where translating it would delay the fi
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,13 +87,10 @@ def make_train_loop(train_step: TrainStep, state: TrainState) -> TrainLoop:
         try:
             return compiled(batches, tf.constant(num_steps), batch_size)
         except tf.errors.InvalidArgumentError as error:
-            quantity = next(
-                (name for name in ("loss", "gradient") if f"the {name} : Tensor had" in error.message), None
-            )
-            if quantity is None:
+            if (found := re.search("the (loss|gradient) : Tensor had", error.message)) is None:
                 raise
             raise Diverged(
-                f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
+                f"the {found[1]} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
                 "another run with a lower --learning-rate"
             ) from None
 

@@ -117,8 +117,7 @@ def train(
             report = train_task(task, run, console, profile, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"continue with --resume --run-dir {run.path} from the last checkpoint, if there is one"
-            raise RunError(f"{lost}{first_line(error)}; {hint}") from error
+            raise RunError(f"{lost}{first_line(error)}", run.path) from error
         except Interrupted as stop:
             raise Interrupted(stop.signal_number, stop.message, run.path) from None
     console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
