@@ -74,12 +74,8 @@ class _BaseArguments(PresetArguments):
     """With --resume: train no further, but evaluate and write the model of the epochs that are complete."""
     devices: tuple[str, ...] = ()
     """Compute on these devices, such as gpu:0 gpu:2, or cpu; none: on all GPUs, or on the CPU if there are none."""
-    profile: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print only warnings and errors."""
-    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also print TensorFlow's messages at its start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +199,8 @@ def _one_line(box: str) -> str:
     return line
 
 
-def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None:
-    """Import TensorFlow with or without oneDNN, and its messages if `verbose`; and set Keras's defaults."""
-    if verbose:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+def import_tensorflow(onednn: bool | None = None) -> None:
+    """Import TensorFlow with or without oneDNN, and set Keras's defaults."""
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     startup.import_tensorflow()

@@ -98,7 +98,7 @@ MISTAKES = [
     (f"{SMALL} --model blog --start-from {{}}/start.keras", ["start.keras: weights of another network than --model"]),
     (f"{SMALL} --model {{}}/networks.py:normalized --start-from {{}}/start.keras", ["weights of another network"]),
     # The machine
-    ("--devices gpu:7", ["--devices: expected some of ", "cpu:0, got gpu:7"]),
+    ("--devices gpu:7", ["--devices: expected some of ", "cpu:0", ", got gpu:7"]),
     (f"{SMALL} --compile", ["--compile was removed: XLA made", "leave it out"]),
     (f"{SMALL} --no-compile", ["--compile was removed"]),
     (f"{SMALL} --intra-op-threads 1000", ["--intra-op-threads: 1000 cannot be set, because TensorFlow was started"]),

@@ -34,7 +34,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a line for each row, with the columns of the longest one."""
+    longest = max(rows, key=len)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(max(rows, key=len)), lineterminator="\n")
+        writer = csv.DictWriter(file, list(longest), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

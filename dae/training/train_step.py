@@ -80,7 +80,7 @@ def make_train_loop(train_step: TrainStep, state: TrainState) -> TrainLoop:
     # TensorFlow tells functions apart by their code, which a partial has not, and would warn at the third run of a
     # process that one function is traced again and again.
     separate: Any = functools.partial(train_loop)
-    separate.__name__ = train_loop.__name__  # which the profiler shows
+    separate.__name__ = train_loop.__name__  # which a profile shows
     compiled = tf.function(separate)
 
     def checked(batches: Iterator[Batch], num_steps: int, batch_size: int) -> tf.Tensor:

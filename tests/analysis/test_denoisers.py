@@ -68,8 +68,8 @@ def test_noises_of_the_same_name_get_different_labels(trial, tmp_path):
         (tmp_path / file).write_text(f"def darker(clean, level, seed):\n    return {factor} * clean\n")
     swept = sweep([trial], (f"{tmp_path}/a.py:darker", f"{tmp_path}/b.py:darker"), (0.5,))
     save_sweep(tmp_path / "sweep.png", swept[:2], score(swept[:2]))
-    with open(tmp_path / "sweep.csv") as file:
-        mse = {row["noise"]: float(row["mse"]) for row in csv.DictReader(file)}
+    with open(tmp_path / "sweep.csv") as table:
+        mse = {row["noise"]: float(row["mse"]) for row in csv.DictReader(table)}
     assert mse["darker-2"] == pytest.approx(81 * mse["darker"], rel=1e-4)
 
 

@@ -65,5 +65,5 @@ def test_regularizers_of_activities_need_float32(tmp_path):
         return keras.Model(image, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
 
     with pytest.raises(UsageError, match=r"^--precision: .*regularizers of activities"):
-        trainer.train(replace(TINY, precision="bfloat16", model=regularized), tmp_path / "run", quiet=True)  # type: ignore[arg-type]
+        trainer.train(replace(TINY, precision="bfloat16", model=regularized), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
