@@ -125,7 +125,7 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     """
     given = {text.partition("=")[0].replace("_", "-") for text in (sys.argv[1:] if argv is None else argv)}
     for name, replacement in REMOVED.items():
-        if flag(name) in given:
+        if {flag(name), flag(f"no_{name}")} & given:
             raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
     if base.preset is not None and base.config_file is not None:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers import run_in_process
 
-from dae.analysis.denoisers import NO_DENOISING, Trial, model_trial, save_sweep, score, sweep
+from dae.analysis.denoisers import NO_DENOISING, Trial, bm3d_for, model_trial, save_sweep, score, sweep
 from dae.analysis.report import TITLES
 from dae.config import RunConfig
 from dae.data.images import Images
@@ -44,6 +44,16 @@ def test_a_score_has_the_metrics_of_the_denoised_images(trial, images):
     clean = images.pixels / np.float32(255)
     assert half["mse"] == pytest.approx(((clean - batch.noisy.numpy() / 2) ** 2).mean(), rel=1e-5)
     assert noisy["psnr"] == pytest.approx(np.mean(metrics.psnr(batch.clean, batch.noisy)), rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bm3d_removes_noise_of_its_level(channels, images):
+    pytest.importorskip("bm3d", reason="needs the extra `baselines`")
+    clean = np.repeat(images.pixels[:2] / np.float32(255), channels, axis=-1)
+    noisy = clean + 0.5 * np.random.default_rng(0).standard_normal(clean.shape, np.float32)
+    denoised = bm3d_for(0.5)(noisy)
+    assert denoised.shape == clean.shape
+    assert np.mean((denoised - clean) ** 2) < np.mean((noisy - clean) ** 2) / 3
 
 
 def test_metrics_are_compiled_once_for_all_trials(trial, monkeypatch):
