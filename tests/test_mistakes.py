@@ -132,6 +132,7 @@ OTHERS = [
     ("compare_losses", "--field width --values 1 x", ["--width: expected int, got 'x'"]),
     ("compare_losses", f"{LOSSES} --tune --rates 4", ["--rates: expected an odd number >= 3, got 4"]),
     ("compare_losses", "--field learning-rate --values 0.1 --tune", ["--tune: "]),
+    ("score_table", "--presets fsat", ["did you mean 'fast'"]),
     ("denoise", "--model {run} in --output in", ["--output: in is an input"]),
     ("denoise", "--model {run} in/sub in/sub/0.png --output out", ["would both write out/0.png"]),
     ("denoise", "--model {run} nowhere --output out", ["nowhere: no such file or folder"]),
@@ -235,7 +236,11 @@ BM3D = "{run} --bm3d --noises gaussian --noise-levels 0.1"
 
 @pytest.mark.parametrize(
     ("script", "flags", "package", "extra"),
-    [("compare_losses", LOSSES, "scipy", "compare"), ("evaluate", BM3D, "bm3d", "baselines")],
+    [
+        ("compare_losses", LOSSES, "scipy", "compare"),
+        ("evaluate", BM3D, "bm3d", "baselines"),
+        ("score_table", "", "bm3d", "baselines"),
+    ],
 )
 def test_without_its_extra_a_script_names_what_to_install(
     script, flags, package, extra, tmp_path, monkeypatch, finished_run
