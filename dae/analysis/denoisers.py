@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dae import plugins
-from dae.analysis.report import TITLES, cell, table, write_csv
+from dae.analysis.report import TITLES, table, write_csv
 from dae.config import RunConfig
 from dae.data import noise
 from dae.data.images import Images
@@ -107,7 +107,7 @@ def sweep(trials: Sequence[Trial], noises: Sequence[str], levels: Sequence[float
 
 
 def save_sweep(path: Path, trials: Sequence[Trial], metrics: Iterable[dict[str, float]]) -> str:
-    """Write a PNG of every metric over the level, a CSV file beside it, and return Markdown tables.
+    """Write a PNG of every metric over the level, a CSV file beside it, and return a Markdown table.
 
     `metrics` are those of each trial, from `score`.
     """
@@ -134,13 +134,4 @@ def save_sweep(path: Path, trials: Sequence[Trial], metrics: Iterable[dict[str, 
         axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
     plots.save(path, figure)
-    tables = ""
-    for metric in METRICS:  # a line for each noise and level, with a column for each denoiser
-        lines: dict[tuple, dict[str, Any]] = {}
-        for row in rows:
-            key = row["noise"], row["level"]
-            lines.setdefault(key, {TITLES[metric]: key[0], "level": key[1]})[row["denoiser"]] = cell(
-                metric, row[metric]
-            )
-        tables += table(list(lines.values()))
-    return tables
+    return table(sorted(rows, key=lambda row: (row["noise"], row["level"])))

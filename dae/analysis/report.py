@@ -15,12 +15,13 @@ TITLES = {name: name for name in METRICS} | {
     "mse": "MSE",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
+    "test_images": "test images",
 }
 
 
 def cell(column: str, value: Any) -> str:
     """Return a value in a column of a table as text."""
-    number_format = {"psnr": ".2f", "level": "g"}.get(column, ".4f")
+    number_format = {"psnr": ".2f", "level": "g", "test_images": ","}.get(column, ".4f")
     return value if isinstance(value, str) else format(value, number_format)
 
 

@@ -23,7 +23,7 @@ class EvaluateArguments:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs, or .keras or .h5 files."""
     noise_levels: tuple[float, ...] | None = None
-    """Evaluate at each of these levels: print tables, and write a plot and a .csv file beside it."""
+    """Evaluate at each of these levels: print a table, and write a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
     bm3d: bool = False
@@ -107,7 +107,7 @@ def describe_noise(trial: "Trial") -> str:
 
 
 def main() -> None:
-    """Evaluate the models that the command line names, print their metrics and plot examples or tables."""
+    """Evaluate the models that the command line names, print their metrics and plot examples or curves."""
     arguments = cli.parse(EvaluateArguments)
     if not arguments.models:
         raise UsageError("expected one or more models, such as runs/mnist-conv-bce")
