@@ -144,7 +144,7 @@ SMALL: Row = {
 }
 
 ROWS: dict[str, Row] = {
-    "plain": {},
+    "plain": {"noise": "uniform"},
     "network": {
         "model": "{}/networks.py:normalized",
         "metrics": ("{}/metrics.py:largest_error",),

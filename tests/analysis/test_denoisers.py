@@ -91,7 +91,8 @@ def test_a_sweep_is_saved_as_tables_a_csv_file_and_a_picture(trial, tmp_path):
     assert head[:4] == ["denoiser", "noise", "level", "test images"]
     assert len(lines) == len(trials)
     for number, line in enumerate(lines):  # by noise and level, first without denoising
-        trial, means = ((kind[number // 2 + 6 * (number % 2)]) for kind in (trials, scores))
+        index = number // 2 + 6 * (number % 2)
+        trial, means = trials[index], scores[index]
         assert line[:4] == [trial.denoiser, trial.config.noise, f"{trial.config.noise_level:g}", "100"]
         assert line[head.index(TITLES["psnr"])] == f"{means['psnr']:.2f}"
     with open(tmp_path / "sweep.csv") as file:

@@ -1,7 +1,8 @@
 """experiments/score_table.py: classical filters, the posterior mean and the table."""
 
-import importlib.util
+import runpy
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,7 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import evaluation_batches
 
-specification = importlib.util.spec_from_file_location("score_table", EXPERIMENTS / "score_table.py")
-score_table = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(score_table)
+score_table = SimpleNamespace(**runpy.run_path(str(EXPERIMENTS / "score_table.py")))
 
 
 def noisy_and_clean(images: Images, level: float) -> tuple[np.ndarray, np.ndarray]:
