@@ -122,25 +122,26 @@ def main() -> None:
         from dae.analysis.statistics import interval
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[baselines]'") from None
+    runs = list(itertools.product(arguments.presets, range(arguments.seeds)))
+    for name, seed in runs:
+        train(preset(name, seed=seed), Path(arguments.output, name, f"seed-{seed}"), resume=True, quiet=True)
     data = datasets.load(config)
-
     batches = list(evaluation_batches(data.validation[: arguments.tune_examples], config, "validation"))
     noisy, clean = (np.concatenate([getattr(batch, kind) for batch in batches])[..., 0] for kind in ("noisy", "clean"))
     few = data.test[: arguments.classical_examples]
     trials = [Trial(NO_DENOISING, lambda noisy: noisy, data.test, config)]
     trials += [Trial(name, tuned(functions, noisy, clean), few, config) for name, functions in filters.items()]
     trials.append(Trial("posterior mean", posterior_mean(data.train.pixels / np.float32(255), level), few, config))
-    for name, seed in itertools.product(arguments.presets, range(arguments.seeds)):
-        run = Path(arguments.output, name, f"seed-{seed}")
-        train(preset(name, seed=seed), run, resume=True, quiet=True)
-        trials.append(model_trial(f"`{name}`", load_model(run), dataclasses.replace(config, seed=seed), data.test))
+    for name, seed in runs:
+        model = load_model(Path(arguments.output, name, f"seed-{seed}"))
+        trials.append(model_trial(f"`{name}`", model, dataclasses.replace(config, seed=seed), data.test))
     means: dict[tuple[str, int], list[dict[str, float]]] = {}
     for trial, metrics in zip(trials, tqdm(score(trials), total=len(trials), disable=None), strict=True):
         means.setdefault((trial.denoiser, len(trial.images)), []).append(metrics)
     rows = [
         {"denoiser": name, "test images": f"{count:,}"}
-        | {metric: interval([run[metric] for run in runs]) for metric in runs[0]}
-        for (name, count), runs in sorted(means.items(), key=lambda item: item[1][0]["psnr"])
+        | {metric: interval([seed[metric] for seed in seeds]) for metric in seeds[0]}
+        for (name, count), seeds in sorted(means.items(), key=lambda item: item[1][0]["psnr"])
     ]
     print(table(rows))
 
