@@ -144,7 +144,7 @@ SMALL: Row = {
 }
 
 ROWS: dict[str, Row] = {
-    "plain": {},
+    "plain": {"noise": "uniform"},
     "network": {
         "model": "{}/networks.py:normalized",
         "metrics": ("{}/metrics.py:largest_error",),
@@ -188,7 +188,6 @@ ROWS: dict[str, Row] = {
     },
     "start_from": {"start_from": "{}/start.keras", "noise": "masking", "seed": 3, "shards": 4, "optimizer": "soap"},
     "bfloat16": {"precision": "bfloat16", "noise": "salt_pepper", "model": "{}/networks.py:normalized"},
-    "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
     "photo": {
         **PRESETS["photo"],
         "data": None,

@@ -69,6 +69,13 @@ def test_a_resume_starts_from_the_config_of_the_run(tmp_path):
     assert parse(f"--resume --run-dir {tmp_path}/none").config == RunConfig()
 
 
+@pytest.mark.parametrize("preset_name", ["photo", "fast"])
+def test_noisy_pictures_alone_have_no_noise_level_of_a_preset(preset_name):
+    for flags in ("--noisy in", "--noisy in --clean None", "--noisy=in"):
+        assert parse(f"--preset {preset_name} {flags}").config == preset(preset_name, noisy="in")
+    assert parse(f"--preset {preset_name} --noisy in --clean c").config == preset(preset_name, noisy="in", clean="c")
+
+
 def test_one_or_two_values_are_accepted_where_a_field_allows_both():
     assert parse("--noise-level 1 --image-size 28").config == RunConfig(noise_level=1.0, image_size=28)
     assert parse("--noise-level 0 1 --image-size 28 32").config == RunConfig(noise_level=(0, 1), image_size=(28, 32))
@@ -137,12 +144,13 @@ os.write(2, b"afterwards")
 
 
 @pytest.mark.slow
-def test_verbose_shows_the_message_with_which_tensorflow_ends_the_process(tmp_path, monkeypatch):
+def test_a_variable_shows_the_message_with_which_tensorflow_ends_the_process(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_XLA_FLAGS", "--nonsense=1")
-    for flags in ([], ["--verbose"]):
-        done = run_subprocess("run.py", *flags, cwd=tmp_path)
+    for level in ("2", "0"):
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+        done = run_subprocess("run.py", cwd=tmp_path)
         assert done.returncode not in (0, 2)
-        assert ("TF_XLA_FLAGS: --nonsense=1" in done.stderr) == bool(flags)
+        assert ("TF_XLA_FLAGS: --nonsense=1" in done.stderr) == (level == "0")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -178,10 +178,8 @@ def test_the_devices_share_the_shards_and_change_no_bit():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["tpu"], "expected some of .*cpu:0, got tpu"),
-        (["cpu:1"], "expected GPUs, or cpu:0, cpu:1 and so on, got cpu:1"),
-        (["cpu", "cpu:0"], "expected GPUs, or cpu:0"),
-        ([f"cpu:{part}" for part in range(5)], "TensorFlow has started"),
+        (["tpu"], "expected some of .*cpu:0, .*, got tpu"),
+        ([f"cpu:{part}" for part in range(5)], "expected some of .*cpu:0"),
     ],
 )
 def test_devices_that_do_not_exist_are_rejected(names, message):

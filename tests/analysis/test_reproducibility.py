@@ -147,7 +147,7 @@ def test_a_change_is_found_in_both_directions(change, difference, tiny_run, copy
         ("latest", "optimizer/velocity", lambda state: state.optimizer.velocity),
         ("best", "trainable_variables/13", lambda state: state.model.trainable_variables[13]),
         ("latest", "means/sums", lambda state: state.means.sums),
-        ("best", "best_loss", lambda state: state.best_loss),
+        ("best", "best_value", lambda state: state.best_value),
     ],
 )
 def test_changed_tensor_of_a_checkpoint_is_found(name, select, folder, state, tiny_run, copy):

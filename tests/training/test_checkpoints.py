@@ -123,9 +123,9 @@ def test_only_the_latest_checkpoints_and_the_best_are_kept(tmp_path):
     for folder, count in (("latest", 3), ("best", 1)):
         assert len(list((tmp_path / folder).iterdir())) == 2 * count  # an index and a data file each
     checkpoints.restore_best()
-    assert [int(state.step), int(state.best_epoch), float(state.best_loss)] == [40, 2, 0.3]
+    assert [int(state.step), int(state.best_epoch), float(state.best_value)] == [40, 2, 0.3]
     checkpoints.restore_latest()
-    assert [int(state.step), int(state.best_epoch), float(state.best_loss)] == [120, 2, 0.3]
+    assert [int(state.step), int(state.best_epoch), float(state.best_value)] == [120, 2, 0.3]
 
 
 def test_remains_of_a_killed_write_are_ignored_and_removed(folder):

@@ -226,8 +226,8 @@ def test_waiting_for_a_worker_that_does_not_start_ends(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as other:
         addresses = tuple(f"127.0.0.1:{server.getsockname()[1]}" for server in (own, other))
     monkeypatch.setattr(replicas, "JOIN_TIMEOUT", 0.2)
-    with pytest.raises(RunError, match=rf"^worker 0 has waited 0.2 s for {addresses[1]}; start the same command"):
+    with pytest.raises(RunError, match=rf"^worker 0 has waited 0.2 s for {addresses[1]}; start all workers"):
         replicas.Replicas((), 0, addresses).connect()
     with socket.create_server(("", int(addresses[0].split(":")[1]))):  # noqa: SIM117
-        with pytest.raises(UsageError, match=f"^TF_CONFIG: cannot listen at {addresses[0]}"):
+        with pytest.raises(UsageError, match=f"^TF_CONFIG: {addresses[0]}: cannot listen there"):
             replicas.Replicas((), 0, addresses).connect()

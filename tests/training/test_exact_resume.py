@@ -86,7 +86,6 @@ def as_if_killed(finished: Path, run: Path, step: int) -> None:
         pytest.param("functions", 12, marks=pytest.mark.slow),
         pytest.param("start_from", 8, marks=pytest.mark.slow),
         pytest.param("bfloat16", 12, marks=pytest.mark.slow),
-        pytest.param("xla", 8, marks=pytest.mark.slow),
         pytest.param("photo", 6, marks=pytest.mark.slow),
         pytest.param("noisy", 6, marks=pytest.mark.slow),
     ],

@@ -19,6 +19,7 @@ from dae.config import RunConfig
 from dae.data import datasets
 from dae.errors import UsageError
 from dae.evaluation.metrics import METRICS, NOISY_METRICS, residual_correlation
+from dae.replicas import Replicas
 from dae.training import trainer
 from dae.training.checkpoints import Checkpoints
 from dae.training.task import prepare
@@ -182,6 +183,22 @@ def test_a_loss_that_needs_the_noise_level_uses_an_estimate_which_is_recorded_an
     assert stated.resolved.noise_level == (0.05, 0.05)
     (batch, *_) = stated.batches("validation")
     assert np.unique(batch.noise_level) == np.float32(0.05)
+
+
+class SecondWorker(Replicas):
+    """The second of two workers, of which the chief estimates another level; no network connects them."""
+
+    def connect(self) -> None:
+        pass
+
+    def exchange(self, content: bytes) -> list[bytes]:
+        return [b"0.12345", content]
+
+
+def test_all_workers_use_the_estimate_of_the_chief(folder, files):
+    config = config_of(files, data=None, noisy=str(folder), loss="noise2void", validation_examples=10)
+    task = prepare(config, replicas=SecondWorker((), 1, ("a:1", "b:2")))
+    assert task.resolved.noise_level == (0.12345, 0.12345)
 
 
 def test_correlated_noise_is_warned_of(files, tmp_path, capsys):

@@ -34,12 +34,12 @@ def test_training_stops_early_once_the_lowest_loss_is_as_old_as_the_patience():
 def test_start_epoch_resets_only_what_belongs_to_one_epoch():
     state = new_state(TINY)
     state.means.update({name: tf.constant(1.0) for name in ("loss", "gradient_norm", "update_to_weight_ratio")}, 2)
-    for variable in (state.step, state.seconds, state.best_loss, state.best_epoch):
+    for variable in (state.step, state.seconds, state.best_value, state.best_epoch):
         variable.assign(7)
     state.start_epoch()
     assert (state.means.sums.numpy() == 0).all()
     assert [int(value) for value in (state.means.images, state.seconds)] == [0, 0]
-    assert [int(value) for value in (state.step, state.best_loss, state.best_epoch)] == [7, 7, 7]
+    assert [int(value) for value in (state.step, state.best_value, state.best_epoch)] == [7, 7, 7]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -54,7 +54,7 @@ def test_checkpoint_holds_exactly_the_documented_tensors(optimizer, schedule, tm
         for name, shape in tf.train.list_variables(str(tmp_path / "ckpt"))
         if name != "_CHECKPOINTABLE_OBJECT_GRAPH"  # TensorFlow's description of the file
     }
-    expected = {"step": (), "means/images": (), "seconds": (), "best_loss": (), "best_epoch": ()}
+    expected = {"step": (), "means/images": (), "seconds": (), "best_value": (), "best_epoch": ()}
     # The loss, its two terms, the norm of the gradient and the ratio of update to weights.
     assert expected | {"means/sums": (5,)} == {
         name: shape for name, shape in stored.items() if not name.startswith(("model/", "optimizer/"))
