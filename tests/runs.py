@@ -187,7 +187,12 @@ ROWS: dict[str, Row] = {
         "shards": 3,
     },
     "start_from": {"start_from": "{}/start.keras", "noise": "masking", "seed": 3, "shards": 4, "optimizer": "soap"},
-    "bfloat16": {"precision": "bfloat16", "noise": "salt_pepper", "model": "{}/networks.py:normalized"},
+    "bfloat16": {
+        "precision": "bfloat16",
+        "optimizer": "lion",
+        "noise": "salt_pepper",
+        "model": "{}/networks.py:normalized",
+    },
     "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
     "photo": {
         **PRESETS["photo"],
@@ -209,8 +214,8 @@ ROWS: dict[str, Row] = {
         "augment": True,
         "batch_size": 4,
         "checkpoint_every": 2,
-        "loss": "neighbor2neighbor + noise2void + sure",
-        "noise_level": 0.15,
+        "loss": "neighbor2neighbor + noise2void + sure",  # with an estimate of the noise level
+        "optimizer": "adamw",
     },
     # Networks as they are published, each with another optimizer.
     "published_dncnn": {

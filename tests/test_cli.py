@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import EXPERIMENTS, TINY, run_in_process, run_subprocess
+from helpers import EXPERIMENTS, TINY, run_subprocess
 
 import dae
 from dae import cli
@@ -216,35 +216,6 @@ def test_exceptions_become_one_line_and_an_exit_status(error, status, capsys):
         cli.run(main)
     assert exit.value.code == status
     assert capsys.readouterr().err.count("\n") == (error is not None)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--quiet"], []])
-def test_a_resume_that_trains_on_prints_nothing_on_stderr(flags, tiny_run, tmp_path):
-    shutil.copytree(tiny_run, tmp_path / "run")
-    epochs = 1 + json.loads((tiny_run / "config.json").read_text())["epochs"]
-    done = run_subprocess("run.py", "--resume", "--run-dir", "run", "--epochs", epochs, *flags, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert bool(done.stdout) == (not flags)
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == epochs
-
-
-@pytest.mark.slow
-def test_a_run_without_run_dir_gets_a_readable_new_name(tmp_path):
-    (tmp_path / "runs" / "mnist-conv-bce").mkdir(parents=True)
-    done = run_subprocess("run.py", "--train-examples", 64, "--validation-examples", 64, "--epochs", 1, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "encoder (MaxPooling2D)" in done.stdout
-    assert "epoch 1/1: train loss" in done.stdout
-    assert (tmp_path / "runs" / "mnist-conv-bce-2" / "report.json").exists()
-
-
-def test_a_run_that_fails_exits_with_1(tmp_path):
-    done = run_in_process("run.py", "--learning-rate", "1e38", "--train-examples", "600", "--epochs", "2", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "finite" in done.stderr
-    assert "--learning-rate" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -260,10 +260,10 @@ def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, 
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_ends_with_the_same_result(folder, monkeypatch):
+def test_a_killed_comparison_ends_with_the_same_result(folder, files, monkeypatch):
     """Killed at the second of three rates; to learn takes more steps than a test has time for."""
     monkeypatch.setattr(comparison, "constant_score", lambda task, metric: 0.0)
-    flags = ["--losses", "bce", "--tune", "--rates", "3", "--seeds", "2", "--train-examples", "128"]
+    flags = ["--losses", "bce", "--tune", "--rates", "3", "--seeds", "1", "--model", f"{files}/networks.py:plain"]
     arguments = [*ARGUMENTS, *flags, "--output"]
     command = [sys.executable, str(EXPERIMENTS / "compare_losses.py"), *arguments, "killed"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)

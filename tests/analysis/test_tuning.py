@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 from helpers import TINY
+from runs import config_of
 
 from dae.analysis import tuning
 from dae.analysis.reproducibility import DURATIONS
@@ -152,9 +153,9 @@ def without_durations(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_tuning_is_exact_and_never_evaluates_test_images(tmp_path, monkeypatch):
+def test_tuning_is_exact_and_never_evaluates_test_images(files, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "MAX_WIDENINGS", 0)
-    config = replace(TINY, train_examples=128, validation_examples=64, epochs=4)
+    config = config_of(files, epochs=4, checkpoint_every=None)
     result = tune_learning_rate(config, "psnr", 3, tmp_path / "tuning")
     assert sorted(result.epochs.values()) == [1, 2, 4]
     assert list(tmp_path.rglob("config.json"))

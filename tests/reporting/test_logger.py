@@ -122,11 +122,14 @@ def test_epochs_are_formatted_with_and_without_validation():
 
 
 @pytest.mark.slow
-def test_run_shows_a_bar_on_stderr_and_a_line_for_each_epoch_on_stdout(tmp_path):
+def test_run_shows_a_bar_on_stderr_and_a_line_for_each_epoch_on_stdout_and_has_a_readable_new_name(tmp_path):
+    (tmp_path / "runs" / "mnist-conv-bce").mkdir(parents=True)
     stdout, shown = run_on_terminal(40, cwd=tmp_path)
     check_bar(shown, 40)
     lines = [line for line in stdout.splitlines() if line.startswith("epoch ")]
     assert [line.partition(": train loss 0")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
+    assert "encoder (MaxPooling2D)" in stdout
+    assert (tmp_path / "runs" / "mnist-conv-bce-2" / "report.json").exists()
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from dae.config import RunConfig
 from dae.data import pipeline
 from dae.reporting import tensorboard
 from dae.resolved import Resolved
-from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
 # The layers of the network `conv`.
@@ -136,22 +135,6 @@ def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
     assert abs(picture[1:29, 1:29].astype(float) - mnist.validation.pixels[-256]).mean() > 20
     error = abs(picture[1:29, 31:59].astype(float) - picture[1:29, 61:89])
     assert abs(picture[1:29, 91:119] - error).max() <= 1
-
-
-@pytest.mark.slow
-def test_a_resume_drops_events_after_the_checkpoint_and_writes_them_again(tmp_path, tiny_run):
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
-    (folder / "report.json").unlink()
-    checkpoint = list((folder / "checkpoints" / "latest").glob("ckpt-30.*"))
-    assert checkpoint
-    for path in checkpoint:
-        path.unlink()  # as if killed between the events of epoch 3 and its checkpoint
-    for file in (folder / "tensorboard").glob("*/events*"):
-        file.write_bytes(file.read_bytes()[:-7])  # and in the middle of a record
-    trainer.train(TINY, folder, resume=True)
-    check_curves(folder)
-    assert (folder / "report.json").read_text() == (tiny_run / "report.json").read_text()
 
 
 def test_truncate_events_twice_or_interrupted_doubles_no_event(tmp_path, tiny_run):

@@ -104,7 +104,7 @@ def loss_and_gradients(model: keras.Model, batch: Batch) -> tuple[float, list[tf
     return float(loss), tape.gradient(loss, model.trainable_variables)
 
 
-@pytest.mark.parametrize(("images", "shards"), [(64, 1), (64, 2), (7, 3), (1, 2)])
+@pytest.mark.parametrize(("images", "shards"), [(64, 2), (7, 3), (1, 2)])
 def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images, shards, mnist):
     """With SGD, since Adam hides a wrong scale; at a learning rate of 1 the movement is the gradient."""
     batch, config = first_batch(mnist.train, images), replace(MSE, shards=shards)
@@ -117,9 +117,9 @@ def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images,
         np.testing.assert_allclose(old - new, gradient, atol=1e-4 * np.abs(gradient).max() + 1e-7)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.9, 2.0])
+@pytest.mark.parametrize("fraction", [0.5, 2.0])
 def test_clipping_equals_global_clipnorm_of_keras(fraction, mnist):
-    """The limit is a fraction of the gradient's norm, so that it is reached by the first two only."""
+    """The limit is a fraction of the gradient's norm, so that it is reached by the first only."""
     batch = first_batch(mnist.train, 64)
     state = new_state(MSE, keras.optimizers.SGD(1.0))
     before = state.model.get_weights()
@@ -162,13 +162,7 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
     assert means["loss"] == pytest.approx(2 * bce + 0.5 * mse, rel=1e-5)
 
 
-# Keras's take part in the slow tests.
-OPTIMIZERS = [
-    name if name in ("adam", "soap") else pytest.param(name, marks=pytest.mark.slow) for name in optimizers.OPTIMIZERS
-]
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])  # others: test_exact_resume.py
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
     config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
@@ -238,24 +232,37 @@ def finite_with_infinite_gradient(clean: tf.Tensor, denoised: tf.Tensor) -> tf.T
     return tf.sqrt(tf.reduce_sum((denoised - tf.stop_gradient(denoised)) * clean, axis=[1, 2, 3]))
 
 
+def check_that_nothing_changes(config: RunConfig, loss: Callable, factor: float, quantity: str) -> None:
+    """Check that a step is rejected whose clean images are multiplied by `factor`, and that the next one is taken."""
+    state = new_state(config)
+    before = values(state)
+    images = tf.random.stateless_uniform((4, 28, 28, 1), (0, 1))
+    train_step = new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"the {quantity} : Tensor had"):
+        train_step(batch_of(images, images * factor))
+    for value, expected in zip(values(state), before, strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
+    if quantity == "loss":
+        assert np.isfinite(train_step(batch_of(images, images)))
+        assert int(state.step) == 1
+
+
 @pytest.mark.parametrize(
     ("loss", "factor", "quantity"),
     [
-        (LOSSES["mse"], np.nan, "loss"),
         (LOSSES["mse"], np.inf, "loss"),
         (finite_with_infinite_gradient, 1.0, "gradient"),
     ],
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_train_step_rejects_values_that_are_not_finite_before_anything_changes(loss, factor, quantity, optimizer):
-    config = RunConfig(optimizer=optimizer, bce_steps=0)
-    state = new_state(config)
-    before = values(state)
-    images = tf.fill((4, 28, 28, 1), 0.5)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=f"the {quantity} : Tensor had"):
-        new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))(batch_of(images, images * factor))
-    for value, expected in zip(values(state), before, strict=True):
-        np.testing.assert_array_equal(value, expected, strict=True)
+def test_train_step_rejects_values_that_are_not_finite_before_anything_changes(loss, factor, quantity):
+    check_that_nothing_changes(MSE, loss, factor, quantity)
+
+
+@pytest.mark.parametrize(
+    "name", ["soap", *(pytest.param(name, marks=pytest.mark.slow) for name in optimizers.OPTIMIZERS if name != "soap")]
+)
+def test_each_optimizer_keeps_its_state_at_a_loss_that_is_not_finite_and_takes_the_next_step(name):
+    check_that_nothing_changes(replace(MSE, optimizer=name), LOSSES["mse"], np.nan, "loss")
 
 
 def test_sparse_gradients_of_shards_are_added(mnist):

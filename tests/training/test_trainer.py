@@ -1,4 +1,4 @@
-"""Whole runs: their files, what they warn of, early stopping, and failures."""
+"""Whole runs: their files, what they warn of, early stopping, failures, and a profile."""
 
 import json
 import shutil
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import TINY, file_size_limit
+from helpers import TINY, file_size_limit, new_state, new_train_loop
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import config_of
 
 from dae.analysis.reproducibility import DURATIONS, first_difference
 from dae.config import RunConfig
-from dae.data.pipeline import equal_batches, steps_per_epoch
+from dae.data.pipeline import equal_batches, steps_per_epoch, training_batches
 from dae.errors import RunError, UsageError
 from dae.models import networks
 from dae.reporting.logger import warn_if_collapsed
-from dae.training import trainer
+from dae.training import memory, trainer
 from dae.training.calls import VALUES_PER_LOOP, loop_calls
 from dae.training.checkpoints import saved_in
+from dae.training.profiler import PROFILED_CALL, profiled
 from dae.workdir.workdir import read_metrics
 
 
@@ -147,8 +148,8 @@ PATIENT: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_run_stops_after_the_documented_number_of_epochs_keeps_the_best_and_is_not_continued(files, tmp_path, capsys):
-    """Interrupted in its last epoch, with nothing left but to stop, it is resumed to the same bits."""
-    config, stopped, run = config_of(files, **PATIENT), tmp_path / "stopped", tmp_path / "run"
+    """Killed before it wrote its report, with nothing left but to stop, it is resumed to the same bits."""
+    config, stopped = config_of(files, **PATIENT), tmp_path / "stopped"
     report = trainer.train(config, stopped, quiet=True)
     lines = read_metrics(stopped)
     losses = [line["validation_loss"] for line in lines]
@@ -156,12 +157,8 @@ def test_run_stops_after_the_documented_number_of_epochs_keeps_the_best_and_is_n
     assert ages.index(1) == len(losses) - 1 < 39
     assert report["epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 1
 
-    def interrupt(epoch_end: trainer.EpochEnd) -> None:
-        if epoch_end.values["epoch"] == len(lines):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, run, quiet=True, on_epoch_end=interrupt)
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / "report.json").unlink()
     trainer.train(config, run, resume=True)
     message = f"stopped after epoch {len(lines)}, 1 epochs after the best one"
     assert message in capsys.readouterr().out
@@ -194,7 +191,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(fil
 
     run, training_batches = tmp_path / "run", trainer.training_batches
     monkeypatch.setattr(trainer, "training_batches", poisoned)
-    with pytest.raises(RunError, match="step 10 is not finite"):
+    with pytest.raises(RunError, match=r"step 10 is not finite.*--learning-rate"):
         trainer.train(config_of(files, loss="mae", bce_steps=14), run)
     assert not (run / "report.json").exists()
     assert [line["epoch"] for line in read_metrics(run)] == [1]
@@ -205,10 +202,57 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(fil
 
 
 @pytest.mark.slow
-def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tmp_path):
-    with file_size_limit(60_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
-        trainer.train(TINY, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run" / "report.json").exists()
-    assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
-    trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
-    assert first_difference(tmp_path / "run", tiny_run) is None
+def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(finished_run, files, tmp_path):
+    config, run = config_of(files, "plain"), tmp_path / "run"
+    with file_size_limit(4_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
+        trainer.train(config, run, quiet=True)
+    assert not (run / "report.json").exists()
+    assert saved_in(run / "checkpoints" / "latest") == []
+    trainer.train(config, run, resume=True, quiet=True)
+    assert first_difference(run, finished_run("plain")) is None
+
+
+@pytest.mark.parametrize(("width", "batch_size", "warns"), [(1, 128, False), (256, 50_000, True)])
+def test_a_batch_that_is_too_large_has_a_warning_of_one_line(width, batch_size, warns, capsys):
+    model = networks.sketch(RunConfig(model="dncnn", width=width), (28, 28, 1))  # without values, which need memory
+    assert model is not None
+    memory.warn_if_scarce(model, batch_size)
+    captured = capsys.readouterr()
+    start = "warning: --batch-size, --patch-size: a step with 50000 images of 28 x 28 needs about "
+    assert (captured.out, captured.err.count("\n")) == ("", int(warns))
+    assert captured.err.startswith(start if warns else "")
+
+
+def check_profile(folder: Path) -> None:
+    """Assert that there is one profile in `folder`, where TensorBoard looks for it, with the parts of a train step."""
+    (profile,) = (folder / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
+    content = profile.read_bytes()
+    for name in (b"train_loop", b"Conv2DBackpropFilter"):
+        assert name in content
+
+
+def test_profiler_profiles_one_call_of_the_train_loop(mnist, tmp_path, capsys):
+    state = new_state()
+    batches = iter(training_batches(mnist.train, TINY))
+    with profiled(new_train_loop(state, TINY), tmp_path, enabled=True) as loop:
+        for _ in range(PROFILED_CALL + 1):
+            loop(batches, 2, TINY.batch_size)
+    assert int(state.step) == 2 * (PROFILED_CALL + 1)
+    assert capsys.readouterr().err == ""
+    check_profile(tmp_path)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_profiler_passes_on_every_call_and_warns_if_it_profiled_none(enabled, tmp_path, capsys):
+    calls = []
+
+    def train_loop(batches, num_steps, batch_size):
+        calls.append((int(num_steps), batch_size))
+        return num_steps
+
+    with profiled(train_loop, tmp_path, enabled) as loop:
+        results = [int(loop(iter(()), step, 8)) for step in range(PROFILED_CALL - 1)]
+    assert calls == [(step, 8) for step in range(PROFILED_CALL - 1)]
+    assert results == list(range(PROFILED_CALL - 1))
+    assert ("--profile" in capsys.readouterr().err) == enabled
+    assert list(tmp_path.iterdir()) == []
