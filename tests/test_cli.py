@@ -95,9 +95,10 @@ def groups_of_help(text: str) -> dict[str, list[str]]:
     return groups
 
 
-def test_help_shows_every_field_of_the_config_in_one_of_six_groups(capsys):
+def test_help_shows_every_field_in_one_of_six_groups_the_defaults_of_the_preset_and_what_each_sets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as exit:
-        parse("--help")
+        parse("--preset fast --help")
     assert not exit.value.code
     text = capsys.readouterr().out
     groups = groups_of_help(text)
@@ -107,21 +108,10 @@ def test_help_shows_every_field_of_the_config_in_one_of_six_groups(capsys):
     assert sorted(shown) == sorted(map(flag, RunConfig.__dataclass_fields__))
     assert {"--run-dir", "--resume", "--preset", "--config", "--quiet"} <= set(others)
     assert all(name in text for name in PRESETS)
-
-
-def test_help_says_what_each_preset_sets(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit):
-        parse("--help")
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "photo: " in line)
+    assert "(default: soap)" in text
+    (line,) = (line for line in text.splitlines() if "photo: " in line)
     for part in ("--model residual_unet", "--noise-level 0 0.216", "--no-clip-noise", "--augment ", "--epochs 30"):
         assert part in line
-
-
-def test_help_shows_the_values_of_the_preset_as_defaults(capsys):
-    with pytest.raises(SystemExit):
-        parse("--preset fast --help")
-    assert "(default: soap)" in capsys.readouterr().out
 
 
 def test_messages_at_the_import_of_tensorflow_are_dropped_and_later_ones_are_not():

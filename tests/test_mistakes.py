@@ -157,6 +157,9 @@ OTHERS = [
     ),
     ("denoise", "--model {run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "--model {run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
+    ("verify", "unfinished", ["unfinished: not a finished run"]),
+    ("photographs", "in", ["expected the name of a new folder"]),
+    ("photographs", "new", ["run"]),  # pip install, or apt-get download
     ("noise_level", "", ["expected pictures, arrays or folders"]),
     ("noise_level", "nowhere", ["nowhere: no such file or folder"]),
     ("noise_level", "volume.npy", ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"]),
@@ -176,8 +179,9 @@ ALL = [*(("run", *row) for row in MISTAKES), *OTHERS]
 
 def write_inputs(folder: Path) -> None:
     """Write the files that the flags of OTHERS name."""
-    for name in ("empty", "in/sub"):
+    for name in ("empty", "in/sub", "unfinished"):
         (folder / name).mkdir(parents=True)
+    (folder / "unfinished" / "config.json").write_text("{}")
     for name in ("in/0.png", "in/sub/0.png"):
         Image.new("L", (20, 20)).save(folder / name)
     for name in ("in/notes.txt", "text.h5"):

@@ -87,12 +87,6 @@ def test_nothing_is_concluded_about_losses_that_were_mostly_mixed_with_bce(mixed
     assert ("c is better than a" in text) == ("a" not in mixed)
 
 
-def test_the_conclusion_has_the_warnings_with_the_names_of_their_losses():
-    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
-    lines = conclusion(replace(result, warnings={"a": [], "b": ["--noise-level: high"]}), "psnr").splitlines()
-    assert "b: warning: --noise-level: high" in lines
-
-
 def test_conclusion_says_for_which_learning_rates_it_holds():
     same = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
     assert "the same learning rate for all" in conclusion(same, "psnr")

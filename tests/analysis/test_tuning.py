@@ -121,18 +121,12 @@ def test_a_grid_whose_edge_is_best_is_widened_twice_at_most(value, widenings, be
     assert [until for _, _, until in runs.calls[-2 * widenings :]] == [TINY.epochs] * 2 * widenings
 
 
-def test_failed_runs_score_nan_and_never_win():
-    result, _ = tune_fake_runs(math.log10, fails=lambda rate, until: rate > 4e-3)
-    assert [rate for rate, score in result.scores.items() if math.isnan(score)] == [0.01, 0.032]
-    assert (result.best, is_at_edge(result), len(result.scores)) == (3.2e-3, False, 7)
-
-
-def test_a_run_that_fails_in_its_last_round_does_not_win():
+def test_runs_that_fail_also_in_their_last_round_score_nan_and_never_win():
     result, _ = tune_fake_runs(
-        peak_at(1e-3), rates=3, config=replace(TINY, epochs=4), fails=lambda rate, until: rate == 1e-3 and until == 4
+        math.log10, fails=lambda rate, until: rate > 4e-3 or (rate > 2e-3 and until == TINY.epochs)
     )
-    assert math.isnan(result.scores[1e-3])
-    assert not math.isnan(result.scores[result.best])
+    assert [rate for rate, score in result.scores.items() if math.isnan(score)] == [3.2e-3, 0.01, 0.032]
+    assert (result.best, is_at_edge(result), len(result.scores)) == (1e-3, False, 7)
 
 
 def test_it_is_an_error_if_every_rate_fails():

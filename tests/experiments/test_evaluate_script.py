@@ -12,8 +12,7 @@ from dae.evaluation.metrics import METRICS
 from dae.workdir.model_files import load_model
 
 
-@pytest.mark.parametrize("size", [(16, 16), (29, 43), (11, 90)])
-@pytest.mark.parametrize("suffix", [".png", ".npy"])
+@pytest.mark.parametrize(("suffix", "size"), [(".png", (29, 43)), (".npy", (11, 90))])
 def test_evaluate_takes_one_image_of_any_size_without_noise(suffix, size, finished_run, mnist, tmp_path):
     image = np.tile(mnist.test.pixels[0, ..., 0], (4, 4))[: size[0], : size[1]]
     if suffix == ".npy":

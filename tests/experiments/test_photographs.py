@@ -4,7 +4,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from helpers import run_in_process
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "experiments" / "photographs.py"))
@@ -32,15 +31,3 @@ def test_a_missing_debian_package_is_named_with_the_command_that_downloads_it(tm
     with pytest.raises(Exception, match=r"run there: apt-get download libjxl-testdata=") as error:
         SCRIPT["folder_of"]("libjxl-testdata", tmp_path, tmp_path)
     assert type(error.value).__name__ == "UsageError"
-
-
-def test_a_missing_package_or_a_full_output_folder_is_one_line_and_writes_nothing(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    done = run_in_process("photographs.py", "full", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "expected the name of a new folder" in done.stderr
-    done = run_in_process("photographs.py", "new", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "run: pip install" in done.stderr or "apt-get download" in done.stderr
-    assert not (tmp_path / "new").exists()
