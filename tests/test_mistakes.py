@@ -279,9 +279,16 @@ def test_a_resume_that_is_rejected_leaves_the_run_as_it_is(flags, words, finishe
     assert times(run) == before
 
 
-@pytest.mark.parametrize("content", [None, "[]"])
 @pytest.mark.parametrize(
-    "name", ["environment.json", "metrics.jsonl", "config.json", "resolved.json", "code/networks.py"]
+    ("name", "content"),
+    [
+        ("environment.json", None),
+        ("metrics.jsonl", "[]"),
+        ("config.json", None),
+        ("config.json", "[]"),
+        ("resolved.json", None),
+        ("code/networks.py", "[]"),
+    ],
 )
 def test_a_run_without_one_of_its_files_is_not_resumed(name, content, finished_run, tmp_path):
     run = Path(shutil.copytree(finished_run("network"), tmp_path / "run"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import RESOLVED, TINY, check_curves, events, scalar_values, small_network
+from runs import smallest_error
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -189,20 +190,12 @@ def test_hparams_shows_few_settings_and_the_last_metrics_of_a_run(tiny_run):
         assert metrics[tag] == pytest.approx(line[name], rel=1e-6)
 
 
-def test_hparams_shows_the_metrics_of_the_user(write_events, tmp_path):
-    metrics: Any = (mean_error,)
-    write_events(tmp_path / "run", replace(TINY, metrics=metrics), epoch=1, loss=1.0)
-    experiment, _ = hparams_tab(tmp_path)
-    assert [info.name.tag for info in experiment.metric_infos][-1] == "quality/mean_error"
-
-
-def mean_error(clean, denoised):
-    return tf.reduce_mean(clean - denoised, axis=[1, 2, 3])
-
-
-def test_without_validation_hparams_shows_the_metrics_on_training_images(write_events, tmp_path):
-    write_events(tmp_path / "run", TINY, epoch=1, loss=0.5, resolved=replace(RESOLVED, validation_examples=0))
-    (group,) = session_groups(tmp_path)
+def test_hparams_shows_the_metrics_of_the_user_and_without_validation_those_on_training_images(write_events, tmp_path):
+    metrics: Any = (smallest_error,)
+    config, resolved = replace(TINY, metrics=metrics), replace(RESOLVED, validation_examples=0)
+    write_events(tmp_path / "run", config, epoch=1, loss=0.5, resolved=resolved)
+    experiment, (group,) = hparams_tab(tmp_path)
+    assert [info.name.tag for info in experiment.metric_infos][-1] == "quality/smallest_error"
     assert last_metrics(group) == {"loss/total": 0.5}
 
 

@@ -88,29 +88,25 @@ def test_workers_other_than_the_chief_write_to_another_folder_and_lock_none(tmp_
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("names", "kind"),
     [
-        ([], False),
-        ([f"{TEMPORARY}1.json"], False),
-        (["environment.json", f"{TEMPORARY}1.json", "code"], False),
-        (["environment.json", "code", "config.json", "metrics.jsonl", "mine.txt"], True),
+        ([], "empty"),
+        ([f"{TEMPORARY}1.json"], "empty"),
+        (["environment.json", f"{TEMPORARY}1.json", "code"], "empty"),
+        (["environment.json", "code", "config.json", "metrics.jsonl", "mine.txt"], "run"),
+        *((names, "other") for names in (["mine.txt"], ["code"], [".git"], ["environment.json", "mine.txt"])),
+        (["metrics.jsonl", "environment.json"], "other"),
     ],
 )
-def test_has_run_is_decided_by_config_json(names, expected, tmp_path):
-    for name in names:
-        (tmp_path / name).touch()
-    assert workdir.has_run(tmp_path) == expected
-
-
-@pytest.mark.parametrize(
-    "names", [["mine.txt"], ["code"], [".git"], ["environment.json", "mine.txt"], ["metrics.jsonl", "environment.json"]]
-)
-@pytest.mark.parametrize("resume", [False, True])
-def test_folder_of_other_files_is_rejected_and_not_touched(names, resume, tmp_path):
+def test_a_folder_is_a_runs_by_its_config_json_and_one_of_other_files_is_rejected_and_not_touched(
+    names, kind, tmp_path
+):
     for name in names:
         (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match="not a run's"), workdir.opened(tmp_path, TINY, resume):
-        pass
+    assert workdir.has_run(tmp_path) == (kind == "run")
+    for resume in (False, True) if kind == "other" else ():
+        with pytest.raises(UsageError, match="not a run's"), workdir.opened(tmp_path, TINY, resume):
+            pass
     assert content(tmp_path) == dict.fromkeys(names, b"mine")
 
 
