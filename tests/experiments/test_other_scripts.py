@@ -48,7 +48,7 @@ def test_score_table_trains_measures_and_resumes(tiny_run, tmp_path):
 
     report = tmp_path / "out" / "good" / "seed-0" / "report.json"
     finished = report.stat().st_mtime_ns
-    done = run_subprocess("score_table.py", *arguments, "--filters", cwd=tmp_path)
+    done = run_in_process("score_table.py", *arguments, "--filters", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "training" not in done.stdout.splitlines()[0]
     assert report.stat().st_mtime_ns == finished
