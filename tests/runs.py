@@ -214,7 +214,8 @@ ROWS: dict[str, Row] = {
         "augment": True,
         "batch_size": 4,
         "checkpoint_every": 2,
-        "loss": "neighbor2neighbor + noise2void + sure",  # with an estimate of the noise level
+        "loss": "neighbor2neighbor + noise2void + sure",
+        "noise_level": 0.15,
         "optimizer": "adamw",
     },
     # Networks as they are published, each with another optimizer.
