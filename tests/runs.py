@@ -196,6 +196,7 @@ ROWS: dict[str, Row] = {
     "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
     "photo": {
         **PRESETS["photo"],
+        "model": "{}/published.py:nafnet",  # residual and linear too, and of fewer layers
         "data": None,
         "clean": "{}/pairs/train/clean",
         "value_range": (0, 4095),
