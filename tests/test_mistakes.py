@@ -61,6 +61,7 @@ MISTAKES = [
     ("--noisy {}/pairs/train/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
     ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' replaces --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
+    ("--noisy {}/pairs --loss noise2void", ["train has clean images too; train on pairs, with --data or --clean"]),
     ("--noisy {}/pairs --clean {}/none", ["--clean: {}/none: no such folder; if it was moved, add --clean"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),
     ("--data {}/pairs --patch-size 17", ["--patch-size: 17 exceeds the smallest side of the images, 16"]),

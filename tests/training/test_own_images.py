@@ -186,15 +186,6 @@ def test_a_single_picture_or_array_is_trained_and_tested_on_as_a_whole_whatever_
     assert (tmp_path / "run" / "denoised.png").exists()
 
 
-def test_clean_pictures_among_those_to_train_on_are_rejected(folder, files):
-    save(folder / "train" / "clean" / "1.png", np.full((28, 28), 0.5))
-    try:
-        with pytest.raises(UsageError, match=r"train has clean images too; train on pairs, with --data or --clean"):
-            prepare(config_of(files, data=None, noisy=str(folder), loss="noise2void"))
-    finally:
-        (folder / "train" / "clean" / "1.png").unlink()
-
-
 def test_correlation_of_the_residual_is_zero_for_white_noise_and_positive_for_structure():
     rng = np.random.default_rng(0)
     noise = tf.constant(rng.standard_normal((4, 64, 64, 1)), tf.float32)
