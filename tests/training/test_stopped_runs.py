@@ -213,5 +213,5 @@ def test_a_run_whose_folder_is_another_one_stops_and_writes_nothing(files, tmp_p
 
     with pytest.raises(RunError, match=f"^--run-dir: {run} was renamed, deleted or replaced during the run"):
         trainer.train(config_of(files, epochs=2), run, quiet=True, on_epoch_end=change)
-    assert not list(run.iterdir())
+    assert not list(tmp_path.glob("run/*"))
     assert dae.load_model(moved)
