@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_in_process, run_subprocess
+from helpers import RESOLVED, run_in_process, run_subprocess
 from PIL import Image
 
-from dae import analysis
+from dae import analysis, resolved
 
 # Flags, in which {} stands for the folder of the files of runs.py, and words of the message.
 SMALL = "--data {}/digits.npz --model {}/networks.py:plain --validation-examples 40"
@@ -182,7 +182,8 @@ def write_inputs(folder: Path) -> None:
     """Write the files that the flags of OTHERS name."""
     for name in ("empty", "in/sub", "unfinished"):
         (folder / name).mkdir(parents=True)
-    (folder / "unfinished" / "config.json").write_text("{}")
+    for name, text in (("config.json", "{}"), (resolved.FILE, resolved.to_json(RESOLVED))):
+        (folder / "unfinished" / name).write_text(text)
     for name in ("in/0.png", "in/sub/0.png"):
         Image.new("L", (20, 20)).save(folder / name)
     for name in ("in/notes.txt", "text.h5"):

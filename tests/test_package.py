@@ -61,7 +61,7 @@ def test_presets_take_few_pictures(tmp_path, mnist):
     for number in range(10):
         Image.fromarray(mnist.test.pixels[number, ..., 0]).save(tmp_path / f"{number}.png")
     splits = datasets.load(dae.preset("good", data=str(tmp_path)))
-    assert (len(splits.train), len(splits.validation)) == (9, 1)
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [9, 0, 1]
 
 
 @pytest.mark.parametrize(("shape", "columns"), [((28, 28), 10), ((1100, 40), 4)])
