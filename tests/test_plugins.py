@@ -150,7 +150,7 @@ def save_scaled(folder: Path, factor: float, source: str = SCALED) -> str:
     """Write a loss with an array beside it, and return the loss's name."""
     folder.mkdir(exist_ok=True)
     (folder / "scaled.py").write_text(source)
-    np.save(folder / "scale.npy", np.float32([factor]))
+    np.save(folder / "scale.npy", np.array([factor], np.float32))
     return f"{folder}/scaled.py:scaled"
 
 
