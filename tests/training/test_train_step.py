@@ -40,10 +40,10 @@ class RunningLosses(keras.callbacks.Callback):
         self.values.append(logs["loss"])
 
 
-# Adam magnifies rounding, so that the weights of two fits of `conv` differ by up to 2e-3.
+# Adam magnifies rounding, so that the weights of two fits of `conv` may differ by several steps.
 @pytest.mark.parametrize(
     ("model", "shards", "limit", "tolerance"),
-    [(small_network, 1, None, 1e-5), pytest.param("conv", 2, 0.1, np.inf, marks=pytest.mark.slow)],
+    [(small_network, 1, None, 1e-5), pytest.param("conv", 2, 0.1, 0.1, marks=pytest.mark.slow)],
 )
 def test_fifty_steps_with_adam_equal_keras_fit(model, shards, limit, tolerance, mnist):
     """Also with fused layers, shards and a limit of the gradient's norm."""
