@@ -201,14 +201,13 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(fil
 
 
 @pytest.mark.slow
-def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(finished_run, files, tmp_path):
-    config, run = config_of(files, "plain"), tmp_path / "run"
-    with file_size_limit(4_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
-        trainer.train(config, run, quiet=True)
-    assert not (run / "report.json").exists()
-    assert saved_in(run / "checkpoints" / "latest") == []
-    trainer.train(config, run, resume=True, quiet=True)
-    assert first_difference(run, finished_run("plain")) is None
+def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tmp_path):
+    with file_size_limit(60_000), pytest.raises(RunError, match="--resume --run-dir"):  # checkpoints are larger
+        trainer.train(TINY, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
+    trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
+    assert first_difference(tmp_path / "run", tiny_run) is None
 
 
 @pytest.mark.parametrize(("width", "batch_size", "warns"), [(1, 128, False), (256, 50_000, True)])
