@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_in_process, run_subprocess
+from helpers import RESOLVED, run_in_process, run_subprocess
 from PIL import Image
 
-from dae import analysis
+from dae import analysis, resolved
 
 # Flags, in which {} stands for the folder of the files of runs.py, and words of the message.
 SMALL = "--data {}/digits.npz --model {}/networks.py:plain --validation-examples 40"
@@ -61,6 +61,7 @@ MISTAKES = [
     ("--noisy {}/pairs/train/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
     ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' replaces --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
+    ("--noisy {}/pairs --loss noise2void", ["train has clean images too; train on pairs, with --data or --clean"]),
     ("--noisy {}/pairs --clean {}/none", ["--clean: {}/none: no such folder; if it was moved, add --clean"]),
     ("--data {}/pairs", ["pictures of 8 sizes, such as 2.png and 4.png; add --image-size"]),
     ("--data {}/pairs --patch-size 17", ["--patch-size: 17 exceeds the smallest side of the images, 16"]),
@@ -161,6 +162,9 @@ OTHERS = [
     ),
     ("denoise", "--model {run} volume.npy --output out --axes NHH", ["--axes: NHH: expected one letter for each axis"]),
     ("denoise", "--model {run} in/sub --output out --axes NYX", ["--axes: applies to .npy and .npz files"]),
+    ("verify", "unfinished", ["unfinished: not a finished run"]),
+    ("photographs", "in", ["expected the name of a new folder"]),
+    ("photographs", "new", ["run"]),  # pip install, or apt-get download
     ("noise_level", "", ["expected pictures, arrays or folders"]),
     ("noise_level", "nowhere", ["nowhere: no such file or folder"]),
     ("noise_level", "volume.npy", ["(30, 30, 20) is 30 images of 30 x 20, or 20 of 30 x 30; add"]),
@@ -180,8 +184,10 @@ ALL = [*(("run", *row) for row in MISTAKES), *OTHERS]
 
 def write_inputs(folder: Path) -> None:
     """Write the files that the flags of OTHERS name."""
-    for name in ("empty", "in/sub"):
+    for name in ("empty", "in/sub", "unfinished"):
         (folder / name).mkdir(parents=True)
+    for name, text in (("config.json", "{}"), (resolved.FILE, resolved.to_json(RESOLVED))):
+        (folder / "unfinished" / name).write_text(text)
     for name in ("in/0.png", "in/sub/0.png"):
         Image.new("L", (20, 20)).save(folder / name)
     for name in ("in/notes.txt", "text.h5"):
@@ -286,9 +292,16 @@ def test_a_resume_that_is_rejected_leaves_the_run_as_it_is(flags, words, finishe
     assert times(run) == before
 
 
-@pytest.mark.parametrize("content", [None, "[]"])
 @pytest.mark.parametrize(
-    "name", ["environment.json", "metrics.jsonl", "config.json", "resolved.json", "code/networks.py"]
+    ("name", "content"),
+    [
+        ("environment.json", None),
+        ("metrics.jsonl", "[]"),
+        ("config.json", None),
+        ("config.json", "[]"),
+        ("resolved.json", None),
+        ("code/networks.py", "[]"),
+    ],
 )
 def test_a_run_without_one_of_its_files_is_not_resumed(name, content, finished_run, tmp_path):
     run = Path(shutil.copytree(finished_run("network"), tmp_path / "run"))

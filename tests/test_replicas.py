@@ -183,13 +183,9 @@ def test_the_devices_share_the_shards_and_change_no_bit():
     ],
 )
 def test_devices_that_do_not_exist_are_rejected(names, message):
+    assert runtime.select_devices(["cpu"]) == runtime.select_devices(["CPU:0"]) == ("CPU:0",)
     with pytest.raises(UsageError, match=f"^--devices: .*{message}"):
         runtime.select_devices(names)
-
-
-def test_the_processor_is_a_device():
-    assert runtime.select_devices(["cpu"]) == ("CPU:0",)
-    assert runtime.select_devices(["CPU:0"]) == ("CPU:0",)
 
 
 @pytest.mark.parametrize(
