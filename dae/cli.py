@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -74,12 +74,8 @@ class _BaseArguments(PresetArguments):
     """With --resume: train no further, but evaluate and write the model of the epochs that are complete."""
     devices: tuple[str, ...] = ()
     """Compute on these devices, such as gpu:0 gpu:2, or cpu; none: on all GPUs, or on the CPU if there are none."""
-    profile: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Profile a few training steps for TensorBoard's profile plugin."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print only warnings and errors."""
-    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also print TensorFlow's messages at its start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,20 +125,25 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     """
     given = {text.partition("=")[0].replace("_", "-") for text in (sys.argv[1:] if argv is None else argv)}
     for name, replacement in REMOVED.items():
-        if flag(name) in given:
+        if {flag(name), flag(f"no_{name}")} & given:
             raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
     if base.preset is not None and base.config_file is not None:
         raise UsageError("--preset and --config: give only one of them")
-    path = _saved_config(base)
-    only_noisy = "--noisy" in given and "--clean" not in given
-    fields = vars(config_module.read(path)) if path else preset_fields(base.preset or "default", only_noisy)
-    groups = {}
-    for name, default in vars(ConfigArguments()).items():
-        groups[name] = dataclasses.replace(
-            default, **{field: fields[field] for field in vars(default) if field in fields}
-        )
-    return parse(arguments_class, argv, default=arguments_class(**groups))
+
+    def parsed(fields: Mapping[str, Any]) -> Any:
+        groups = {}
+        for name, default in vars(ConfigArguments()).items():
+            changed = {field: fields[field] for field in vars(default) if field in fields}
+            groups[name] = dataclasses.replace(default, **changed)
+        return parse(arguments_class, argv, default=arguments_class(**groups))
+
+    if path := _saved_config(base):
+        return parsed(vars(config_module.read(path)))
+    arguments = parsed(preset_fields(base.preset or "default"))
+    if arguments.data.noisy is not None and arguments.data.clean is None:
+        arguments = parsed(preset_fields(base.preset or "default", only_noisy=True))
+    return arguments
 
 
 _registry = tyro.constructors.ConstructorRegistry()
@@ -198,10 +199,8 @@ def _one_line(box: str) -> str:
     return line
 
 
-def import_tensorflow(onednn: bool | None = None, verbose: bool = False) -> None:
-    """Import TensorFlow with or without oneDNN, and its messages if `verbose`; and set Keras's defaults."""
-    if verbose:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+def import_tensorflow(onednn: bool | None = None) -> None:
+    """Import TensorFlow with or without oneDNN, and set Keras's defaults."""
     if onednn is not None:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     startup.import_tensorflow()
@@ -229,21 +228,22 @@ def run(main: Callable[[], object]) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    message: object = None
-    status = 0
+    message, run_dir, status = "", None, 0
     _warn_of_other_package(Path(sys.argv[0]))
     try:
         main()
     except UsageError as error:
-        status, message = 2, error
-    except (RunError, OSError) as error:
-        status, message = 1, error
+        status, message = 2, str(error)
+    except RunError as error:
+        status, message, run_dir = 1, error.message, error.run_dir
+    except OSError as error:
+        status, message = 1, str(error)
     except Interrupted as stop:
-        status, message = 128 + stop.signal_number, stop.message
-        if stop.run_dir is not None:
-            message += f"; continue with --resume --run-dir {stop.run_dir}"
+        status, message, run_dir = 128 + stop.signal_number, stop.message, stop.run_dir
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
-    if message is not None:
+    if run_dir is not None:
+        message += f"; continue with --resume --run-dir {run_dir}"
+    if status:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)

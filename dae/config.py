@@ -12,11 +12,17 @@ import os
 import types
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from dae import plugins
 from dae.errors import UsageError, as_usage_error, lookup, shown, suggestion
 from dae.losses import expression
+
+# A name or FILE.py:FUNCTION; for type checkers also a function, of which a configuration holds the record.
+if TYPE_CHECKING:
+    FunctionName: TypeAlias = Any
+else:
+    FunctionName = str
 
 # The value of `data` for arrays that were passed to `dae.train`.
 PYTHON_DATA = "python:data"
@@ -67,7 +73,7 @@ class DataConfig:
 class NoiseConfig:
     """Noise that is added to clean images."""
 
-    noise: str = "gaussian"
+    noise: FunctionName = "gaussian"
     """Noise model: gaussian, uniform, salt_pepper, masking, speckle, poisson, or FILE.py:FUNCTION for your own."""
     noise_level: float | tuple[float, float] | None = None
     """Strength of the noise (gaussian: standard deviation; black is 0, white 1). Two values: drawn uniformly
@@ -81,7 +87,7 @@ class NoiseConfig:
 class ModelConfig:
     """The network and the loss it minimizes."""
 
-    model: str = "conv"
+    model: FunctionName = "conv"
     """Network: conv (that of the tutorial), blog, patches, unet, residual_unet (for photographs), dncnn, or
     FILE.py:FUNCTION for your own."""
     width: int = 1
@@ -90,13 +96,13 @@ class ModelConfig:
     """Start from the weights of this run's folder, or of a .keras or .h5 file; None: from random weights."""
     initial_brightness: float | None = None
     """Mean brightness of the network's outputs before training, set by its last bias; None: that of the images."""
-    loss: str = "bce"
+    loss: FunctionName = "bce"
     """Loss: bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised loss
     (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
     bce_steps: int = 200
     """BCE warm-up: steps in which BCE, with a weight that falls linearly from 1 to 0, is mixed into the loss, because
     many losses do not learn from random weights; 0: none."""
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[FunctionName, ...] = ()
     """Further metrics of the evaluation, each a function in your file, FILE.py:FUNCTION."""
 
 
@@ -104,7 +110,7 @@ class ModelConfig:
 class OptimizationConfig:
     """The optimizer, and what happens to its gradients."""
 
-    optimizer: str = "adam"
+    optimizer: FunctionName = "adam"
     """Optimizer: adam; soap, which needs a fraction of the epochs at a learning rate of about 0.02; Keras's sgd, adamw,
     lion, muon and others (docs/optimizers.md); or FILE.py:FUNCTION for your own."""
     learning_rate: float = 1e-3
@@ -127,7 +133,7 @@ class ScheduleConfig:
 
     epochs: int = 50
     """Passes over the training images."""
-    schedule: str = "constant"
+    schedule: FunctionName = "constant"
     """Learning rate over the run: constant; cosine, which ends at 0 and so allows no further epochs; or
     FILE.py:FUNCTION for your own."""
     warmup_ratio: float = 0.0
@@ -155,8 +161,6 @@ class RuntimeConfig:
     """Use oneDNN kernels, which are faster; None: yes, unless TF_ENABLE_ONEDNN_OPTS is 0."""
     precision: str = "float32"
     """Compute the layers in float32 or bfloat16 (mixed precision); weights, loss and optimizer stay in float32."""
-    compile: bool = False
-    """Compile the computation of gradients with XLA."""
     deterministic: bool = True
     """Use only deterministic kernels on GPUs, which can be slower."""
 
@@ -164,8 +168,13 @@ class RuntimeConfig:
 # Settings that can name functions in users' files, or be Python functions.
 PLUGIN_FIELDS = ("noise", "model", "loss", "metrics", "optimizer", "schedule")
 
-# Fields of earlier versions, with what replaces them.
-REMOVED = {"reduction": "gradients of several workers are always added exactly; leave it out"}
+# Fields and flags of earlier versions, with what replaces them.
+REMOVED = {
+    "reduction": "gradients of several workers are always added exactly; leave it out",
+    "compile": "XLA made each training slower that was tried; leave it out",
+    "profile": "TensorFlow profiles any program that runs (docs/tensorboard.md)",
+    "verbose": "set TF_CPP_MIN_LOG_LEVEL=0 to see TensorFlow's messages at its start",
+}
 
 
 # A dataclass orders fields from its last base to its first.
@@ -396,17 +405,17 @@ def spelled(field: str, value: Any, change: Callable[[Any], str]) -> str:
     return " ".join([flag(field), *map(change, value if isinstance(value, tuple) else (value,))])
 
 
-def shortest(config: RunConfig, unnamed: Collection[str] = (), change: Callable[[str], str] = plugins.label) -> str:
+def shortest(config: RunConfig, unnamed: Collection[str] = ()) -> str:
     """Return the preset and the fewest flags that describe `config` but for its `unnamed` fields: `good --epochs 2`.
 
-    `change` gives what is written for each value that can name users' files; by default the name of the function.
+    Users' functions are described by their names alone.
     """
     texts = []
     for name, fields in PRESETS.items():
         flags = []
         for field, value in vars(config).items():
             if field not in unnamed and value != fields.get(field, getattr(RunConfig, field)):
-                flags.append(spelled(field, value, lambda item: change(str(item))))
+                flags.append(spelled(field, value, lambda item: plugins.label(str(item))))
         texts.append((len(flags), " ".join([name, *flags])))
     return min(texts)[-1]
 

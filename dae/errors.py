@@ -19,8 +19,16 @@ class UsageError(Exception):
     """A user's mistake, in one line: the flag or file, what is wrong with it, and what is allowed."""
 
 
+def _resume_hint(run_dir: Path | None) -> str:
+    return "" if run_dir is None else f"; continue with dae.train(config, {str(run_dir)!r}, resume=True)"
+
+
 class RunError(Exception):
-    """A failure of the run itself, such as a loss that is not finite."""
+    """A failure of the run itself, such as a loss that is not finite. `run_dir` is its folder if it can be resumed."""
+
+    def __init__(self, message: str, run_dir: Path | None = None) -> None:
+        super().__init__(message + _resume_hint(run_dir))
+        self.message, self.run_dir = message, run_dir
 
 
 class Diverged(RunError):
@@ -34,14 +42,32 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, signal_number: int, message: str, run_dir: Path | None = None) -> None:
-        hint = "" if run_dir is None else f"; continue with dae.train(config, {str(run_dir)!r}, resume=True)"
-        super().__init__(message + hint)
+        super().__init__(message + _resume_hint(run_dir))
         self.signal_number, self.message, self.run_dir = signal.Signals(signal_number), message, run_dir
+
+
+# The arguments of `named_warnings` while its block is executed.
+_NAMED: list[tuple[str, list[str]]] = []
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr, above a progress bar if there is one."""
+    for name, known in _NAMED:
+        if message in known:
+            return
+        known.append(message)
+        message = f"{name}: {message}"
     tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def named_warnings(name: str, known: list[str]) -> Iterator[None]:
+    """Put `name` before the warnings of the block, once each, and only those that are not `known`, to which it adds."""
+    _NAMED.append((name, known))
+    try:
+        yield
+    finally:
+        _NAMED.pop()
 
 
 @contextlib.contextmanager

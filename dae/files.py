@@ -66,6 +66,17 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Reserve space for an open file of `size` bytes, to be mapped into memory. Raises OSError if the disk is full.
+
+    Without it, a write to the mapping would end the process with SIGBUS.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
 def check_output(path: Path, suffixes: tuple[str, ...], flag: str) -> None:
     """Raise UsageError, before any work is done, if `path` has none of the suffixes or cannot be written.
 

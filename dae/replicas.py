@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from dae.data.pipeline import Batch
-from dae.errors import RunError, UsageError, first_line, listed
+from dae.errors import RunError, UsageError, as_usage_error, first_line
 
 T = TypeVar("T")
 
@@ -62,8 +62,6 @@ class Replicas:
     """HOST:PORT at which each worker listens, in order; empty if there is only this process."""
     shards: int = 1
     """Shards of each batch, of all workers."""
-    jit_compile: bool = False
-    """Compile what is computed for a shard with XLA."""
 
     @property
     def workers(self) -> int:
@@ -109,8 +107,6 @@ class Replicas:
             variables: Float32 variables that the function changes, such as moving averages. For each shard they start
                 from their present values. Assigning the means to them is left to the caller.
         """
-        if self.jit_compile:
-            function = tf.function(function, jit_compile=True)
         before, sums = [tf.identity(variable) for variable in variables], []
         for shard in split(batch, self.shards, self.own_shards):
             for variable, value in zip(variables, before, strict=True):
@@ -264,27 +260,20 @@ def _strategy(worker: int, addresses: tuple[str, ...]) -> tf.distribute.Strategy
 
 def _wait_for_others(worker: int, addresses: tuple[str, ...]) -> None:
     """Wait until all other workers listen; TensorFlow would wait for an hour, and could not be interrupted."""
-    host, port = addresses[worker].rsplit(":", 1)
-    absent = {*addresses} - {addresses[worker]}
     dual_stack = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     end = time.monotonic() + JOIN_TIMEOUT
-    try:
-        listening = socket.create_server(("", int(port)), **dual_stack)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UsageError(f"TF_CONFIG: cannot listen at {host}:{port} ({error.strerror})") from None
+    with as_usage_error(f"TF_CONFIG: {addresses[worker]}", "cannot listen there", OSError):
+        listening = socket.create_server(("", _host_and_port(addresses[worker])[1]), **dual_stack)  # type: ignore[arg-type]
     with listening:
-        while absent:
-            absent = {address for address in absent if not _listens(address)}
-            if absent and time.monotonic() > end:
-                raise RunError(
-                    f"worker {worker} has waited {JOIN_TIMEOUT} s for {listed(sorted(absent))}; start the "
-                    "same command on each machine"
-                )
-            time.sleep(0.1 if absent else 0)
+        for other in (*addresses[:worker], *addresses[worker + 1 :]):
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(_host_and_port(other), timeout=5):
+                    break
+                if time.monotonic() > end:
+                    raise RunError(f"worker {worker} has waited {JOIN_TIMEOUT} s for {other}; start all workers")
+                time.sleep(0.1)
 
 
-def _listens(address: str) -> bool:
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-        return True
-    return False
+    return host.strip("[]"), int(port)

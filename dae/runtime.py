@@ -28,35 +28,30 @@ MIN_SHARD_VALUES = 16 * 28 * 28
 def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     """Make TensorFlow use the devices with these names, such as gpu:1 or cpu, by default all GPUs or else the CPU.
 
-    Returns TensorFlow's names for them. The processor is one device; for tests, it can be divided into several, cpu:0,
-    cpu:1 and so on. Raises UsageError for a device that does not exist, or if TensorFlow has started without it.
+    Returns TensorFlow's names for them. Raises UsageError for a device that does not exist, or if TensorFlow has
+    started without it.
     """
-    physical = {kind: tf.config.list_physical_devices(kind) for kind in ("GPU", "CPU")}
-    known = [f"gpu:{number}" for number in range(len(physical["GPU"]))] + ["cpu:0"]
-    visible = tf.config.get_visible_devices("GPU")
-    default = [f"gpu:{physical['GPU'].index(gpu)}" for gpu in visible] or ["cpu:0"]
-    chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)] or default
-    parts = len([name for name in chosen if name.startswith("cpu:")])
-    if parts and chosen != [f"cpu:{part}" for part in range(parts)]:
-        raise UsageError(f"--devices: expected GPUs, or cpu:0, cpu:1 and so on, got {' '.join(names)}")
-    if (not parts and not {*chosen} <= {*known}) or len(set(chosen)) < len(chosen):
-        raise UsageError(f"--devices: expected some of {listed(known)}, got {' '.join(names)}")
-    gpus = [] if parts else [physical["GPU"][int(name.removeprefix("gpu:"))] for name in chosen]
-    kind = "CPU" if parts else "GPU"
+    (cpu,), visible = tf.config.list_physical_devices("CPU"), tf.config.get_visible_devices("GPU")
+    # The processor is one device unless it has been divided, as for tests.
+    cpus = tf.config.get_logical_device_configuration(cpu) or [cpu]
+    known = {f"gpu:{number}": gpu for number, gpu in enumerate(tf.config.list_physical_devices("GPU"))}
+    known |= {f"cpu:{number}": None for number in range(len(cpus))}
+    chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)]
+    chosen = list(dict.fromkeys(chosen)) or [name for name, gpu in known.items() if gpu in visible] or ["cpu:0"]
+    if not {*chosen} <= {*known} or len({name[:3] for name in chosen}) > 1:
+        raise UsageError(f"--devices: expected some of {listed(known)}, all of one kind, got {' '.join(names)}")
+    gpus = [known[name] for name in chosen if known[name] is not None]
     try:
         if gpus != visible:
             tf.config.set_visible_devices(gpus, "GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # so that other processes can use the GPU too
-        if parts > 1:
-            logical = [tf.config.LogicalDeviceConfiguration()] * parts
-            tf.config.set_logical_device_configuration(physical["CPU"][0], logical)
     except (RuntimeError, ValueError):  # TensorFlow has started, or the user has divided a GPU
-        if gpus != tf.config.get_visible_devices("GPU") or len(tf.config.list_logical_devices(kind)) < len(chosen):
+        if gpus != tf.config.get_visible_devices("GPU"):
             raise UsageError(
                 f"--devices: {' '.join(chosen)} cannot be set, because TensorFlow has started; train in a new process"
             ) from None
-    return tuple(f"{kind}:{number}" for number in range(len(chosen)))
+    return tuple(f"GPU:{number}" for number in range(len(gpus))) or tuple(map(str.upper, chosen))
 
 
 def resolve(
@@ -85,11 +80,6 @@ def resolve(
     shards = config.shards or (recorded.shards if recorded else workers * per_worker)
     threads = config.intra_op_threads or (recorded.intra_op_threads if recorded else None)
     onednn = config.onednn if config.onednn is not None or recorded is None else recorded.onednn
-    if config.compile and devices > 1:
-        raise UsageError(
-            f"--compile: needs a single device, got {', '.join(replicas.devices)}; choose one with --devices, or start "
-            "a worker for each (docs/distributed.md)"
-        )
     # It would change the order of additions in a graph of several shards, depending on how many there are.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     if on_gpu and config.deterministic:

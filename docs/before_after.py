@@ -39,7 +39,7 @@ def draw(name: str, columns: dict[str, np.ndarray]) -> None:
 
 def draw_photographs(folder: Path) -> None:
     """Draw a picture for each photograph, and print its PSNR."""
-    from dae.analysis.classical import bm3d_for
+    from dae.analysis.denoisers import bm3d_for
 
     for number, (name, (left, top)) in enumerate(CORNERS.items()):
         picture = Image.open(folder / "test" / f"{name}.png")

@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import settings
 from measure import local_tf_configs
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
@@ -140,6 +141,21 @@ def denoised_by_hand(model: keras.Model, noisy: np.ndarray) -> np.ndarray:
     height, width = noisy.shape
     mirrored = np.pad(noisy, ((0, -height % 2), (0, -width % 2)), "symmetric")
     return model(mirrored[None, ..., None], training=False).numpy()[:, :height, :width]
+
+
+def photograph() -> np.ndarray:
+    """Return a clean photograph in colour, float32 [300, 300, 3] in [0, 1]: the end of a picture of docs/pretrained.md.
+
+    The most detail is in [:128, 60:188].
+    """
+    with Image.open(EXPERIMENTS.parent / "docs" / "images" / "cat.jpg") as figure:
+        end = figure.crop((figure.width - 300, 18, figure.width, figure.height))
+    return np.asarray(end, np.float32) / np.float32(255)
+
+
+def psnr(clean: np.ndarray, image: np.ndarray) -> float:
+    """Return the PSNR in dB of an image, both with values in [0, 1]."""
+    return float(-10 * np.log10(np.mean((clean - image) ** 2)))
 
 
 def idx_bytes(images: np.ndarray) -> bytes:

@@ -144,7 +144,7 @@ SMALL: Row = {
 }
 
 ROWS: dict[str, Row] = {
-    "plain": {},
+    "plain": {"noise": "uniform"},
     "network": {
         "model": "{}/networks.py:normalized",
         "metrics": ("{}/metrics.py:largest_error",),
@@ -187,10 +187,15 @@ ROWS: dict[str, Row] = {
         "shards": 3,
     },
     "start_from": {"start_from": "{}/start.keras", "noise": "masking", "seed": 3, "shards": 4, "optimizer": "soap"},
-    "bfloat16": {"precision": "bfloat16", "noise": "salt_pepper", "model": "{}/networks.py:normalized"},
-    "xla": {"compile": True, "noise": "uniform", "model": "{}/networks.py:normalized"},
+    "bfloat16": {
+        "precision": "bfloat16",
+        "optimizer": "lion",
+        "noise": "salt_pepper",
+        "model": "{}/networks.py:normalized",
+    },
     "photo": {
         **PRESETS["photo"],
+        "model": "{}/published.py:nafnet",  # residual and linear too, and of fewer layers
         "data": None,
         "clean": "{}/pairs/train/clean",
         "value_range": (0, 4095),
@@ -211,6 +216,7 @@ ROWS: dict[str, Row] = {
         "checkpoint_every": 2,
         "loss": "neighbor2neighbor + noise2void + sure",
         "noise_level": 0.15,
+        "optimizer": "adamw",
     },
     # Networks as they are published, each with another optimizer.
     "published_dncnn": {

@@ -18,7 +18,9 @@ from dae.models import networks
 from dae.training import trainer
 from dae.workdir.model_files import save_model
 
-runtime.select_devices(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])  # for tests of several devices
+# For tests of several devices.
+(_cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 runtime.resolve(TINY)  # sets the threads that run.py would choose
 tf.constant(0)  # starts TensorFlow, so that no test can set others
 

@@ -23,12 +23,9 @@ def test_first_line_of_an_error_in_a_graph_is_its_reason():
     assert "ValueError: no such noise" in first_line(caught.value)
 
 
-def test_listed_shows_at_most_five_values():
+def test_values_in_messages_are_at_most_five_and_of_a_limited_length():
     assert listed(range(5)) == "0, 1, 2, 3, 4"
     assert listed(range(7)) == "0, 1, 2, 3, 4, ..."
-
-
-def test_shown_is_one_line_of_a_limited_length():
     assert shown("a\nb") == r"'a\nb'"
     assert shown([[1], [2]]) == "[[1], [2]]"
     assert len(shown("x" * 1000)) == 203

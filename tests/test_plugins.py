@@ -11,6 +11,7 @@ import pytest
 from helpers import RESOLVED, TINY, rejected, run_in_process
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import config_of
 
 from dae import cli
 from dae import config as config_module
@@ -149,7 +150,7 @@ def save_scaled(folder: Path, factor: float, source: str = SCALED) -> str:
     """Write a loss with an array beside it, and return the loss's name."""
     folder.mkdir(exist_ok=True)
     (folder / "scaled.py").write_text(source)
-    np.save(folder / "scale.npy", np.full((28, 28, 1), factor, np.float32))
+    np.save(folder / "scale.npy", np.array([factor], np.float32))
     return f"{folder}/scaled.py:scaled"
 
 
@@ -232,9 +233,9 @@ def test_a_resume_takes_the_copy_in_the_run_and_rejects_another_file(folder):
 
 
 @pytest.mark.slow
-def test_a_run_needs_nothing_but_its_folder_to_be_resumed_verified_and_evaluated(folder):
+def test_a_run_needs_nothing_but_its_folder_and_data_to_be_resumed_verified_and_evaluated(folder, files):
     loss = f"bce + 0.5*{save_scaled(folder / 'mine', 3)}"
-    config = replace(TINY, epochs=2, bce_steps=5, loss=loss, noise="my_noise.py:darker")
+    config = config_of(files, bce_steps=5, loss=loss, noise="my_noise.py:darker", noise_level=0.5)
     trainer.train(replace(config, epochs=1), "run", quiet=True)
     shutil.rmtree("mine")
     os.remove("my_noise.py")

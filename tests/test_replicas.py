@@ -178,20 +178,14 @@ def test_the_devices_share_the_shards_and_change_no_bit():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["tpu"], "expected some of .*cpu:0, got tpu"),
-        (["cpu:1"], "expected GPUs, or cpu:0, cpu:1 and so on, got cpu:1"),
-        (["cpu", "cpu:0"], "expected GPUs, or cpu:0"),
-        ([f"cpu:{part}" for part in range(5)], "TensorFlow has started"),
+        (["tpu"], "expected some of .*cpu:0, .*, got tpu"),
+        ([f"cpu:{part}" for part in range(5)], "expected some of .*cpu:0"),
     ],
 )
 def test_devices_that_do_not_exist_are_rejected(names, message):
+    assert runtime.select_devices(["cpu"]) == runtime.select_devices(["CPU:0"]) == ("CPU:0",)
     with pytest.raises(UsageError, match=f"^--devices: .*{message}"):
         runtime.select_devices(names)
-
-
-def test_the_processor_is_a_device():
-    assert runtime.select_devices(["cpu"]) == ("CPU:0",)
-    assert runtime.select_devices(["CPU:0"]) == ("CPU:0",)
 
 
 @pytest.mark.parametrize(

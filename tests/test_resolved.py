@@ -95,13 +95,6 @@ def test_a_repeated_or_resumed_run_uses_the_record_beside_its_configuration(fini
     assert parse(*arguments).recorded is None
 
 
-def test_the_machine_is_that_of_the_record_unless_the_configuration_says_otherwise(files):
-    recorded = replace(prepare(config_of(files, "start_from")).resolved, shards=5)
-    asked = config_of(files, "start_from", shards=None)
-    assert prepare(asked, recorded=recorded).resolved == recorded
-    assert prepare(replace(asked, shards=3), recorded=recorded).resolved.shards == 3
-
-
 def test_other_images_and_weights_than_the_recorded_ones_are_rejected(files):
     config = config_of(files, "start_from")
     recorded = prepare(config).resolved

@@ -1,1 +1,1 @@
-"""Analysis of finished runs: noise sweeps, comparisons, score tables and reproducibility."""
+"""Analysis of finished runs: noise sweeps, comparisons and reproducibility."""

@@ -7,11 +7,8 @@ is counted, but left out of all means. Source: Bouthillier et al., Accounting fo
 Benchmarks (2021).
 """
 
-import contextlib
 import dataclasses
-import io
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,12 +21,11 @@ from tqdm import tqdm
 from dae import config as config_module
 from dae import plugins
 from dae.analysis import report, statistics
-from dae.analysis.report import LEVEL, Row
-from dae.analysis.statistics import MIN_SEEDS, Estimate
-from dae.analysis.tuning import Tuning, kept_line, tune_learning_rate
+from dae.analysis.statistics import LEVEL, MIN_SEEDS, Estimate
+from dae.analysis.tuning import best_rate, tune_learning_rate
 from dae.config import RunConfig, flag
 from dae.data.pipeline import evaluation_batches
-from dae.errors import Diverged, Interrupted, UsageError, warn
+from dae.errors import Diverged, Interrupted, UsageError, named_warnings
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.files import atomic_write
 from dae.reporting import plots
@@ -62,7 +58,7 @@ class Run:
     learned: bool
     """True if it is better than the best constant image."""
     seconds: float
-    """Training time, without tuning."""
+    """Training time."""
     metrics: dict[str, float]
     """By name, such as validation_psnr and test_psnr; empty if it diverged."""
 
@@ -79,8 +75,8 @@ class Comparison:
     metrics: list[str]
     """The metrics of the runs: the package's, and those of --metrics."""
     runs: list[Run]
-    tunings: dict[str, Tuning] = dataclasses.field(default_factory=dict)
-    """By name: the result of tuning; empty if learning rates were not tuned."""
+    tunings: dict[str, dict[float, float]] = dataclasses.field(default_factory=dict)
+    """By name: the score of each learning rate; empty if they were not tuned."""
     warnings: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """By name: the warnings that its configuration gives."""
     mixed: list[str] = dataclasses.field(default_factory=list)
@@ -95,28 +91,6 @@ class Comparison:
         return statistics.estimates(
             {name: {run.seed: run.metrics[metric] for run in self.runs_of(name) if run.learned} for name in self.names}
         )
-
-
-@contextlib.contextmanager
-def many_runs() -> Iterator[None]:
-    """Let the block train several runs; the message of an interruption says to repeat the command."""
-    try:
-        yield
-    except Interrupted as stop:
-        raise Interrupted(stop.signal_number, f"{stop.message}; repeat the command to continue") from None
-
-
-@contextlib.contextmanager
-def named_warnings(name: str, known: list[str]) -> Iterator[None]:
-    """Print the warnings of the block with `name`, once each, and only those that are not `known`, to which it adds."""
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            yield
-    finally:  # also of a run that fails
-        for line in stderr.getvalue().splitlines():
-            if (message := line.removeprefix("warning: ")) not in known:
-                known.append(message)
-                warn(f"{name}: {message}")
 
 
 def compare(
@@ -144,12 +118,12 @@ def compare(
     }
     for name, config in configs.items():
         check_output(output / name, config)
-    trained, tunings = dict(configs), dict[str, Tuning]()
-    with many_runs():
+    trained, tunings = dict(configs), dict[str, dict[float, float]]()
+    try:
         for name, config in configs.items() if tuning_rates else ():
             with named_warnings(f"{name}, tuning", [*warnings[name]]):
                 tunings[name] = tune_learning_rate(config, metric, tuning_rates, output / name / "tuning")
-            trained[name] = dataclasses.replace(config, learning_rate=tunings[name].best)
+            trained[name] = dataclasses.replace(config, learning_rate=best_rate(tunings[name], metric))
         progress = tqdm(folders.items(), unit=" runs", disable=None)
         for (name, seed), folder in progress:
             with named_warnings(f"{name}, seed {seed}", [*warnings[name]]):
@@ -159,6 +133,8 @@ def compare(
                 except Diverged as error:
                     outcome = str(error)
             progress.write(f"{name}, seed {seed}: {outcome}")
+    except Interrupted as stop:
+        raise Interrupted(stop.signal_number, f"{stop.message}; repeat the command to continue") from None
     constants = {name: constant_score(task, metric) for name, task in tasks.items()}
     metrics = list(next(iter(tasks.values())).metrics)
     runs = [
@@ -189,12 +165,11 @@ def read_run(
     name: str, seed: int, folder: Path, config: RunConfig, metrics: Sequence[str], metric: str, constant: float
 ) -> Run:
     """Return the results of the run of `config` in `folder`, which has learned if its `metric` beats `constant`."""
-    lines = read_metrics(folder)
-    seconds = sum(epoch["seconds"] for epoch in lines)
-    test_results = finished_report(folder, config)
+    lines, test_results = read_metrics(folder), finished_report(folder, config)
+    seconds = sum(line["seconds"] for line in lines)
     if test_results is None:  # it diverged
         return Run(name, seed, 0, False, seconds, {})
-    results = kept_line(lines) | test_results
+    results = lines[test_results["epoch"] - 1] | test_results
     values = {column: results[column] for column in (f"{split}_{name}" for split in SPLITS for name in metrics)}
     better = values[f"validation_{metric}"] - constant
     learned = better > 0 if metric in HIGHER_IS_BETTER else better < 0
@@ -238,11 +213,12 @@ def conclusion(comparison: Comparison, metric: str) -> str:
                 f"{name} and {first}: no significant difference, {interval}, which does not prove that there is none."
             )
     if comparison.tunings:
-        rates = ", ".join(f"{name} {tuning.best:g}" for name, tuning in comparison.tunings.items())
+        best = {name: best_rate(scores, metric) for name, scores in comparison.tunings.items()}
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in best.items())
         sentences.append(f"Learning rates, tuned on validation images with a seed that no final run has: {rates}.")
-        for name, tuning in comparison.tunings.items():
-            if tuning.best in (min(tuning.scores), max(tuning.scores)):
-                sentences.append(f"The best learning rate of {name} is at the edge of those tried; it may be better.")
+        for name, scores in comparison.tunings.items():
+            if best[name] in (min(scores), max(scores)):
+                sentences.append(f"The best learning rate of {name} is at the edge of those tried; try more --rates.")
     sentences += [f"{name}: warning: {text}" for name, found in comparison.warnings.items() for text in found]
     rate = "" if comparison.tunings or comparison.field == "learning_rate" else "the same learning rate for all, and "
     sentences.append(
@@ -263,25 +239,21 @@ def check_output(folder: Path, config: RunConfig) -> None:
 
 
 def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -> None:
-    """Write comparison.md, .csv (a row per split, metric and name), .json and .png.
+    """Write comparison.md, .csv (a row per run) and .png.
 
     `metric` ranks the names, and `config` has the settings that all runs share. The picture shows the paired
     differences from the first name, with their intervals.
     """
-    rows: list[Row] = [
-        {"split": split, "metric": name, comparison.field: value} | dataclasses.asdict(estimate)
-        for split, name in itertools.product(SPLITS, comparison.metrics)
-        for value, estimate in comparison.estimates(f"{split}_{name}").items()
+    facts = ("seed", "epoch", "learned", "seconds")
+    rows = [
+        {comparison.field: run.name} | {fact: getattr(run, fact) for fact in facts} | run.metrics
+        for run in comparison.runs
     ]
     report.write_csv(folder / "comparison.csv", rows)
-    sentences = conclusion(comparison, metric)
-    everything = {"ranked_by": metric, "statistics": rows, "conclusion": sentences}
-    everything = report.without_nan(dataclasses.asdict(comparison) | everything)
-    atomic_write(folder / "comparison.json", json.dumps(everything, indent=2) + "\n")
     text = f"# Comparison of {', '.join(f'`{name}`' for name in comparison.names)}\n\n"
-    text += "".join(f"- {sentence}\n" for sentence in sentences.splitlines()) + "\n"
+    text += "".join(f"- {sentence}\n" for sentence in conclusion(comparison, metric).splitlines()) + "\n"
     for title, table in _tables(comparison, metric):
-        text += f"{title}\n\n{report.table(table)}" if table else ""
+        text += f"{title}\n\n{report.table(table)}"
     varied = {comparison.field, "seed", *(["learning_rate"] if comparison.tunings else [])}
     shared = config_module.shortest(config, varied)
     text += f"Seeds {', '.join(map(str, comparison.seeds))}; preset {shared}.\n"
@@ -305,8 +277,8 @@ def save(comparison: Comparison, metric: str, folder: Path, config: RunConfig) -
     plots.save(folder / "comparison.png", figure)
 
 
-def _tables(comparison: Comparison, metric: str) -> Iterator[tuple[str, Sequence[Row]]]:
-    """Yield the title of each table, and its rows, of which there can be none."""
+def _tables(comparison: Comparison, metric: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the title of each table, and its rows."""
     field, first, tunings = comparison.field, comparison.names[0], comparison.tunings
     for split in SPLITS:
         estimates = {column: comparison.estimates(f"{split}_{column}") for column in comparison.metrics}
@@ -314,33 +286,22 @@ def _tables(comparison: Comparison, metric: str) -> Iterator[tuple[str, Sequence
             f"{split.capitalize()} images: mean over seeds [{INTERVAL}], and paired difference from `{first}` "
             f"[{INTERVAL}], p, and p corrected for the number of comparisons (Holm, separately for each metric)"
         )
-        means: list[Row] = [
+        rows = [
             {field: f"`{name}`"} | {column: _mean(found[name]) for column, found in estimates.items()}
             for name in comparison.names
         ]
-        differences: list[Row] = [
+        rows += [
             {field: f"`{name}` - `{first}`"} | {column: _difference(found[name]) for column, found in estimates.items()}
             for name in comparison.names[1:]
         ]
-        yield title, means + differences
-    rates = sorted({rate for tuning in tunings.values() for rate in tuning.scores})
-    rows = [
-        {field: f"`{name}`"} | {f"{rate:g}": _rate(tuning, rate) for rate in rates} for name, tuning in tunings.items()
-    ]
-    yield f"Tuning: validation {metric} by learning rate, and after how many epochs; the chosen rate is bold", rows
-    counts = []
-    for name in comparison.names:
-        runs, tuning = comparison.runs_of(name), tunings.get(name)
-        row: Row = {
-            field: f"`{name}`",
-            "tuning runs": len(tuning.scores) if tuning else 0,
-            "minutes of tuning": f"{tuning.seconds / 60 if tuning else 0:.1f}",
-            FAILED: sum(not run.learned for run in runs),
-            "minutes": f"{sum(run.seconds for run in runs) / 60:.1f}",
-            "kept epochs": ", ".join(str(run.epoch) for run in runs),
-        }
-        counts.append(row)
-    yield "Runs, and minutes of training", counts
+        yield title, rows
+    if tunings:
+        rows = [
+            {field: f"`{name}`"}
+            | {f"{rate:g}": "diverged" if math.isnan(score) else score for rate, score in scores.items()}
+            for name, scores in tunings.items()
+        ]
+        yield f"Tuning: validation {metric} by learning rate", rows
 
 
 def _mean(estimate: Estimate) -> Any:
@@ -349,11 +310,4 @@ def _mean(estimate: Estimate) -> Any:
 
 def _difference(estimate: Estimate) -> str:
     p_values = "" if math.isnan(estimate.p) else f" p {estimate.p:.2g}, {estimate.p_corrected:.2g}"
-    return report.format_value(estimate.difference, "+.4f") + p_values or FAILED
-
-
-def _rate(tuning: Tuning, rate: float) -> str:
-    if rate not in tuning.scores:
-        return ""
-    text = report.format_value(tuning.scores[rate]) or "diverged"
-    return f"{f'**{text}**' if rate == tuning.best else text} ({tuning.epochs[rate]})"
+    return FAILED if math.isnan(estimate.difference.mean) else f"{estimate.difference:+.4f}{p_values}"

@@ -1,9 +1,8 @@
-"""Denoisers as named functions from noisy to denoised images, their scores on images with known noise, and sweeps."""
+"""Denoisers as named functions from noisy to denoised images, their metrics on images with known noise, and sweeps."""
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from dae import plugins
-from dae.analysis.report import TITLES, Interval, Row, cell, interval, table, write_csv
+from dae.analysis.report import TITLES, table, write_csv
 from dae.config import RunConfig
 from dae.data import noise
 from dae.data.images import Images
-from dae.data.pipeline import Batch, evaluation_batches
+from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
-from dae.evaluation.evaluate import Evaluate, check_fits, compiled_by_shape, make_evaluator
+from dae.evaluation.evaluate import check_fits, compiled_by_shape, make_evaluator
 from dae.evaluation.metrics import METRICS
-from dae.losses.composite import ImageFunction
 from dae.models.fused_layers import fused
 from dae.reporting import plots
 
 # The name of the denoiser that returns its input.
 NO_DENOISING = "no denoising"
-# Number of denoised images that a score keeps for plots.
-SAMPLES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,45 +31,18 @@ class Trial:
     """A denoiser, and the images and the noise to test it with."""
 
     denoiser: str
-    """The name of the denoiser; networks that differ only in their seeds share it."""
+    """The name of the denoiser."""
     denoise: Callable[[tf.Tensor], tf.Tensor | np.ndarray]
     """The function from noisy to denoised images, both float32 [N, H, W, C]."""
     images: Images
     config: RunConfig
     """The settings of which noise, noise_level, clip_noise and seed decide the noise."""
-    milliseconds: float | None = None
-    """The time per image, if it is known (default: it is measured)."""
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Additional columns of a table, by name."""
 
     @property
     def level(self) -> float | tuple[float, float]:
         """The noise level, or the lowest and the highest one."""
         low, high = noise.level_range(self.config, self.images.is_noisy)
         return low if low == high else (low, high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """The result of a trial."""
-
-    trial: Trial
-    metrics: dict[str, float]
-    """The mean of each metric over the images."""
-    milliseconds: float
-    """The time per image: the median over batches."""
-    samples: np.ndarray
-    """The first SAMPLES denoised images of the first batch."""
-
-
-def no_denoising(images: Images, config: RunConfig) -> Trial:
-    """Return the trial that scores the noisy images as they are."""
-    return Trial(NO_DENOISING, lambda noisy: noisy, images, config, milliseconds=0.0)
-
-
-def network(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return `model` as a function of noisy images, compiled for each of their shapes."""
-    return compiled_by_shape(lambda noisy: fused(model, training=False)(noisy).images)
 
 
 def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images) -> Trial:
@@ -83,59 +52,38 @@ def model_trial(name: str, model: keras.Model, config: RunConfig, images: Images
         raise UsageError(
             f"{name}: the test images have no clean ones to compare with; add --data, or --noisy and --clean"
         )
-    return Trial(name, network(model), images, config, facts={"weights": model.count_params()})
+    return Trial(name, compiled_by_shape(lambda noisy: fused(model, training=False)(noisy).images), images, config)
 
 
-def score(trials: Iterable[Trial], metrics: Mapping[str, ImageFunction] = METRICS) -> Iterator[Score]:
-    """Run each trial and yield its score; the metrics are compiled once for all trials."""
+def bm3d_for(level: float) -> Callable[[Any], np.ndarray]:
+    """Return BM3D, with the authors' settings for Gaussian noise of this level, as a function of images [N, H, W, C].
+
+    In colour, it is their form for RGB, which matches blocks by their luminance. Source: the authors' package; Dabov,
+    Foi, Katkovnik and Egiazarian, Image Denoising by Sparse 3-D Transform-Domain Collaborative Filtering (2007), with
+    the variances of Mäkinen, Azzari and Foi, Collaborative Filtering of Correlated Noise (2020). Raises UsageError if
+    the package, which is in the extra `baselines`, is not installed.
+    """
+    try:
+        import bm3d
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--bm3d: {error.name} is not installed; run: pip install '.[baselines]'") from None
+
+    def denoise(noisy: Any) -> np.ndarray:
+        by_channels = {1: bm3d.bm3d, 3: bm3d.bm3d_rgb}[noisy.shape[-1]]
+        return np.stack([by_channels(image.squeeze(), level).reshape(image.shape) for image in np.asarray(noisy)])
+
+    return denoise
+
+
+def score(trials: Iterable[Trial]) -> Iterator[dict[str, float]]:
+    """Run each trial and yield the mean of each metric over its images; they are compiled once for all trials."""
     image = keras.Input((None, None, None))
     # The identity, because the batches already hold denoised images.
-    unchanged = keras.Model(image, keras.layers.Activation("linear")(image))
-    evaluate = make_evaluator(unchanged, metrics=metrics)
+    evaluate = make_evaluator(keras.Model(image, keras.layers.Activation("linear")(image)), metrics=METRICS)
     for trial in trials:
-        yield _score(trial, evaluate)
-
-
-def _score(trial: Trial, evaluate: Evaluate) -> Score:
-    milliseconds: list[float] = []
-    samples: list[np.ndarray] = []
-
-    def denoised_batches() -> Iterator[Batch]:
-        for batch in evaluation_batches(trial.images, trial.config, "test"):
-            if not milliseconds and trial.milliseconds is None:
-                trial.denoise(batch.noisy)  # the first call may compile
-            started = time.perf_counter()
-            denoised = tf.convert_to_tensor(trial.denoise(batch.noisy), tf.float32)
-            milliseconds.append(1000 * (time.perf_counter() - started) / len(denoised))
-            samples.append(denoised[:SAMPLES].numpy())
-            yield batch._replace(noisy=denoised)
-
-    means = {name.removeprefix("test_"): mean for name, mean in evaluate("test", denoised_batches()).items()}
-    median = float(np.median(milliseconds)) if trial.milliseconds is None else trial.milliseconds
-    return Score(trial, means, median, samples[0])
-
-
-def rows(scores: Iterable[Score]) -> list[Row]:
-    """Return a row for each denoiser and noise, with each metric as an interval over seeds."""
-    groups: dict[tuple, list[Score]] = {}
-    for result in scores:
-        trial = result.trial
-        groups.setdefault((trial.denoiser, trial.config.noise, trial.level), []).append(result)
-    noises = list(dict.fromkeys(name for _, name, _ in groups))
-    labels = dict(zip(noises, plugins.unique_names(map(plugins.label, noises)), strict=True))
-    return [
-        {
-            "denoiser": denoiser,
-            "noise": labels[noise_model],
-            "level": " to ".join(map(str, level)) if isinstance(level, tuple) else level,
-            "test_images": len(group[0].trial.images),
-            "seeds": len(group),
-            **{metric: interval([result.metrics[metric] for result in group]) for metric in group[0].metrics},
-            "milliseconds_per_image": group[0].milliseconds,
-            **group[0].trial.facts,
-        }
-        for (denoiser, noise_model, level), group in groups.items()
-    ]
+        batches = evaluation_batches(trial.images, trial.config, "test")
+        denoised = (batch._replace(noisy=tf.cast(trial.denoise(batch.noisy), tf.float32)) for batch in batches)
+        yield {name.removeprefix("test_"): mean for name, mean in evaluate("test", denoised).items()}
 
 
 def sweep(trials: Sequence[Trial], noises: Sequence[str], levels: Sequence[float | tuple[float, float]]) -> list[Trial]:
@@ -153,35 +101,37 @@ def sweep(trials: Sequence[Trial], noises: Sequence[str], levels: Sequence[float
         noise.check(changed, shape, noise.level_range(changed, first.images.is_paired))
     return [
         dataclasses.replace(trial, config=dataclasses.replace(trial.config, **change))
-        for trial in (no_denoising(first.images, first.config), *trials)
+        for trial in (Trial(NO_DENOISING, lambda noisy: noisy, first.images, first.config), *trials)
         for change in changes
     ]
 
 
-def save_sweep(path: Path, scores: Iterable[Score]) -> str:
-    """Write a PNG of every metric over the level, a CSV file beside it, and return Markdown tables."""
-    scored = rows(scores)
-    write_csv(path.with_suffix(".csv"), scored)
-    panels = list(itertools.product(dict.fromkeys(row["noise"] for row in scored), METRICS))
+def save_sweep(path: Path, trials: Sequence[Trial], metrics: Iterable[dict[str, float]]) -> str:
+    """Write a PNG of every metric over the level, a CSV file beside it, and return a Markdown table.
+
+    `metrics` are those of each trial, from `score`.
+    """
+    noises = list(dict.fromkeys(trial.config.noise for trial in trials))
+    labels = dict(zip(noises, plugins.unique_names(map(plugins.label, noises)), strict=True))
+    rows: list[dict[str, Any]] = [
+        {
+            "denoiser": trial.denoiser,
+            "noise": labels[trial.config.noise],
+            "level": " to ".join(map(str, trial.level)) if isinstance(trial.level, tuple) else trial.level,
+            "test_images": len(trial.images),
+            **means,
+        }
+        for trial, means in zip(trials, metrics, strict=True)
+    ]
+    write_csv(path.with_suffix(".csv"), rows)
+    panels = list(itertools.product(labels.values(), METRICS))
     figure, axes = plots.panels(len(panels), len(METRICS), (3.2, 2.6))
-    for axis, (noise_name, metric) in zip(axes, panels, strict=True):
-        curves: dict[str, dict[Any, Interval]] = {}
-        for row in scored:
-            if row["noise"] == noise_name:
-                curves.setdefault(row["denoiser"], {})[row["level"]] = row[metric]
-        for number, (name, curve) in enumerate(curves.items()):
-            means, low, high = zip(*curve.values(), strict=True)
-            axis.plot(list(curve), means, ".-", color=f"C{number}", label=name)
-            axis.fill_between(list(curve), low, high, color=f"C{number}", alpha=0.2, lw=0)
-        axis.set(title=TITLES[metric], xlabel=f"{noise_name} level")
+    for axis, (label, metric) in zip(axes, panels, strict=True):
+        for denoiser in dict.fromkeys(trial.denoiser for trial in trials):
+            curve = [row for row in rows if (row["noise"], row["denoiser"]) == (label, denoiser)]
+            axis.plot([row["level"] for row in curve], [row[metric] for row in curve], ".-", label=denoiser)
+        axis.set(title=TITLES[metric], xlabel=f"{label} level")
         axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
     plots.save(path, figure)
-    tables = ""
-    for metric in METRICS:  # a line for each noise and level, with a column for each denoiser
-        lines: dict[tuple, dict[str, Any]] = {}
-        for row in scored:
-            key = row["noise"], row["level"]
-            lines.setdefault(key, {TITLES[metric]: key[0], "level": key[1]})[row["denoiser"]] = cell(row, metric)
-        tables += table(list(lines.values()))
-    return tables
+    return table(sorted(rows, key=lambda row: (row["noise"], row["level"])))

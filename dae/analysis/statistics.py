@@ -3,14 +3,35 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from dae.analysis.report import Interval, interval
-
+# Of confidence intervals.
+LEVEL = 0.95
 # Two differences can be nearly equal by chance.
 MIN_SEEDS = 3
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its confidence interval, which are NaN if it has none."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __format__(self, number_format: str) -> str:
+        ends = "" if math.isnan(self.low) else f" [{self.low:{number_format}}, {self.high:{number_format}}]"
+        return f"{self.mean:{number_format}}{ends}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of one value per seed and its 95 % t-interval, whose ends are NaN for fewer than two values."""
+    if len(values) < 2:
+        return Interval(*values) if values else Interval(math.nan)
+    mean, half_width = float(np.mean(values)), float(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return Interval(mean, mean - half_width, mean + half_width)
 
 
 @dataclasses.dataclass(frozen=True)

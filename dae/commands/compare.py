@@ -35,7 +35,7 @@ class CompareArguments(cli.ConfigArguments, cli.PresetArguments):
     rates: int = 7
     """Number of learning rates on the grid, which has two per decade: an odd number."""
     output: str = "runs/comparison"
-    """Folder of the runs, and of comparison.md, .csv, .json and .png."""
+    """Folder of the runs, and of comparison.md, .csv and .png."""
 
 
 def compared(arguments: CompareArguments) -> tuple[str, list[Any]]:
@@ -98,4 +98,4 @@ def main() -> None:
     result = comparison.compare(field, configs, seeds, arguments.metric, output, rates)
     comparison.save(result, arguments.metric, output, config)
     print(comparison.conclusion(result, arguments.metric))
-    print(f"tables and plots: {output}/comparison.md, .csv, .json, .png; curves: tensorboard --logdir {output}")
+    print(f"tables and plots: {output}/comparison.md, .csv, .png; curves: tensorboard --logdir {output}")

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from dae import cli, config
 from dae.config import RunConfig
-from dae.data.pictures import BrokenPicture
 from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.inference import denoise_files
@@ -44,8 +43,6 @@ class DenoiseArguments:
     channels, others count images; None: by the shape, where it leaves no doubt."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
-    skip_broken: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Leave out files that cannot be read."""
     clean: str | None = None
     """Folder of clean images with the names of the inputs: write metrics.csv with PSNR and SSIM before and after."""
 
@@ -71,19 +68,19 @@ def main() -> None:
             f"--model: {path}: no such run or model file; expected a run's folder, or a .keras or .h5 file"
         )
     trained = config.read(path / "config.json") if path is not None and path.is_dir() else RunConfig()
-    files, notes = denoise_files.plan(
+    files, notes, broken = denoise_files.plan(
         [Path(name) for name in arguments.inputs],
         output,
         arguments.axes,
         clean=None if arguments.clean is None else Path(arguments.clean),
         overwrite=arguments.overwrite,
-        skip_broken=arguments.skip_broken,
     )
     for note in notes:
         print(note)
 
     cli.import_tensorflow(trained.onednn)
     from dae import runtime
+    from dae.analysis.report import write_csv
     from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
@@ -96,17 +93,19 @@ def main() -> None:
     else:
         runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
         denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
-    for note in denoise_files.check(denoiser, files, arguments.value_range):
-        print(note)
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        results, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
+        rows, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
     seconds = time.perf_counter() - started
-    if results:
-        print(denoise_files.write_metrics(output / "metrics.csv", results))
-    print(denoise_files.summary(files, failed, seconds, output))
-    errors = [error for error in failed.values() if not (arguments.skip_broken and isinstance(error, BrokenPicture))]
-    if errors:
-        raise UsageError(f"{errors[0]}; denoised all files but {listed(failed)}")
-    if failed:
-        print(f"skipped broken files: {listed(failed)}")
+    if rows:
+        write_csv(output / "metrics.csv", rows)
+        means = {name: np.mean([row[name] for row in rows]) for name in rows[0] if name not in ("file", "image")}
+        print(
+            "PSNR {psnr_input:.2f} dB before, {psnr_output:.2f} dB after; SSIM {ssim_input:.3f} before, "
+            "{ssim_output:.3f} after (means; of each image: {path})".format(**means, path=output / "metrics.csv")
+        )
+    done = [file for file in files if file.source not in failed]
+    megapixels = sum(file.pixels for file in done) / 1e6
+    print(f"denoised {len(done)} of {len(files)} files ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}")
+    if failed := broken | failed:
+        raise UsageError(f"{next(iter(failed.values()))}; denoised all files but {listed(failed)}")

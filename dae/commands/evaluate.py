@@ -23,7 +23,7 @@ class EvaluateArguments:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs, or .keras or .h5 files."""
     noise_levels: tuple[float, ...] | None = None
-    """Evaluate at each of these levels: print tables, and write a plot and a .csv file beside it."""
+    """Evaluate at each of these levels: print a table, and write a plot and a .csv file beside it."""
     noises: tuple[str, ...] | None = None
     """Evaluate on each of these noise models, likewise."""
     bm3d: bool = False
@@ -107,7 +107,7 @@ def describe_noise(trial: "Trial") -> str:
 
 
 def main() -> None:
-    """Evaluate the models that the command line names, print their metrics and plot examples or tables."""
+    """Evaluate the models that the command line names, print their metrics and plot examples or curves."""
     arguments = cli.parse(EvaluateArguments)
     if not arguments.models:
         raise UsageError("expected one or more models, such as runs/mnist-conv-bce")
@@ -120,7 +120,7 @@ def main() -> None:
 
     cli.import_tensorflow(configs[0].onednn)
     from dae import runtime
-    from dae.analysis.denoisers import NO_DENOISING, save_sweep, score, sweep
+    from dae.analysis.denoisers import NO_DENOISING, bm3d_for, save_sweep, score, sweep
     from dae.evaluation.metrics import format_metrics
     from dae.files import check_output
     from dae.reporting import plots
@@ -135,24 +135,17 @@ def main() -> None:
             raise UsageError(f"{path}: has other test images than {paths[0]}; --data tests both on the same")
     levels = arguments.noise_levels or (trials[0].level,)
     swept = sweep(trials, arguments.noises or (trials[0].config.noise,), levels)
-    if arguments.bm3d:
-        try:
-            from dae.analysis.classical import bm3d_for
-        except ModuleNotFoundError as error:
-            raise UsageError(f"--bm3d: {error.name} is not installed; run: pip install '.[baselines]'") from None
-        for trial in [trial for trial in swept if trial.denoiser == NO_DENOISING]:
-            if trial.config.noise != "gaussian" or isinstance(trial.level, tuple):
-                raise UsageError(
-                    "--bm3d: needs Gaussian noise of one level; add --noises gaussian --noise-levels LEVEL"
-                )
-            swept.append(dataclasses.replace(trial, denoiser="BM3D", denoise=bm3d_for(trial.level), milliseconds=None))
+    for trial in [trial for trial in swept if trial.denoiser == NO_DENOISING] if arguments.bm3d else ():
+        if trial.config.noise != "gaussian" or isinstance(trial.level, tuple):
+            raise UsageError("--bm3d: needs Gaussian noise of one level; add --noises gaussian --noise-levels LEVEL")
+        swept.append(dataclasses.replace(trial, denoiser="BM3D", denoise=bm3d_for(trial.level)))
     if is_sweep:
-        print(save_sweep(figure, tqdm(score(swept), total=len(swept), disable=None)))
+        print(save_sweep(figure, swept, tqdm(score(swept), total=len(swept), disable=None)))
         print(f"plot: {figure}; all metrics: {figure.with_suffix('.csv')}")
     else:
         _, trial = swept
-        (result,) = score([trial])
-        means = {f"test_{metric}": mean for metric, mean in result.metrics.items()}
+        (metrics,) = score([trial])
+        means = {f"test_{metric}": mean for metric, mean in metrics.items()}
         print(f"{paths[0]} on {describe_noise(trial)}: {format_metrics(means)}")
         plots.save_denoised(figure, trial.images, trial.config, trial.denoise)
         print(f"plot: {figure}")

@@ -7,7 +7,7 @@ def main() -> None:
     """Train as the command line says."""
     arguments = cli.parse_config(cli.RunArguments)
     config = arguments.config
-    cli.import_tensorflow(arguments.onednn, arguments.verbose)
+    cli.import_tensorflow(arguments.onednn)
     from dae.training.trainer import train
 
     train(
@@ -17,6 +17,5 @@ def main() -> None:
         resume=arguments.resume,
         finish=arguments.finish,
         quiet=arguments.quiet,
-        profile=arguments.profile,
         devices=arguments.devices,
     )

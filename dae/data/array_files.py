@@ -1,7 +1,7 @@
 """Images from arrays: NumPy's .npz and .npy, IDX (MNIST's own format, plain or gzipped), and arrays in memory.
 
-Data files need not be trusted: pickled objects are rejected, and so is a file that claims more values than it holds.
-Arrays of .npy files are memory-mapped. Labels are ignored.
+Data files need not be trusted: pickled objects are rejected. Arrays of .npy files are memory-mapped. Labels are
+ignored.
 """
 
 import contextlib
@@ -9,25 +9,20 @@ import gzip
 import math
 import re
 import struct
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from dae.config import RunConfig
 from dae.data import layout, storage
-from dae.data.images import Images, RawSplits, as_batch, check_sides, rescaled, to_grey
+from dae.data.images import Images, RawSplits, as_batch, check_sides, to_grey
 from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error
 
 SUFFIXES = (".npy", ".npz")
 # The names of MNIST's files and of those of its many successors: train-images-idx3-ubyte, train-images.idx3-ubyte.
 IDX_NAME = re.compile(r"(?:.*[-_])?(train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
-# Deflate packs at most 1032 bytes into one: zlib.net/zlib_tech.html
-_DEFLATE = 1032
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -41,53 +36,25 @@ def read(path: Path, config: RunConfig) -> RawSplits:
     """
     flag = "--noisy" if config.only_noisy else "--data"
     with as_usage_error(f"{flag}: {path}", "not readable", Exception):  # zipfile, gzip and NumPy raise many types
-        if path.suffix in SUFFIXES:
-            return _images(headers(path), config, lambda name: load(path, name))
-        arrays = _idx_arrays(path)
-        return _images(arrays, config, arrays.__getitem__)
+        return _images(load(path) if path.suffix in SUFFIXES else _idx_arrays(path), config)
 
 
 def from_memory(data: np.ndarray | Mapping[str, np.ndarray], config: RunConfig) -> RawSplits:
     """Return the images of an array, or of several with names as in an .npz file, or of what NumPy converts to one."""
     named = data if isinstance(data, Mapping) else {"": data}
     with as_usage_error("data", "expected arrays", ValueError, TypeError):
-        arrays = {str(name): np.asarray(array) for name, array in named.items()}
-        return _images(arrays, config, arrays.__getitem__)
+        return _images({str(name): np.asarray(array) for name, array in named.items()}, config)
 
 
-def headers(path: Path) -> dict[str, np.ndarray]:
-    """Return arrays of the shapes and types of those in an .npy or .npz file, without their values, by name.
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name, or that of an .npy file, memory-mapped, which has no name.
 
-    The array of an .npy file has no name. Raises UsageError for an array whose size does not match its shape, and what
-    NumPy and zipfile raise for damaged files.
+    Raises what NumPy raises.
     """
     if path.suffix.lower() == ".npy":
-        with open(path, "rb") as file:
-            return {"": _header(file, path.stat().st_size)}
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.filename.endswith(".npy"):
-                name = info.filename.removesuffix(".npy")
-                with as_usage_error(name), archive.open(info) as member:
-                    found[name] = _header(member, info.file_size)
-    return found
-
-
-def load(path: Path, name: str) -> np.ndarray:
-    """Return the array of an .npy file, memory-mapped, or one of an .npz file by its name. Raises what NumPy raises."""
-    if path.suffix.lower() == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaks the file if it fails
-        return archive[f"{name}.npy"]
-
-
-def _header(file: IO[bytes], size: int) -> np.ndarray:
-    shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
-    # Labels can be Python objects; they are not read.
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise UsageError(f"shape {shape} does not match the size of the file")
-    return np.broadcast_to(np.empty((), dtype), shape)
+        return {name: array for name, array in archive.items() if isinstance(array, np.ndarray)}
 
 
 def idx_files(folder: Path) -> list[Path]:
@@ -113,24 +80,19 @@ def _idx_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _idx(path: Path, is_packed: bool) -> np.ndarray:
     """Read an IDX file, or map it into memory if it is not packed. Source of the format: yann.lecun.com/exdb/mnist."""
-    size = path.stat().st_size
     with (gzip.open if is_packed else open)(path, "rb") as file:
         zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
         if zeros != 0 or kind != 8 or dimensions not in (3, 4):
             raise UsageError("expected an IDX file of images (uint8, 3 or 4 dimensions)")
         shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-        if is_packed:
-            values = file.read(math.prod(shape) + 1) if math.prod(shape) <= _DEFLATE * size else b""
-            pixels = np.frombuffer(values, np.uint8)
-        else:
-            pixels = np.memmap(path, np.uint8, "r", file.tell())
+        pixels = np.frombuffer(file.read(), np.uint8) if is_packed else np.memmap(path, np.uint8, "r", file.tell())
     if len(pixels) != math.prod(shape):
         raise UsageError(f"shape {shape} does not match the size of the file")
     return pixels.reshape(shape if dimensions == 4 else (*shape, 1))
 
 
-def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.ndarray]) -> RawSplits:
-    """Return the images among arrays, of which shapes and types suffice; `load_array` returns the values by name."""
+def _images(arrays: Arrays, config: RunConfig) -> RawSplits:
+    """Return the images among arrays."""
     # Labels, and whatever else is stored beside the images, have fewer dimensions.
     chosen = [name for name, array in arrays.items() if array.ndim >= (3 if config.axes is None else len(config.axes))]
     notes = [f"not read: {name}, of shape {array.shape}" for name, array in arrays.items() if name not in chosen]
@@ -145,7 +107,7 @@ def _images(arrays: Arrays, config: RunConfig, load_array: Callable[[str], np.nd
                 f"got {', '.join(name for name, _ in names)}"
             )
         ((clean, noisy),) = names
-        images[split] = _read({name: load_array(name) for name in (clean, noisy) if name is not None}, config)
+        images[split] = _read({name: arrays[name] for name in (clean, noisy) if name is not None}, config)
         if noisy is not None:
             notes.append(f"{split} pairs: {noisy} is noisy, {clean} is clean")
     return images, notes
@@ -172,27 +134,24 @@ def _read(arrays: Arrays, config: RunConfig) -> Images:
             dtypes.append(_stored_type(array.dtype))
             ranges.append(ValueRange.requested(config.value_range, array.dtype))
     shapes = [(*batch.shape[:3], 1 if config.grey else batch.shape[3]) for batch in batches]
-    dtype, (count, height, width, channels) = np.result_type(*dtypes), shapes[0]
-    if len(set(shapes)) > 1 or len({kept.kind for kept in dtypes}) > 1:
+    dtype, (count, height, width, channels) = dtypes[0], shapes[0]
+    if len(set(zip(shapes, dtypes, strict=True))) > 1:
         got = " and ".join(f"{shape} {kept}" for shape, kept in zip(shapes, dtypes, strict=True))
         raise UsageError(f"expected clean and noisy images of equal shapes and types, got {got}")
 
-    def converted(block: np.ndarray, kept: np.dtype) -> np.ndarray:
+    def converted(block: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # to infinity, which datasets.py rejects
-            pixels = block.astype(kept, copy=False)
-        return rescaled(to_grey(pixels) if pixels.shape[3] > channels else pixels, dtype)
+            pixels = block.astype(dtype, copy=False)
+        return to_grey(pixels) if pixels.shape[3] > channels else pixels
 
     length = max(1, storage.BLOCK // max(batch[0].nbytes for batch in batches))
     blocks = (
-        np.concatenate(
-            [converted(batch[start : start + length], kept) for batch, kept in zip(batches, dtypes, strict=True)],
-            axis=-1,
-        )
+        np.concatenate([converted(batch[start : start + length]) for batch in batches], axis=-1)
         for start in range(0, count, length)
     )
     pixels = storage.materialize((count, height, width, len(batches) * channels), blocks, dtype)
-    is_paired, given_range = len(batches) == 2, ranges[dtypes.index(dtype)]
-    return Images(pixels, is_paired, given_range=given_range, has_clean=is_paired or not config.only_noisy)
+    is_paired = len(batches) == 2
+    return Images(pixels, is_paired, given_range=ranges[0], has_clean=is_paired or not config.only_noisy)
 
 
 def _stored_type(dtype: np.dtype) -> np.dtype:

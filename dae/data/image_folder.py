@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from dae.config import RunConfig
 from dae.data import layout, pictures, storage
-from dae.data.images import Images, RawSplits, check_sides, rescaled, to_grey
+from dae.data.images import Images, RawSplits, check_sides, to_grey
 from dae.data.pictures import BrokenPicture, Header
 from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
 
-# At most this many decoded files wait in memory.
-_AHEAD = 16
+# So many files are decoded into memory at once.
+_TOGETHER = 16
 
 # The paths of a clean picture and, in a pair, of a noisy one.
 _Paths = tuple[Path, ...]
@@ -49,8 +49,8 @@ def find_files(
 def read(folders: Mapping[str | None, Path], config: RunConfig, keep_sizes: bool) -> RawSplits:
     """Read the pictures in folders of a role (dae/data/layout.py), CLEAN or NOISY, or in one whose names say the roles.
 
-    A role can have one picture instead. Each page or frame is an image. Images are grey if every picture is stored in
-    grey, or with `config.grey`; they have 16 bits if any picture has. `keep_sizes` allows pictures of several sizes.
+    A role can have one picture instead. Each page is an image. Images are grey if every picture is stored in grey, or
+    with `config.grey`. `keep_sizes` allows pictures of several sizes.
     Raises UsageError for names that are ambiguous, and for a broken picture, unless `config.skip_broken`.
     """
     base = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in folders.values()]))
@@ -118,19 +118,17 @@ def _in_threads(
             return None
 
     bar = tqdm(total=len(files), unit=" pictures", unit_scale=True, disable=None, delay=3, leave=False)
-    futures: collections.deque[Future[Any]] = collections.deque()
     with ThreadPoolExecutor() as pool, bar:
-        for index, paths in enumerate(files):
-            while len(futures) < _AHEAD and index + len(futures) < len(files):
-                futures.append(pool.submit(attempt, files[index + len(futures)]))
-            value = futures.popleft().result()
-            bar.update()
-            if value is not None:
-                yield paths, value
+        for start in range(0, len(files), _TOGETHER):
+            together = files[start : start + _TOGETHER]
+            for paths, value in zip(together, pool.map(attempt, together), strict=True):
+                bar.update()
+                if value is not None:
+                    yield paths, value
 
 
 class _Target(NamedTuple):
-    """The type and the number of channels to which all pictures are converted."""
+    """The type, the number of channels and the size to which all pictures are converted."""
 
     dtype: np.dtype
     channels: int
@@ -147,9 +145,9 @@ class _Target(NamedTuple):
 def _target(headers: _Headers, config: RunConfig, keep_sizes: bool) -> _Target:
     header_of = {path: header for paths in headers for path, header in zip(paths, headers[paths], strict=True)}
     types = {header.dtype for header in header_of.values()}
-    if len(types) > 1 and (np.dtype(np.float32) in types or config.value_range is not None):
+    if len(types) > 1:
         raise UsageError(f"pictures of {' and '.join(sorted(map(str, types)))}; expected one type")
-    dtype = np.result_type(*types)
+    (dtype,) = types
     value_range = ValueRange.requested(config.value_range, dtype)
     dtype = np.dtype(np.float32) if dtype == np.int16 else dtype
     channels = 1 if config.grey else max(header.channels for header in header_of.values())
@@ -193,12 +191,8 @@ def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -
 
 
 def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:
-    """Return the images of a file, [N, H, W, C]. Raises BrokenPicture if they are not those of the header any more."""
-    pixels = pictures.read(path, target.cover)
-    is_same = pixels.dtype == header.dtype and (target.cover or pixels.shape[1:3] == header[1:3])
-    if not is_same or len(pixels) != header.count:
-        raise BrokenPicture(path, ValueError("changed while it was read"))
-    pixels = rescaled(pixels, target.dtype).astype(target.dtype, copy=False)
+    """Return the images of a file, [N, H, W, C]. Raises BrokenPicture if they cannot be decoded."""
+    pixels = pictures.read(path, target.cover).astype(target.dtype, copy=False)
     if pixels.shape[3] == 3 and target.channels == 1:
         pixels = to_grey(pixels)
     if target.cover is not None:

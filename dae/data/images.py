@@ -132,11 +132,6 @@ class Images:
 RawSplits = tuple[dict[str, Images], list[str]]
 
 
-def rescaled(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return pixels of 8 bits with 16 bits, if that is `dtype`: 255 becomes 65535."""
-    return pixels.astype(np.uint16) * np.uint16(257) if pixels.dtype == np.uint8 and dtype == np.uint16 else pixels
-
-
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """Convert [..., 3] to grey, [..., 1], as Pillow does; the weights are LUMA."""
     # In float64 products and sums are exact, so grey stays grey, and no order of summation changes a bit.

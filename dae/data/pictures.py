@@ -1,11 +1,10 @@
-"""Picture files at full precision: PNG, JPEG, BMP, GIF, WebP, TIFF, PGM and PPM. Pages and frames are images.
+"""Picture files at full precision: PNG, JPEG, BMP, GIF, WebP and TIFF. The pages of a TIFF are images.
 
 tifffile reads and writes TIFF, imagecodecs PNG of 16 bits, and Pillow the rest, also TIFF of 8 bits in other colours
 than grey and RGB. What they do not read exactly is rejected. Pictures are upright: their EXIF orientation is applied.
 """
 
 import contextlib
-import functools
 import io
 import logging
 import math
@@ -28,7 +27,6 @@ _FORMATS = {
     **{".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"},
     **dict.fromkeys((".jpg", ".jpeg", ".jfif"), "JPEG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".pgm", ".ppm", ".pnm"), "PPM"),
 }
 SUFFIXES = tuple(_FORMATS)
 # The most pixels of a file, in all its pages; in colour they take about 4 GiB while they are read.
@@ -36,23 +34,12 @@ MAX_PIXELS = 2**29
 
 _UINT8, _UINT16, _INT16, _FLOAT32 = map(np.dtype, (np.uint8, np.uint16, np.int16, np.float32))
 _TIFF_DTYPES = (_UINT8, _UINT16, _INT16, _FLOAT32)
-# The types of one image in a file of each format, and of several.
-_DTYPES = {
-    "PNG": ((_UINT8, _UINT16), (_UINT8,)),
-    "PPM": ((_UINT8, _UINT16), ()),
-    "TIFF": (_TIFF_DTYPES, _TIFF_DTYPES),
-    **dict.fromkeys(("GIF", "WEBP"), ((_UINT8,), (_UINT8,))),
-    **dict.fromkeys(("BMP", "JPEG"), ((_UINT8,), ())),
-}
-_HAVE_ALPHA = ("PNG", "TIFF", "WEBP")
-# Arguments of Pillow; exact: WebP keeps colours also where it is transparent.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"lossless": True, "exact": True},
-}
+# The types of an image in a file of a format, if others than uint8.
+_DTYPES = {"PNG": (_UINT8, _UINT16), "TIFF": _TIFF_DTYPES}
+# Arguments of Pillow.
+_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _GREY_MODES = ("1", "L", "LA", "La")
 _PALETTE_MODES = ("P", "PA")
-_TIFF_TAGS = ("description", "resolution", "resolutionunit", "extratags")
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's own
 
 
@@ -68,7 +55,7 @@ class Header(NamedTuple):
     """Size and type of the images of a file, upright, known before their pixels are decoded."""
 
     count: int  # type: ignore[assignment]  # a tuple's method has this name
-    """Pages or frames, all of one size."""
+    """Pages, all of one size; 1 in formats other than TIFF."""
     height: int
     width: int
     channels: int
@@ -81,13 +68,11 @@ class Picture(NamedTuple):
     """The images of a file with what `write` needs to write them likewise."""
 
     pixels: np.ndarray
-    """[N, H, W, C] of the header's dtype, not blended with anything."""
-    alpha: np.ndarray | None
-    """Opacity [N, H, W] of the same dtype, or None if the file has no transparency."""
+    """[N, H, W, C] of the header's dtype."""
     icc_profile: bytes | None
     """The colour profile embedded in the file."""
     tags: dict[str, Any]
-    """Arguments of the writing library: resolution, description and ImageJ's metadata, or durations of frames."""
+    """Arguments of `tifffile.imwrite`: resolution, description and ImageJ's metadata."""
 
 
 class _Source(NamedTuple):
@@ -117,22 +102,16 @@ def read(path: Path, at_least: tuple[int, int] | None = None) -> np.ndarray:
     With `at_least`, (height, width), a larger JPEG may be decoded at an eighth, a quarter or half of its size, which is
     faster, but not below twice that size. Raises as `read_header` does.
     """
-    pixels, alpha, *_ = read_picture(path, at_least)
-    return pixels if alpha is None else _on_white(pixels, alpha)
+    return read_picture(path, at_least).pixels
 
 
 def read_picture(path: Path, at_least: tuple[int, int] | None = None) -> Picture:
-    """Return the images, upright, with opacity, ICC profile and tags. `at_least` and errors are those of `read`."""
+    """Return the images as `read` does, with ICC profile and tags."""
     with _opened(path) as source:
         values = _upright(source.decode(at_least), source.orientation)
-    channels = source.header.channels
-    alpha = values[..., channels] if values.shape[3] > channels else None
-    return Picture(values[..., :channels], alpha, source.icc_profile, source.tags)
-
-
-def can_hold_alpha(path: Path) -> bool:
-    """Return whether `write` can write opacity to a file with this suffix."""
-    return _FORMATS.get(path.suffix.lower()) in _HAVE_ALPHA
+    if values.shape[3] > source.header.channels:
+        values = _on_white(values[..., :-1], values[..., -1:])
+    return Picture(values, source.icc_profile, source.tags)
 
 
 def check_writable(path: Path, header: Header) -> None:
@@ -140,60 +119,45 @@ def check_writable(path: Path, header: Header) -> None:
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise UsageError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if header.dtype not in _DTYPES[kind][header.count > 1]:
+    if header.dtype not in _DTYPES.get(kind, (_UINT8,)) or (header.count > 1 and kind != "TIFF"):
         images = "an image" if header.count == 1 else f"{header.count} images"
         raise UsageError(
             f"{path}: {path.suffix} cannot hold {images} of {header.dtype}; .tif holds uint8, uint16, int16 and float32"
         )
 
 
-def write(
-    path: Path,
-    pixels: np.ndarray,
-    alpha: np.ndarray | None = None,
-    icc_profile: bytes | None = None,
-    tags: dict[str, Any] | None = None,
-) -> None:
-    """Write images, [N, H, W, C] with C 1 or 3, as pages or frames in the format that the suffix of `path` names.
+def write(path: Path, pixels: np.ndarray, icc_profile: bytes | None = None, tags: dict[str, Any] | None = None) -> None:
+    """Write images, [N, H, W, C] with C 1 or 3, as pages in the format that the suffix of `path` names.
 
-    `check_writable` says what a format holds. JPEG has quality 95 without subsampling of colours, WebP is lossless, and
-    GIF has at most 256 colours per frame. `alpha` is the opacity [N, H, W] of the same dtype, for the formats of
-    `can_hold_alpha`. Frames of an animation that equal the one before become a longer frame.
+    `check_writable` must have been called. JPEG has quality 95 without subsampling of colours, WebP is lossless, and
+    GIF has at most 256 colours.
     """
-    count, height, width, channels = pixels.shape
-    check_writable(path, Header(count, height, width, channels, pixels.dtype))
-    if alpha is not None and (not can_hold_alpha(path) or pixels.dtype.kind != "u"):
-        raise ValueError(f"{path.suffix} cannot hold {pixels.dtype} with opacity")
-    values = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=3)
+    channels = pixels.shape[3]
     kind = _FORMATS[path.suffix.lower()]
     with atomic_path(path) as temporary:
         if kind == "TIFF":
-            kept = {name: value for name, value in (tags or {}).items() if name in _TIFF_TAGS}
             tifffile.imwrite(
                 temporary,
-                values if values.shape[3] > 1 else values[..., 0],
+                pixels if channels == 3 else pixels[..., 0],
                 photometric="rgb" if channels == 3 else "minisblack",
-                planarconfig=None if values.shape[3] == 1 else "contig",
-                extrasamples=None if alpha is None else ["unassalpha"],
+                planarconfig="contig" if channels == 3 else None,
                 iccprofile=icc_profile,
                 metadata=None,
                 software=False,
                 byteorder="<",
-                **kept,
+                **(tags or {}),
             )
         elif pixels.dtype == _UINT8:
-            _write_pillow(temporary, values, kind, icc_profile, tags or {})
-        elif kind == "PNG":
-            temporary.write_bytes(_encode_png(values[0], icc_profile))
+            _write_pillow(temporary, pixels[0], kind, icc_profile)
         else:
-            head = f"P{5 if channels == 1 else 6}\n{width} {height}\n65535\n"
-            temporary.write_bytes(head.encode() + values.astype(">u2").tobytes())
+            temporary.write_bytes(_encode_png(pixels[0], icc_profile))
 
 
 def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Blend images [N, H, W, C] with white by their opacity [N, H, W, 1]."""
     white = np.iinfo(pixels.dtype).max
     wide = np.uint16 if pixels.dtype == np.uint8 else np.uint32  # holds the square of white
-    opacity = alpha[..., None].astype(wide)
+    opacity = alpha.astype(wide)
     return ((pixels * opacity + white * (white - opacity) + wide(white // 2)) // wide(white)).astype(pixels.dtype)
 
 
@@ -292,7 +256,7 @@ def _tiff_tags(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[str, An
 
 
 def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | None = None) -> _Source:
-    """Open a file with Pillow, or its first `count` frames. Pixels that Pillow would reduce are decoded by others."""
+    """Open a picture with Pillow, such as a TIFF of `count` pages. imagecodecs decodes a PNG of 16 bits."""
     file.seek(0)
     start = file.read(33)
     file.seek(0)
@@ -305,20 +269,29 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | No
     image = stack.enter_context(reader(file, ""))
     if count is None:
         count = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # the others in a JPEG are previews
+    if count > 1:
+        raise ValueError(f"{count} frames of {kind} in the mode {image.mode}; save them as a TIFF of grey or RGB pages")
     is_grey = image.mode in (*_GREY_MODES, "I", "I;16")
     if image.mode in _PALETTE_MODES:
         red, green, blue = np.reshape(image.getpalette("RGB") or (), (-1, 3)).T
         is_grey = bool((red == green).all() and (green == blue).all())
     elif kind == "PNG":
         is_grey = start[25] in (0, 4)  # in colours for Pillow, if it has 16 bits and opacity
-    is_deep = start[24] == 16 if kind == "PNG" else kind == "PPM" and _white_of_ppm(image) > 255
+    is_deep = kind == "PNG" and start[24] == 16
     if image.mode[0] in "FI" and not is_deep:
         raise ValueError(f"{kind} of the mode {image.mode}")
-    header = Header(count, image.height, image.width, 1 if is_grey else 3, _UINT16 if is_deep else _UINT8)
-    tags = {"loop": image.info["loop"]} if "loop" in image.info else {}
-    decode: Any = functools.partial(_decode_frames, image, header, tags)
-    if is_deep:
-        decode = functools.partial(_decode_16_bits, file, image, header)
+    header = Header(1, image.height, image.width, 1 if is_grey else 3, _UINT16 if is_deep else _UINT8)
+
+    def decode(at_least: tuple[int, int] | None) -> np.ndarray:
+        if is_deep:
+            file.seek(0)
+            return imagecodecs.png_decode(file.read()).reshape(*header[:3], -1)
+        if at_least is not None and min(image.size) > 2 * max(at_least):
+            image.draft(image.mode, (2 * max(at_least), 2 * max(at_least)))
+        mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
+        pixels = np.atleast_3d(np.asarray(image if image.mode == mode else image.convert(mode)))  # which always copies
+        return pixels[None, ..., [0, 3]] if is_grey and mode == "RGBA" else pixels[None]
+
     keeps_colours = is_grey or image.mode in _PALETTE_MODES or image.mode.startswith("RGB")  # unlike CMYK
     icc_profile = image.info.get("icc_profile") if keeps_colours else None
     orientation = 1
@@ -326,66 +299,17 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | No
         with contextlib.suppress(Exception):  # a malformed orientation does not make a picture broken
             # Not `image.getexif`, which for a PNG decodes all pixels.
             orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    return _Source(header, decode, orientation, icc_profile, tags)
+    return _Source(header, decode, orientation, icc_profile, {})
 
 
-def _white_of_ppm(image: Any) -> int:
-    """Return the value of white in a PGM or PPM file."""
-    arguments = image.tile[0].args
-    return int(arguments[-1]) if isinstance(arguments, tuple) else 65535 if arguments == "I;16B" else 255
-
-
-def _decode_frames(
-    image: Image.Image, header: Header, tags: dict[str, Any], at_least: tuple[int, int] | None
-) -> np.ndarray:
-    """Decode by Pillow; add the durations of several frames, in milliseconds, to `tags`."""
-    if at_least is not None and min(image.size) > 2 * max(at_least):
-        image.draft(image.mode, (2 * max(at_least), 2 * max(at_least)))
-    is_grey, is_animated = header.channels == 1, header.count > 1
-    mode = "RGBA" if image.has_transparency_data or is_animated else "L" if is_grey else "RGB"
-    frames, durations = [], []
-    for index in range(header.count):
-        image.seek(index)
-        frame = np.asarray(image if image.mode == mode else image.convert(mode))  # `convert` always copies
-        if is_grey and is_animated and (frame[..., :1] != frame[..., 1:3]).any():
-            raise ValueError("frames in grey and in colour")
-        frames.append(frame[..., [0, 3]] if is_grey and mode == "RGBA" else frame.reshape(*frame.shape[:2], -1))
-        durations.append(image.info.get("duration", 0))
-    if not is_animated:
-        return frames[0][None]
-    tags["duration"] = durations
-    values = np.stack(frames)
-    return values if (values[..., -1] < 255).any() else values[..., :-1]
-
-
-def _decode_16_bits(file: IO[bytes], image: Any, header: Header, _: tuple[int, int] | None) -> np.ndarray:
-    """Decode a PNG, PGM or PPM. As Pillow does with 8 bits, scale a PGM or PPM so that white is the largest value."""
-    if header.count > 1:
-        raise ValueError("an animation of 16 bits")
-    codec, _, offset, _ = image.tile[0] if image.format == "PPM" else ("png", None, 0, None)
-    file.seek(offset)
-    if codec == "png":
-        return imagecodecs.png_decode(file.read()).reshape(*header[:3], -1)
-    if codec == "ppm_plain":
-        raise ValueError("16 bits written as text")
-    white, stored = _white_of_ppm(image), np.frombuffer(file.read(2 * math.prod(header[:4])), ">u2")
-    scaled = (np.minimum(stored, white).astype(np.uint32) * 65535 + white // 2) // white
-    return scaled.astype(np.uint16).reshape(header[:4])
-
-
-def _write_pillow(path: Path, values: np.ndarray, kind: str, icc_profile: bytes | None, tags: dict[str, Any]) -> None:
-    images = [
-        Image.fromarray(image) for image in np.ascontiguousarray(values if values.shape[3] > 1 else values[..., 0])
-    ]
+def _write_pillow(path: Path, values: np.ndarray, kind: str, icc_profile: bytes | None) -> None:
+    image = Image.fromarray(np.ascontiguousarray(values if values.shape[2] == 3 else values[..., 0]))
     options = dict(_OPTIONS.get(kind, {}))
-    if kind == "GIF" and values.shape[3] == 3:
-        images = [image.quantize(dither=Image.Dither.NONE) for image in images]
+    if kind == "GIF" and values.shape[2] == 3:
+        image = image.quantize(dither=Image.Dither.NONE)
     elif icc_profile is not None:
         options["icc_profile"] = icc_profile
-    if len(images) > 1:
-        options |= {"save_all": True, "append_images": images[1:]}
-        options |= {name: tags[name] for name in ("loop", "duration") if name in tags}
-    images[0].save(path, kind, **options)
+    image.save(path, kind, **options)
 
 
 def _encode_png(values: np.ndarray, icc_profile: bytes | None) -> bytes:

@@ -5,10 +5,8 @@ the same bits either way. The file has no name, so it disappears with the proces
 or else in /var/tmp, which is on a disk even where /tmp is in memory.
 """
 
-import contextlib
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dae.errors import as_usage_error
+from dae.files import reserve
 
 # Largest array, in bytes, that is held in memory.
 IN_MEMORY = 2**30
@@ -29,28 +28,23 @@ def materialize(shape: tuple[int, ...], blocks: Iterable[np.ndarray], dtype: np.
     An array of more than IN_MEMORY bytes becomes an np.memmap of a temporary file. Raises UsageError if the disk has no
     room for it.
     """
-    count, size = 0, math.prod(shape) * np.dtype(dtype).itemsize
+    images, count = _empty(shape, np.dtype(dtype)), 0
+    for block in blocks:
+        images[count : count + len(block)] = block
+        count += len(block)
+    return images[:count]
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
     if size <= IN_MEMORY:
-        images = np.empty(shape, dtype)
-        for block in blocks:
-            images[count : count + len(block)] = block
-            count += len(block)
-        return images[:count]
+        return np.empty(shape, dtype)
     folder = os.environ.get("TMPDIR", "/var/tmp")
     problem = f"cannot hold {size / 2**30:.3g} GiB of images; TMPDIR can name another folder"
-    with contextlib.ExitStack() as stack:
-        with as_usage_error(folder, problem, OSError):
-            file = stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
-            if size > shutil.disk_usage(folder).free:  # a small file can claim, or expand to, a huge array
-                raise OSError("not enough space")
-        for block in blocks:
-            left = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8).data
-            with as_usage_error(folder, problem, OSError):
-                while left:
-                    left = left[file.write(left) :]
-            count += len(block)
-        # Mapped for writing, though nothing writes to it, because NumPy exports no read-only array to TensorFlow.
-        return np.memmap(file, dtype, "r+", shape=(count, *shape[1:]))
+    with as_usage_error(folder, problem, OSError), tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), size)
+        # Writable also because NumPy exports no read-only array to TensorFlow.
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def gather_fn(images: np.ndarray) -> Callable[[Any], Any]:
@@ -63,11 +57,12 @@ def gather_fn(images: np.ndarray) -> Callable[[Any], Any]:
     if not isinstance(images, np.memmap):
         pixels = tf.constant(images)
         return lambda indices: tf.gather(pixels, indices)
-    # A slice may not be aligned to 64 bytes, as TensorFlow requires, so the whole array is passed.
+    # A slice may not be aligned to 64 bytes, as TensorFlow requires, so all that precedes it is passed too.
     whole: np.ndarray = images
     while isinstance(whole.base, np.memmap):
         whole = whole.base
-    whole = whole.reshape(-1, *images.shape[1:])
-    first = (images.ctypes.data - whole.ctypes.data) // images[0].nbytes
+    start = (images.ctypes.data - whole.ctypes.data) // images.itemsize
+    whole = whole.reshape(-1)[: start + images.size].reshape(-1, *images.shape[1:])
+    first = len(whole) - len(images)
     mapped = tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
     return lambda indices: tf.gather(mapped, first + indices)

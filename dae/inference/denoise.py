@@ -16,13 +16,13 @@ from dae.data.values import ValueRange
 from dae.errors import UsageError
 from dae.machine import keras_defaults
 from dae.models.fused_layers import Network, fused
-from dae.models.sizes import ReceptiveField, fitting_size, output_sizes, receptive_field, view_of_any_size
+from dae.models.sizes import fitting_size, receptive_field, view_of_any_size
 from dae.workdir.model_files import load_model, value_range_of
 
-# About the most that the values of one layer and of the next take while a batch of tiles is computed, in bytes.
-TILE_BYTES = 2**27
-# The same for images that cannot be computed in tiles.
-WHOLE_BYTES = 2**32
+# The most pixels of a tile: the values of two layers of 16 channels then take 128 MiB.
+TILE_PIXELS = 2**20
+# The most pixels of an image that cannot be computed in tiles.
+WHOLE_PIXELS = 2**25
 # A folder of runs of the package's own models.
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 # Small images are computed in batches of about this many pixels, which stay in the processor's cache.
@@ -71,14 +71,14 @@ class Denoiser:
     """A model that denoises images of any size. It is compiled once for each number of channels.
 
     Without a model, it is one of the package's, for grey images or for colour. A large image is computed in tiles,
-    which overlap so far that the result is that of the whole image; memory is bounded by `tile_bytes`. With
+    of at most about `tile_pixels`, which overlap so far that the result is that of the whole image. With
     `self_ensemble`, the result is the mean over the eight flips and turns of the image.
     """
 
     def __init__(
-        self, model: keras.Model | None = None, tile_bytes: int = TILE_BYTES, self_ensemble: bool = False
+        self, model: keras.Model | None = None, tile_pixels: int = TILE_PIXELS, self_ensemble: bool = False
     ) -> None:
-        self._tile_bytes, self._self_ensemble = tile_bytes, self_ensemble
+        self._tile_pixels, self._self_ensemble = tile_pixels, self_ensemble
         self._is_pretrained = model is None
         self._model = load_model(PRETRAINED / "grey") if model is None else model
         self._trained_on = value_range_of(self._model)
@@ -92,7 +92,7 @@ class Denoiser:
 
     @functools.cached_property
     def _colour(self) -> "Denoiser":
-        return Denoiser(load_model(PRETRAINED / "colour"), self._tile_bytes, self._self_ensemble)
+        return Denoiser(load_model(PRETRAINED / "colour"), self._tile_pixels, self._self_ensemble)
 
     def value_range(self, dtype: np.dtype, ends: tuple[float, float] | None = None) -> ValueRange:
         """Return the value range of images of this type, of which `ends` are black and white if they are given.
@@ -110,11 +110,10 @@ class Denoiser:
         padded = fitting_size(self._model, height, width)
         if self._self_ensemble and fitting_size(self._model, *padded[::-1]) != padded[::-1]:
             raise UsageError(f"--self-ensemble: the network does not take the turned image, {width} x {height}")
-        bytes_ = self._bytes_per_pixel * math.prod(padded) * (channels if self.channels == 1 else 1)
-        if bytes_ > WHOLE_BYTES and self._field is None:
+        if math.prod(padded) > WHOLE_PIXELS and receptive_field(self._model) is None:
             raise UsageError(
-                f"an image of {height} x {width} would take about {bytes_ / 2**30:.0f} GiB, because the network has "
-                f"layers that depend on the whole image, which cannot be computed in tiles; cut it into parts"
+                f"{height} x {width} pixels are too many at once, and the network has layers that depend on the whole "
+                "image, which cannot be computed in tiles; cut it into parts"
             )
 
     def __call__(
@@ -143,8 +142,6 @@ class Denoiser:
         """Denoise images [N, H, W, C], which messages call `source`, into an array of the same shape and type."""
         scale = self.value_range(images.dtype, value_range)
         count, height, width, channels = images.shape
-        if images.size == 0:
-            return
         self.check(height, width, channels)
         values.check(images, scale)
         if scale.is_usual and images.dtype != np.uint8:  # dark photographs of 8 bits are common
@@ -180,35 +177,14 @@ class Denoiser:
 
         return tf.function(compute, input_signature=[tf.TensorSpec([None, *sides, channels])])
 
-    @functools.cached_property
-    def _field(self) -> ReceptiveField | None:
-        field = receptive_field(self._model)  # takes up to a second, which small images need not wait for
-        if field is None or not self._self_ensemble:
-            return field
-        # A turn exchanges rows and columns, and a flip the two ends.
-        side, period = max(*field.before, *field.after), math.lcm(*field.period)
-        return ReceptiveField((side, side), (side, side), (period, period))
-
-    @functools.cached_property
-    def _bytes_per_pixel(self) -> float:
-        """The most bytes that the outputs of two consecutive operations take for each pixel of the image."""
-        size = self._model.input_shape[1:3]
-        if None in size:
-            size = fitting_size(self._model, *(side or 64 for side in size))
-        sizes = [math.prod(size) * self.channels, *(values for _, values in output_sizes(self._model, *size))]
-        return 4 * max(map(sum, itertools.pairwise(sizes))) / math.prod(size)
-
     def _tiles(self, padded: tuple[int, int], channels: int) -> tuple[int, list[tuple[Interval, ...]]]:
         """Return how many images of this size are computed at once, and the rows and columns of each tile."""
-        work = channels if self.channels == 1 else 1
-        pixels = max(1, int(self._tile_bytes / self._bytes_per_pixel / work))
-        if math.prod(padded) <= pixels or self._field is None:
+        pixels = max(1, self._tile_pixels // (channels if self.channels == 1 else 1))
+        # The field takes up to a second to measure, which small images need not wait for.
+        if math.prod(padded) <= pixels or (field := receptive_field(self._model)) is None:
             batch = max(1, min(BATCH_PIXELS, pixels) // math.prod(padded))
             return batch, [tuple((slice(0, side), slice(0, side)) for side in padded)]
-        rows, columns = (
-            _intervals(length, math.isqrt(pixels), before, after, period)
-            for length, before, after, period in zip(padded, *self._field, strict=True)
-        )
+        rows, columns = (_intervals(length, math.isqrt(pixels), *field) for length in padded)
         return 1, list(itertools.product(rows, columns))
 
 
@@ -229,13 +205,13 @@ def _mean_over_flips_and_turns(denoise: Callable[[tf.Tensor], tf.Tensor], noisy:
 _last_denoiser = functools.lru_cache(maxsize=1)(Denoiser)
 
 
-def _intervals(length: int, side: int, before: int, after: int, period: int) -> list[Interval]:
+def _intervals(length: int, side: int, radius: int, period: int) -> list[Interval]:
     """Return intervals of about `side` pixels that cover `length`, each with the part of it that is kept.
 
     They have equal lengths, which equal `length` modulo the period, and start at multiples of it, so that the network
     pads and pools each as it does the whole image. What is kept is at least the receptive field away from their ends.
     """
-    overlap = before + after
+    overlap = 2 * radius
     side = max(side, 2 * overlap + 4 * period)  # more of the last tile is then image than padding
     if length <= side:
         return [(slice(0, length), slice(0, length))]
@@ -243,7 +219,7 @@ def _intervals(length: int, side: int, before: int, after: int, period: int) -> 
     step = math.ceil((length - overlap) / count / period) * period
     size = step + overlap + (length - overlap) % period
     starts = [*range(0, length - size, step), length - size]
-    cuts = [0, *(start + before for start in starts[1:]), length]
+    cuts = [0, *(start + radius for start in starts[1:]), length]
     return [
         (slice(start, start + size), slice(first, last))
         for start, first, last in zip(starts, cuts, cuts[1:], strict=False)

@@ -5,14 +5,10 @@
 
 import collections
 import contextlib
-import csv
-import io
 import math
-import os
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +17,7 @@ from dae.data.image_folder import find_files
 from dae.data.images import as_batch, check_sides
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
-from dae.files import atomic_path, atomic_write
+from dae.files import atomic_path, reserve
 
 if TYPE_CHECKING:
     from dae.inference.denoise import Denoiser
@@ -31,8 +27,8 @@ SUFFIXES = (*pictures.SUFFIXES, *array_files.SUFFIXES)
 _PIXELS = (np.uint8, np.uint16)
 
 ValueRange = tuple[float, float] | None
-# Noisy images, and space for the denoised ones.
-Pair = tuple[np.ndarray, np.ndarray]
+# The arrays of a file by name; unnamed, an .npy file's array or a picture's pages.
+Arrays = dict[str, np.ndarray]
 
 
 class File(NamedTuple):
@@ -42,7 +38,7 @@ class File(NamedTuple):
     target: Path
     clean: Path | None
     parts: dict[str, Header]
-    """The images to denoise: the arrays of an .npz file by name; unnamed, an .npy file's array or a picture's pages."""
+    """The shapes and types of the images to denoise, by name as those of `Arrays`."""
     axes: str | None
 
     @property
@@ -61,18 +57,16 @@ def plan(
     axes: str | None = None,
     clean: Path | None = None,
     overwrite: bool = False,
-    skip_broken: bool = False,
-) -> tuple[list[File], list[str]]:
-    """Return the files to denoise, and notes on how arrays and stacks are read and on what is left out.
+) -> tuple[list[File], list[str], dict[Path, UsageError]]:
+    """Return the files to denoise, notes on how arrays and stacks are read, and the errors of broken files.
 
-    Writes nothing. Raises UsageError if an input is missing or, unless `skip_broken`, broken; if the shape of an array
-    leaves doubts about its `axes`; if an output would be an input, that of two inputs, or, unless `overwrite`, a file
-    that exists; and if an image of `clean` is missing or of another shape.
+    Writes nothing. Raises UsageError if an input is missing; if the shape of an array leaves doubts about its `axes`;
+    if an output would be an input, that of two inputs, or, unless `overwrite`, a file that exists; if an image of
+    `clean` is missing or of another shape; and if all files are broken.
     """
-    if clean is not None and not clean.is_dir():
-        raise UsageError(f"--clean: {clean}: no such folder")
     sources, notes = _sources(inputs, output, axes)
-    files, broken, readings = [], [], collections.defaultdict(list)
+    files, readings = [], collections.defaultdict(list)
+    broken: dict[Path, UsageError] = {}
     for source, relative in sources:
         try:
             parts, copied = _parts(source, axes)
@@ -81,21 +75,21 @@ def plan(
             if clean is not None:
                 _check_clean(parts, clean / relative, axes)
         except BrokenPicture as error:
-            if not skip_broken:
-                raise UsageError(f"{error}; remove it, or skip broken ones with --skip-broken") from None
-            broken.append(source)
+            broken[source] = error
             continue
         files.append(file := File(source, output / relative, clean and clean / relative, parts, axes))
         for name, header in parts.items():
             if header.count > 1 or not _is_picture(source):
                 readings[_describe(header)].append(file.label(name))
         notes += [f"copied unchanged: {', '.join(copied)} of {source}"] if copied else []
+    if not files and broken:
+        raise next(iter(broken.values()))
     if not files:
         names = ", ".join(map(str, inputs))
         raise UsageError(f"{names}: nothing to denoise; expected files that end in {', '.join(SUFFIXES)}")
     _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
     notes += [f"{listed(labels)}: {'each ' * (len(labels) > 1)}{reading}" for reading, labels in readings.items()]
-    return files, notes + ([f"skipped broken files: {listed(broken)}"] if broken else [])
+    return files, notes, broken
 
 
 def _is_picture(path: Path) -> bool:
@@ -105,14 +99,15 @@ def _is_picture(path: Path) -> bool:
 def _describe(header: Header) -> str:
     count, height, width, channels, dtype = header
     colour = "grey" if channels == 1 else "colour"
-    return f"{_counted(count, 'image')}, {height} x {width}, {colour}, {dtype.name}"
+    return f"{count:,} image{'s' * (count != 1)}, {height} x {width}, {colour}, {dtype.name}"
 
 
 def read_images(inputs: Sequence[Path], axes: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name for the user and the images [N, H, W, C] of each picture and array. Raises as `plan` does."""
     for source, _ in _sources(inputs, None, axes)[0]:
-        for name, header in _parts(source, axes)[0].items():
-            yield File(source, source, None, {name: header}, axes).label(name), _read(source, name, axes)
+        file = File(source, source, None, _parts(source, axes)[0], axes)
+        for name, images in _batches(file, _arrays(source)).items():
+            yield file.label(name), images
 
 
 def _sources(
@@ -159,15 +154,13 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
 
 
 def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
-    if not clean.exists():
-        raise UsageError(f"--clean: {clean}: no such file; a clean image must have the name of the noisy one")
-    found, _ = _parts(clean, axes)
-    for name, header in parts.items():
-        with as_usage_error(f"--clean: {clean}"):
+    with as_usage_error("--clean"):
+        found, _ = _parts(clean, axes)
+        for name, header in parts.items():
             check_sides(header.height, header.width)
-        if name not in found or found[name][:4] != header[:4]:
-            got = _describe(found[name]) if name in found else "none"
-            raise UsageError(f"--clean: {clean}: expected {_describe(header)}, got {got}")
+            if name not in found or found[name][:4] != header[:4]:
+                got = _describe(found[name]) if name in found else "none"
+                raise UsageError(f"{clean}: expected {_describe(header)}, got {got}")
 
 
 def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
@@ -177,8 +170,7 @@ def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
     """
     if _is_picture(path):
         return {"": pictures.read_header(path)}, []
-    with _as_broken(path):
-        arrays = array_files.headers(path)
+    arrays = _arrays(path)
     numbers = {name: array for name, array in arrays.items() if array.dtype.kind in "iuf"}
     images = {name: array for name, array in numbers.items() if array.ndim >= (3 if axes is None else len(axes))}
     # Arrays of two dimensions beside these are labels, and integers of other types beside pixels are masks.
@@ -204,174 +196,101 @@ def _as_broken(path: Path) -> Iterator[None]:
         raise BrokenPicture(path, error) from None
 
 
-def check(denoiser: "Denoiser", files: Iterable[File], value_range: ValueRange = None) -> list[str]:
-    """Return notes on how colour and grey are converted.
-
-    Raises UsageError for images that the network cannot take, and for a type without a usual value range.
-    """
-    notes: dict[str, None] = {}
-    for file in files:
-        for name, (_, height, width, channels, dtype) in file.parts.items():
-            network = denoiser.of(channels)
-            with as_usage_error(file.label(name)):
-                network.check(height, width, channels)
-                network.value_range(dtype, value_range)
-            if channels > network.channels:
-                notes["the network is grey: it denoises each channel of colour images separately"] = None
-            elif channels < network.channels:
-                notes["the network is for colour: its outputs for grey images are averaged over the channels"] = None
-    return list(notes)
-
-
-class Result(NamedTuple):
-    """The quality of one image."""
-
-    file: str
-    image: int
-    """The index of the image in its array; 0 for a picture."""
-    psnr_input: float
-    ssim_input: float
-    psnr_output: float
-    ssim_output: float
-
-
 def process(
     denoiser: "Denoiser",
     files: Sequence[File],
     value_range: ValueRange = None,
     progress: Callable[[int], object] = lambda pixels: None,
-) -> tuple[list[Result], dict[Path, UsageError]]:
+) -> tuple[list[dict[str, Any]], dict[Path, UsageError]]:
     """Denoise the files; return the quality of each image that has a clean one, and the errors of files that failed.
 
-    A file fails if its pixels are broken, if it has changed, or if its values do not fit; others are denoised
-    nevertheless. `progress` is called with the number of pixels just done.
+    A file fails if its pixels are broken, or if its type, size or values do not fit; others are denoised nevertheless.
+    `progress` is called with the number of pixels just done.
     """
-    results: list[Result] = []
+    rows: list[dict[str, Any]] = []
     failed: dict[Path, UsageError] = {}
     for file in files:
         try:
             _denoise(denoiser, file, value_range, progress)
             if file.clean is not None:
-                results.extend(_quality(denoiser, file, value_range))
+                rows.extend(_quality(denoiser, file, value_range))
         except UsageError as error:
             failed[file.source] = error
             progress(file.pixels)
-    return results, failed
-
-
-def write_metrics(path: Path, results: Sequence[Result]) -> str:
-    """Write a .csv file with a line for each image; return the means over images for the user."""
-    from dae.evaluation.metrics import psnr_of_mse
-
-    text = io.StringIO()
-    csv.writer(text).writerows([Result._fields, *results])
-    atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
-    means = Result("", 0, *np.mean([result[2:] for result in results], axis=0).tolist())
-    psnrs = np.array([(result.psnr_input, result.psnr_output) for result in results])
-    before, after = map(psnr_of_mse, np.mean(10 ** (-psnrs / 10), axis=0))
-    return (
-        f"PSNR {means.psnr_input:.2f} dB before, {means.psnr_output:.2f} dB after; SSIM {means.ssim_input:.3f} before, "
-        f"{means.ssim_output:.3f} after (mean of {_counted(len(results), 'image')}); PSNR of the mean MSE "
-        f"{before:.2f} dB before, {after:.2f} dB after; of each: {path}"
-    )
+    return rows, failed
 
 
 def _denoise(denoiser: "Denoiser", file: File, value_range: ValueRange, progress: Callable[[int], object]) -> None:
     """Denoise one file, and write the result."""
-    with _opened(file) as parts:
-        for name, (noisy, denoised) in parts.items():
+    with _opened(file) as (noisy, denoised):
+        for name, images in noisy.items():
             with as_usage_error(source := file.label(name)):
-                denoiser.of(noisy.shape[-1]).denoise_into(denoised, noisy, value_range, progress, source)
-        del noisy, denoised  # a large picture is encoded in several times its own memory
+                denoiser.of(images.shape[-1]).denoise_into(denoised[name], images, value_range, progress, source)
+        del images
+        noisy.clear()  # a large picture is encoded in several times its own memory
 
 
 @contextlib.contextmanager
-def _opened(file: File) -> Iterator[dict[str, Pair]]:
-    """Yield the noisy images of each part and space for the denoised ones, both [N, H, W, C]; then write the latter.
+def _opened(file: File) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yield the noisy images of each part, and space for the denoised ones; then write the latter.
 
-    Raises BrokenPicture for a file that cannot be read, or that is not as it was planned.
+    Raises BrokenPicture for a file that cannot be read.
     """
     with as_usage_error("--output", "cannot create the folder", OSError):
         file.target.parent.mkdir(parents=True, exist_ok=True)
     if _is_picture(file.source):
-        pixels, alpha, icc_profile, tags = pictures.read_picture(file.source)
-        if alpha is not None and not pictures.can_hold_alpha(file.target):
-            pixels, alpha = pictures.read(file.source), None
-        denoised = np.empty_like(pixels)
-        parts = _as_planned(file, {"": (pixels, denoised)})
+        pixels, icc_profile, tags = pictures.read_picture(file.source)
+        noisy, denoised = _batches(file, {"": pixels}), np.empty_like(pixels)
         del pixels
-        yield parts
-        parts.clear()
-        pictures.write(file.target, denoised, alpha, icc_profile, tags)
-    elif "" in file.parts:
-        with atomic_path(file.target) as temporary:
-            with _as_broken(file.source):
-                noisy = array_files.load(file.source, "")
-            written = np.lib.format.open_memmap(temporary, "w+", noisy.dtype, noisy.shape)
-            if hasattr(os, "posix_fallocate"):  # otherwise a full disk ends the process with SIGBUS
-                with open(temporary, "r+b") as reserved:
-                    os.posix_fallocate(reserved.fileno(), 0, temporary.stat().st_size)
-            yield _as_planned(file, {"": (noisy, written)})
+        yield noisy, {"": denoised}
+        pictures.write(file.target, denoised, icc_profile, tags)
+        return
+    arrays = _arrays(file.source)
+    noisy = _batches(file, arrays)
+    with atomic_path(file.target) as temporary:
+        if "" in noisy:
+            written = np.lib.format.open_memmap(temporary, "w+", arrays[""].dtype, arrays[""].shape)
+            with open(temporary, "r+b") as reserved:
+                reserve(reserved.fileno(), temporary.stat().st_size)
+            yield noisy, _batches(file, {"": written})
             written.flush()
-    else:
-        with _as_broken(file.source), zipfile.ZipFile(file.source) as archive:
-            names = {info: info.filename.removesuffix(".npy") for info in archive.infolist()}
-            others = {info: archive.read(info) for info, name in names.items() if name not in file.parts}
-            arrays = {name: array_files.load(file.source, name) for name in file.parts}
-        outputs = {name: np.empty(array.shape, array.dtype) for name, array in arrays.items()}
-        yield _as_planned(file, {name: (array, outputs[name]) for name, array in arrays.items()})
-        with atomic_path(file.target) as temporary, zipfile.ZipFile(temporary, "w") as target:
-            for info, name in names.items():
-                with target.open(info, "w", force_zip64=True) as member:
-                    if name in outputs:
-                        np.lib.format.write_array(member, outputs[name], allow_pickle=False)
-                    else:
-                        member.write(others[info])
+        else:
+            outputs = {name: np.empty(arrays[name].shape, arrays[name].dtype) for name in noisy}
+            yield noisy, _batches(file, outputs)
+            np.savez(temporary, allow_pickle=False, **(arrays | outputs))
 
 
-def _as_planned(file: File, arrays: dict[str, Pair]) -> dict[str, Pair]:
-    """Return the arrays as [N, H, W, C]. Raises BrokenPicture if their shapes or types are not those of the plan."""
+def _batches(file: File, arrays: Arrays) -> Arrays:
+    """Return the parts of a file among its arrays, as [N, H, W, C]. Raises BrokenPicture if one is missing."""
     axes = "NYXC" if _is_picture(file.source) else file.axes
     with _as_broken(file.source):
-        parts = {name: (as_batch(noisy, axes), as_batch(denoised, axes)) for name, (noisy, denoised) in arrays.items()}
-        if any((*noisy.shape, noisy.dtype) != file.parts[name] for name, (noisy, _) in parts.items()):
-            raise ValueError("changed after it was checked")
-    return parts
+        return {name: as_batch(arrays[name], axes) for name in file.parts}
 
 
-def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[Result]:
-    """Yield the quality of each image of a denoised file that has a clean one."""
+def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image of a denoised file that has a clean one: PSNR and SSIM before and after denoising."""
     from dae.evaluation.metrics import psnr, ssim
 
-    def scaled(images: np.ndarray) -> np.ndarray:
-        return denoiser.value_range(images.dtype, value_range).to_unit(images)
-
-    for name in file.parts:
-        paths = (path for path in (file.source, file.target, file.clean) if path is not None)
-        columns = [_read(path, name, file.axes) for path in paths]
-        for index in range(len(columns[0])):
-            before, after, clean = (scaled(images[index : index + 1]) for images in columns)
-            values = (float(metric(clean, image)[0]) for image in (before, after) for metric in (psnr, ssim))
-            yield Result(file.label(name), index, *values)
-
-
-def _read(path: Path, name: str, axes: str | None) -> np.ndarray:
-    if _is_picture(path):
-        return pictures.read(path)
-    with _as_broken(path):
-        return as_batch(array_files.load(path, name), axes)
-
-
-def summary(files: Sequence[File], failed: Collection[Path], seconds: float, output: Path) -> str:
-    """Return the last line for the user: how much was denoised, how fast and where it is."""
-    done = [file for file in files if file.source not in failed]
-    images = sum(header.count for file in done for header in file.parts.values())
-    megapixels = sum(file.pixels for file in done) / 1e6
-    return (
-        f"denoised {_counted(images, 'image')} in {_counted(len(done), 'file')} "
-        f"({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}"
+    clean, noisy, denoised = (
+        _batches(file, _arrays(path)) for path in (file.clean or file.source, file.source, file.target)
     )
+    for name in file.parts:
+        scaled = [
+            denoiser.value_range(arrays[name].dtype, value_range).to_unit(arrays[name])
+            for arrays in (clean, noisy, denoised)
+        ]
+        for index in range(len(scaled[0])):
+            truth, before, after = (images[index : index + 1] for images in scaled)
+            label = file.label(name).encode(errors="backslashreplace").decode()
+            row: dict[str, Any] = {"file": label, "image": index}
+            for column, images in (("input", before), ("output", after)):
+                row |= {f"{metric.__name__}_{column}": float(metric(truth, images)[0]) for metric in (psnr, ssim)}
+            yield row
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def _arrays(path: Path) -> Arrays:
+    """Return the images of a picture, [N, H, W, C], without a name, or the arrays in an .npz or .npy file."""
+    if _is_picture(path):
+        return {"": pictures.read(path)}
+    with _as_broken(path):
+        return array_files.load(path)

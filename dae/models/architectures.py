@@ -85,7 +85,7 @@ def patches(image_shape: Shape, width: int = 1) -> keras.Model:
     """
     noisy, x, crop = _padded_input(image_shape, 2)
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
-    x = _residual_blocks(x, 2)
+    x = _residual_blocks(x, 2, relu=True)
     denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
     return keras.Model(noisy, crop(denoised), name="patches")
 
@@ -100,7 +100,7 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
     instead of concatenations, as in Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior (2021).
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = _residual_blocks(layers.ReLU()(_two_levels(x, width, _residual_blocks)), 2)
+    x = _residual_blocks(layers.ReLU()(_two_levels(x, width, relu=True)), 2, relu=True)
     denoised = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", activation="sigmoid")(x)
     return keras.Model(noisy, crop(denoised), name="unet")
 
@@ -108,14 +108,13 @@ def unet(image_shape: Shape, width: int = 1) -> keras.Model:
 def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
     """The sum of the noisy image and of the output of a U-Net like `unet`, so that it can leave [0, 1].
 
-    The last kernel of each block, and of the network, starts with zeros: at first, the network returns the noisy image.
-    Sides are padded as by `unet`; 323,969 parameters for digits.
+    The last kernel starts with zeros: at first, the network returns the noisy image. Sides are padded as by `unet`;
+    323,969 parameters for digits.
 
-    Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017), for the
-    sum; Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
+    Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017).
     """
     noisy, x, crop = _padded_input(image_shape, 4)
-    x = _identity_blocks(_two_levels(x, width, _identity_blocks), 2)
+    x = _residual_blocks(_two_levels(x, width, relu=False), 2, relu=False)
     x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
     return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name="residual_unet")
 
@@ -151,39 +150,27 @@ def _padded_input(
     return noisy, layers.ZeroPadding2D(padding)(noisy), lambda x: layers.Cropping2D(padding)(x)
 
 
-def _two_levels(
-    x: keras.KerasTensor, width: int, blocks: Callable[[keras.KerasTensor, int], keras.KerasTensor]
-) -> keras.KerasTensor:
-    """Return the sum of `blocks` at half the resolution and of those that follow them at a quarter, upsampled."""
+def _two_levels(x: keras.KerasTensor, width: int, relu: bool) -> keras.KerasTensor:
+    """Return the sum of blocks at half the resolution and of those that follow them at a quarter, upsampled."""
     x = layers.Conv2D(32 * width, 4, strides=2, padding="same", activation="relu")(x)
-    fine = blocks(x, 2)
+    fine = _residual_blocks(x, 2, relu)
     x = layers.Conv2D(64 * width, 3, strides=2, padding="same", activation="relu")(fine)
-    coarse = blocks(x, 3)
+    coarse = _residual_blocks(x, 3, relu)
     x = layers.Conv2DTranspose(32 * width, 2, strides=2, padding="same")(coarse)
     return layers.Add()([x, fine])
 
 
-def _residual_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
-    """Apply `count` blocks of two 3 x 3 convolutions, each block added to its input.
+def _residual_blocks(x: keras.KerasTensor, count: int, relu: bool) -> keras.KerasTensor:
+    """Apply `count` blocks of two 3 x 3 convolutions, each block added to its input; `relu` rectifies the sums.
 
-    Source: He et al., Deep Residual Learning for Image Recognition (2016), without batch normalization.
-    """
-    channels = x.shape[-1]
-    for _ in range(count):
-        y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
-        y = layers.Conv2D(channels, 3, padding="same")(y)
-        x = layers.ReLU()(layers.Add()([x, y]))
-    return x
-
-
-def _identity_blocks(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
-    """Apply `count` residual blocks that start as the identity, without an activation after the sum.
-
-    Source: He et al., Identity Mappings in Deep Residual Networks (2016), without normalization.
+    Each block starts as the identity: its last kernel starts with zeros. Source: He et al., Deep Residual Learning for
+    Image Recognition (2016), without batch normalization; without `relu`, Identity Mappings in Deep Residual Networks
+    (2016); Zhang, Dauphin and Ma, Fixup Initialization (2019), for the zeros.
     """
     channels = x.shape[-1]
     for _ in range(count):
         y = layers.Conv2D(channels, 3, padding="same", activation="relu")(x)
         y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros")(y)
         x = layers.Add()([x, y])
+        x = layers.ReLU()(x) if relu else x
     return x

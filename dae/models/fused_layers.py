@@ -100,11 +100,7 @@ def _fusions(model: keras.Model) -> dict[str, Function]:
     # An operation has only its first output here, so the second one of a layer that is used twice is not among these.
     if not {*users} <= {*producers}:
         return {}
-    functions: dict[str, Function] = {
-        layer.name: functools.partial(_transposed_convolution, layer)
-        for layer in producers.values()
-        if _transposes(layer)
-    }
+    functions: dict[str, Function] = {}
     for tensor, (user, *others) in users.items():
         before = producers[tensor]
         if others or before.name in functions:  # a convolution can follow upsampling and precede pooling
@@ -147,81 +143,27 @@ def _upsampled_convolution(layer: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tenso
     parity, tap = np.indices((2, 3))
     rows = np.zeros((2, 2 + pad, 3), np.float32)
     rows[parity, (parity + tap - pad) // 2 + pad, tap] = 1
-    return _convolution_of_positions(layer, tf.convert_to_tensor(layer.kernel), rows, rows, layer.padding.upper(), x)
-
-
-def _convolution_of_positions(
-    layer: keras.layers.Layer, kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray, padding: Any, x: tf.Tensor
-) -> tf.Tensor:
-    """Return the positions of `_kernel_of_positions` for small images, by one convolution, which has them as channels.
-
-    Then follow the bias and the activation of `layer`.
-    """
-    factor = len(rows)
-    x = tf.nn.conv2d(x, _kernel_of_positions(kernel, rows, columns), strides=1, padding=padding)
+    # This is einsum("auh,bvw,hwio->uviabo") with the kernel, as one product, because it is computed for each shard.
+    size, (inputs, outputs) = 2 + pad, layer.kernel.shape[2:]
+    matrix = np.einsum("auh,bvw->uvabhw", rows, rows).reshape(-1, 9)
+    product = tf.matmul(matrix, tf.reshape(tf.convert_to_tensor(layer.kernel), [9, inputs * outputs]))
+    cases = tf.transpose(tf.reshape(product, [size, size, 4, inputs, outputs]), [0, 1, 3, 2, 4])
+    kernel = tf.reshape(cases, [size, size, inputs, 4 * outputs])
+    x = tf.nn.conv2d(x, kernel, strides=1, padding=layer.padding.upper())
     if layer.use_bias:
-        x = tf.nn.bias_add(x, tf.tile(tf.convert_to_tensor(layer.bias), [factor**2]))
-    return layer.activation(_pixels_from_channels(x, factor))
+        x = tf.nn.bias_add(x, tf.tile(tf.convert_to_tensor(layer.bias), [4]))
+    return layer.activation(_pixels_from_channels(x))
 
 
-def _kernel_of_positions(kernel: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
-    """Return the kernel [u, v, in, a * b * out] that computes a * b output positions of `kernel` [h, w, in, out].
-
-    `rows` [a, u, h] and `columns` [b, v, w] say which of its rows and columns each position adds up. This is
-    einsum("auh,bvw,hwio->uviabo"), as one product of matrices, because it is computed for each shard.
-    """
-    (a, u, h), (b, v, w) = rows.shape, columns.shape
-    matrix = np.einsum("auh,bvw->uvabhw", rows, columns).reshape(-1, h * w)
-    inputs, outputs = kernel.shape[2:]
-    product = tf.matmul(matrix, tf.reshape(kernel, [h * w, inputs * outputs]))
-    positions = tf.transpose(tf.reshape(product, [u, v, a * b, inputs, outputs]), [0, 1, 3, 2, 4])
-    return tf.reshape(positions, [u, v, inputs, a * b * outputs])
-
-
-def _pixels_from_channels(x: tf.Tensor, factor: int) -> tf.Tensor:
-    """Return the same as `tf.nn.depth_to_space(x, s)`, from [batch, H, W, s s C] to [batch, s H, s W, C].
+def _pixels_from_channels(x: tf.Tensor) -> tf.Tensor:
+    """Return the same as `tf.nn.depth_to_space(x, 2)`, from [batch, H, W, 4 C] to [batch, 2 H, 2 W, C].
 
     TensorFlow's operation is slow for C = 1, and its gradient is even slower; this implementation saves 5 % of the time
     of a training step of `conv`.
     """
     _, height, width, channels = keras.ops.shape(x)  # numbers if the graph knows the shape
-    channels //= factor**2
-    x = tf.reshape(x, [-1, height, width, factor, factor, channels])
-    return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, factor * height, factor * width, channels])
-
-
-def _transposes(layer: Any) -> bool:
-    """Return whether `layer` is a transposed convolution that multiplies the sides by its stride."""
-    return (
-        _is(layer, keras.layers.Conv2DTranspose)
-        and layer.strides[0] == layer.strides[1] <= min(layer.kernel_size)
-        and (layer.padding, layer.output_padding, layer.dilation_rate) == ("same", None, (1, 1))
-    )
-
-
-def _transposed_convolution(layer: keras.layers.Conv2DTranspose, x: tf.Tensor) -> tf.Tensor:
-    """Apply `layer` to images [batch, H, W, C].
-
-    With the stride s, the output pixels of each of the s x s positions relative to an input pixel are a convolution of
-    the small image, with every s-th row and column of the kernel. One convolution computes them all as channels. This
-    saves 7 % of the time of a training step of `patches`, and 2 % of that of `unet`.
-    """
-    stride, _ = layer.strides
-
-    def taps(size: int) -> tuple[np.ndarray, int]:
-        """Return which row of the kernel each output position multiplies, and the offset of the first input row."""
-        before = (size - stride) // 2
-        first, last = -((size - 1 - before) // stride), (stride - 1 + before) // stride
-        position, offset, row = np.indices((stride, last - first + 1, size))
-        return (row == position + before - stride * (offset + first)).astype(np.float32), first
-
-    (rows, first_row), (columns, first_column) = map(taps, layer.kernel_size)
-    height, width = rows.shape[1], columns.shape[1]
-    padding: Any = [[0, 0], [-first_row, height - 1 + first_row], [-first_column, width - 1 + first_column], [0, 0]]
-    if (-first_row, -first_column) == ((height - 1) // 2, (width - 1) // 2):
-        padding = "SAME"  # the same numbers, but only so does oneDNN compute the gradients
-    kernel = tf.transpose(tf.convert_to_tensor(layer.kernel), [0, 1, 3, 2])
-    return _convolution_of_positions(layer, kernel, rows, columns, padding, x)
+    x = tf.reshape(x, [-1, height, width, 2, 2, channels // 4])
+    return tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, 2 * height, 2 * width, channels // 4])
 
 
 def _pools(layer: Any, pooling: Any) -> bool:

@@ -33,11 +33,6 @@ MODELS: dict[str, NetworkFunction] = {
 }
 
 
-def load(config: RunConfig) -> NetworkFunction:
-    """Return the function that `config.model` names. Raises UsageError if there is none."""
-    return plugins.load(MODELS, config.model, "--model")
-
-
 def build(config: RunConfig, image_shape: Shape, earlier: keras.Model | None = None) -> keras.Model:
     """Return the network that `config` names, with its initial weights, for images of `image_shape`.
 
@@ -67,7 +62,8 @@ def sketch(config: RunConfig, image_shape: Shape) -> keras.Model | None:
 
 def _model(config: RunConfig, image_shape: Shape) -> keras.Model:
     """Return the model that the network's function returns, after a check that it is one for such images."""
-    function, source = load(config), f"--model: {plugins.source(config.model)}"
+    function = plugins.load(MODELS, config.model, "--model")
+    source = f"--model: {plugins.source(config.model)}"
     if config.width != 1 and "width" not in inspect.signature(function).parameters:
         raise UsageError(f"--width: {plugins.label(config.model)} has no parameter `width`, so it must be 1")
     errors = plugins.errors_with_line(source, plugins.file_of(function))
@@ -118,7 +114,7 @@ def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
     which names the file and the function.
     """
     source = f"--model: {plugins.source(config.model)}"
-    with plugins.errors_with_line(source, plugins.file_of(load(config))):
+    with plugins.errors_with_line(source, plugins.file_of(plugins.load(MODELS, config.model, "--model"))):
         again = build(config, batch.clean.shape[1:], earlier=model)
         for weight, rebuilt in zip(model.weights, again.weights, strict=True):
             if not np.array_equal(weight, rebuilt, equal_nan=True):

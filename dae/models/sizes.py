@@ -2,9 +2,9 @@
 
 import contextlib
 import functools
-import weakref
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from dae.errors import UsageError
 
-T = TypeVar("T")
-
 # The computation of a layer.
 Function = Callable[[Any], tf.Tensor]
 
 # Networks that halve their images up to eight times take one of this many consecutive sides.
 _SEARCHED = 256
+# The first multiples to try: those of networks that halve their images.
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Activations that TensorFlow fuses with the layers before them without changing their values.
 _SAFE_ACTIVATIONS = (keras.activations.linear, keras.activations.relu, keras.activations.sigmoid)
 # The least sides of the image to measure receptive fields with. Fields of up to half the length are found.
@@ -38,20 +38,6 @@ _ARITHMETIC = (
 )
 # Largest difference, relative to the largest output, that is due to sums in another order.
 _ROUNDING = 1e-4
-
-
-def _cached(function: Callable[..., T]) -> Callable[..., T]:
-    """Cache a function of a model and other arguments, for as long as the model exists."""
-    results: weakref.WeakKeyDictionary[keras.Model, dict[Any, T]] = weakref.WeakKeyDictionary()
-
-    @functools.wraps(function)
-    def cached(model: keras.Model, *arguments: Any) -> T:
-        of_model = results.setdefault(model, {})
-        if arguments not in of_model:
-            of_model[arguments] = function(model, *arguments)
-        return of_model[arguments]
-
-    return cached
 
 
 def is_functional(layer: object) -> bool:
@@ -134,16 +120,6 @@ def _of_any_size(model: keras.Model, clone_function: Callable[[Any], Any]) -> ke
     return keras.models.clone_model(model, keras.tree.map_structure(free, structure), clone_function)
 
 
-def output_sizes(model: keras.Model, height: int, width: int) -> list[tuple[str, int]]:
-    """Return the type of each operation in the graph of `model`, and its number of values for an image of this size."""
-    network = tf.function(view_of_any_size(model), autograph=False)
-    graph = network.get_concrete_function(tf.TensorSpec((None, height, width, model.input_shape[-1]))).graph
-    outputs = [(operation.type, output.shape) for operation in graph.get_operations() for output in operation.outputs]
-    # What depends on the images has an unknown first dimension, unlike weights.
-    of_images = [(kind, shape) for kind, shape in outputs if shape.rank and shape[0] is None]
-    return [(kind, shape[1:].num_elements() or 0) for kind, shape in of_images]
-
-
 def replacement(layer: keras.layers.Layer) -> Function | None:
     """Return the function that computes the same as `layer` where TensorFlow cannot, or None if there is no need."""
     if isinstance(layer, keras.layers.UpSampling2D) and layer.data_format == "channels_last":
@@ -178,104 +154,110 @@ def _alone(layer: keras.layers.Layer) -> Function:
     return lambda values: layer(tf.ensure_shape(values, values.shape))
 
 
-@_cached
 def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]:
     """Return the size, at least this height and width, to which images must be padded for `model`.
 
     Raises UsageError if it takes no such size, or only one other, as with a dense layer on all pixels.
     """
-    own_height, own_width = model.input_shape[1:3]
-    if (height, width) == (own_height, own_width):
+    if (height, width) == model.input_shape[1:3]:
         return height, width
-    if view_of_any_size(model).input_shape[1:3] == (None, None):
-        for fits in (_states, _keeps):  # one side at a time, beside one that fits; first by what takes less time
-            rows = next((side for side in range(height, height + _SEARCHED) if fits(model, side, own_width)), height)
-            columns = next((side for side in range(width, width + _SEARCHED) if fits(model, own_height, side)), width)
-            if _keeps(model, rows, columns):
-                return rows, columns
-    raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
+    sides = fitting_sides(model)
+    if sides is None:
+        raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
+    (rows, columns), (row_period, column_period) = sides
+    return height + (rows - height) % row_period, width + (columns - width) % column_period
 
 
-def _states(model: keras.Model, height: int | None, width: int | None) -> bool:
-    """Return whether the layers of `model` state that they keep this size, of which a side can be free.
+@functools.lru_cache(maxsize=16)
+def fitting_sides(model: keras.Model) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Return a height and a width of images that `model` takes, and the periods with which others follow.
 
-    Some, such as Concatenate, do not compare the sides of their inputs.
+    Returns None if it takes one size only. They are found one side at a time, beside one that fits.
     """
-    shape = (1, height, width, model.input_shape[-1])
-    try:
-        return tuple(view_of_any_size(model).compute_output_shape(shape)) == shape
-    except Exception:  # a ValueError where branches of different sizes meet; a user's layer raises any type
-        return False
+    if view_of_any_size(model).input_shape[1:3] != (None, None):
+        return None
+    height, width = model.input_shape[1:3]
+    searched = range(_SEARCHED, 2 * _SEARCHED)
+    first_rows = height or next((side for side in searched if _keeps(model, side, width)), None)
+    first_columns = width or next((side for side in searched if _keeps(model, height, side)), None)
+    if first_rows is None or first_columns is None:
+        return None
+    periods = (*_POWERS, *range(3, _SEARCHED))
+    rows = next((period for period in periods if _keeps(model, first_rows + period, first_columns)), None)
+    columns = next((period for period in periods if _keeps(model, first_rows, first_columns + period)), None)
+    return None if rows is None or columns is None else ((first_rows, first_columns), (rows, columns))
 
 
-@_cached
 def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
-    """Return whether `model` keeps this size, as tried in a graph, which takes tens of milliseconds."""
-    shape = (1, height, width, model.input_shape[-1])
-    network = tf.function(view_of_any_size(model), autograph=False)
+    """Return whether `model` keeps this size, of which a side can be free, as tried in a graph.
+
+    Its layers must state it too, which takes less time to find out. That alone does not suffice: some, such as
+    Concatenate, do not compare the sides of their inputs. Nor does the graph, which may not know one beside a free one.
+    """
+    shape, view = (1, height, width, model.input_shape[-1]), view_of_any_size(model)
     try:
-        return tuple(network.get_concrete_function(tf.TensorSpec(shape)).outputs[0].shape) == shape
-    except Exception:
-        return False
+        is_stated = tuple(view.compute_output_shape(shape)) == shape
+    except Exception as error:  # a ValueError where branches of different sizes meet; a user's layer raises any type
+        is_stated = not isinstance(error, ValueError)
+    with contextlib.suppress(Exception):
+        if is_stated:
+            graph = tf.function(view, autograph=False).get_concrete_function(tf.TensorSpec(shape))
+            return graph.outputs[0].shape.is_compatible_with(shape)
+    return False
 
 
 class ReceptiveField(NamedTuple):
-    """The overlap that tiles need for the outputs of the whole image, in pixels, as (rows, columns).
+    """The overlap that tiles need for the outputs of the whole image, in pixels."""
 
-    The first `before` outputs at the top and left of a tile, and the last `after` at the bottom and right, can differ
-    from those of the whole image. A tile starts at a multiple of `period`, and its length is that of the image modulo
-    `period`: an image shifted by it gives the shifted output.
-    """
-
-    before: tuple[int, int]
-    after: tuple[int, int]
-    period: tuple[int, int]
+    radius: int
+    """So many outputs at each end of a tile can differ from those of the whole image."""
+    period: int
+    """A tile starts at a multiple of it, and its sides are those of the image modulo the period."""
 
 
+@functools.lru_cache(maxsize=16)
 def receptive_field(model: keras.Model) -> ReceptiveField | None:
     """Return the receptive field of a model from images [batch, H, W, C] to images of the same size.
 
     Returns None if there is no finite one, as with dense layers on all pixels, global pooling or attention, or if it
     cannot be measured, because the model takes images of one size only or has layers that are not Keras's.
     """
+    sides = fitting_sides(model)
     try:
-        with tf.device("CPU:0"):
-            return ReceptiveField(*zip(_measure(model, axis=0), _measure(model, axis=1), strict=True))
+        if sides is not None:
+            period = math.lcm(*sides[1])
+            with tf.device("CPU:0"):
+                return ReceptiveField(max(_radius(model, axis, period) for axis in (0, 1)), period)
     except Exception:  # Keras and TensorFlow raise many types for a network that cannot be copied or resized
-        return None
+        pass
+    return None
 
 
-def _measure(model: keras.Model, axis: int) -> tuple[int, int, int]:
-    """Return `before`, `after` and `period` along the rows (axis 0) or columns (axis 1). Raises ValueError."""
-
-    def fitting(length: int) -> tuple[int, int]:
-        return fitting_size(model, *((length, _WIDTH) if axis == 0 else (_WIDTH, length)))
-
-    network, size = _without_maxima(model), fitting(_LENGTH)
+def _radius(model: keras.Model, axis: int, period: int) -> int:
+    """Return the radius along the rows (axis 0) or columns (axis 1). Raises ValueError if it cannot be measured."""
+    network = _without_maxima(model)
+    size = fitting_size(model, *((_LENGTH, _WIDTH) if axis == 0 else (_WIDTH, _LENGTH)))
     image = np.random.default_rng(0).random((*size, model.input_shape[-1]), np.float32).swapaxes(0, axis)
-    # Outputs of strided layers have every `period`-th size, so only such images fit.
-    period = fitting(size[axis] + 1)[axis] - size[axis]
 
     def outputs(image: np.ndarray) -> np.ndarray:
         return np.asarray(network(image.swapaxes(0, axis)[None], training=False)[0]).swapaxes(0, axis)
 
-    def differing_ends(start: int, stop: int) -> tuple[int, int]:
-        """Return the number of rows at both ends of a tile whose outputs are not those of the whole image."""
+    def differing(start: int, stop: int) -> int:
+        """Return the larger number of rows at an end of a tile whose outputs are not those of the whole image."""
         outside_is_nan = np.full_like(image, np.nan)
         outside_is_nan[start:stop] = image[start:stop]
         tile, expected = outputs(image[start:stop]), outputs(outside_is_nan)[start:stop]
         is_equal = np.abs(tile - expected) <= _ROUNDING * np.abs(tile).max()  # false for NaN
-        differing, half = np.flatnonzero(~is_equal.all(axis=(1, 2))), len(tile) // 2
-        before = int(differing[differing < half].max(initial=-1)) + 1
-        return before, len(tile) - int(differing[differing >= half].min(initial=len(tile)))
+        rows = np.flatnonzero(~is_equal.all(axis=(1, 2)))
+        return int(np.minimum(rows + 1, len(tile) - rows).max(initial=0))
 
     start = -(-len(image) // 4 // period) * period
     stop = len(image) - start
     # Two starts, because the first could be a multiple of a longer period by chance.
-    before, after = np.max([differing_ends(first, stop) for first in (start, start + period)], axis=0)
-    if before + after > (stop - start) // 2:
+    radius = max(differing(first, stop) for first in (start, start + period))
+    if radius > (stop - start) // 4:
         raise ValueError("the outputs depend on pixels further away than can be measured")
-    return int(before), int(after), period
+    return radius
 
 
 def _without_maxima(model: keras.Model) -> keras.Model:

@@ -60,7 +60,6 @@ class Logger:
         self._model, self._noisy = model, samples.noisy
         epochs_done, steps_into_epoch = divmod(step, steps_per_epoch(images_per_epoch, config.batch_size))
         self.tensorboard = TensorBoard(run.output, config, resolved, model, samples, epochs_done)
-        self._is_first_epoch = True
         self._total = config.epochs * images_per_epoch
         self._images = epochs_done * images_per_epoch + steps_into_epoch * config.batch_size
         self._last_line = time.monotonic()
@@ -98,9 +97,8 @@ class Logger:
         workdir.append_metrics(self._run.output, results)
         self._console.print(format_epoch(results, self._epochs))
         self._last_line = time.monotonic()
-        if self._is_first_epoch:
+        if results["epoch"] == 1:
             warn_if_collapsed(self._model, self._noisy)
-        self._is_first_epoch = False
 
     def __enter__(self) -> "Logger":
         return self

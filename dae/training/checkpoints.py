@@ -45,14 +45,15 @@ class Checkpoints:
         """Save the state as the latest checkpoint."""
         self._save(self._latest, LATEST_KEPT)
 
-    def save_epoch(self, epoch: int, validation_loss: float | None) -> None:
-        """Save the state at the end of `epoch` as the latest checkpoint, and as the best if its loss is the lowest.
+    def save_epoch(self, epoch: int, value: float | None) -> None:
+        """Save the state at the end of `epoch` as the latest checkpoint, and as the best if its `value` is the lowest.
 
+        It is that of `Task.criterion`, or None if nothing validates.
         Raises RunError, and saves nothing, if the states of several workers differ.
         """
         check_states(self._state, self._replicas)
-        if validation_loss is not None and validation_loss < float(self._state.best_loss):
-            self._state.best_loss.assign(validation_loss)
+        if value is not None and value < float(self._state.best_value):
+            self._state.best_value.assign(value)
             self._state.best_epoch.assign(epoch)
             self._save(self._best, 1)
         self.save()

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from dae.errors import Interrupted, RunError
@@ -22,8 +23,9 @@ class Interruption(contextlib.AbstractContextManager):
     one, where Python allows no handlers, the signals of other workers count only.
     """
 
-    def __init__(self, replicas: Replicas = ALONE) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: Replicas = ALONE, run_dir: Path | None = None) -> None:
+        """Prepare for the run in `run_dir`, which the message of an interruption names."""
+        self._replicas, self._run_dir = replicas, run_dir
         self._received: list[int] = []
         self._previous: dict[int, Any] = {}
 
@@ -55,7 +57,8 @@ class Interruption(contextlib.AbstractContextManager):
         if any(statuses):
             save()
             self._replicas.exchange(b"")  # wait until the chief has saved, because workers fail with one that ends
-            raise Interrupted(int(next(filter(None, statuses))), f"stopped and saved after {when}")
+            number = int(next(filter(None, statuses)))
+            raise Interrupted(number, f"stopped and saved after {when}", self._run_dir)
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:

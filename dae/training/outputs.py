@@ -4,7 +4,7 @@ from typing import Any
 
 from dae import plugins
 from dae.evaluation.evaluate import Evaluate, make_evaluator
-from dae.evaluation.metrics import psnr_of_mse
+from dae.evaluation.metrics import format_metrics, psnr_of_mse
 from dae.models import networks
 from dae.models.fused_layers import fused
 from dae.reporting import plots, tensorboard
@@ -50,8 +50,13 @@ def write(
         report |= make_evaluator(task.evaluated_model, replicas=task.replicas)("test", task.batches("test"))
     if "test_mse" in report:
         report["test_psnr_of_mean_mse"] = psnr_of_mse(report["test_mse"])
-    if not task.replicas.is_chief:
-        return report
+    if task.replicas.is_chief:
+        _write_files(run, task, report, console)
+    task.replicas.exchange(b"")  # wait until the chief has written everything
+    return report
+
+
+def _write_files(run: Workdir, task: Task, report: dict[str, Any], console: Console) -> None:
     run.check()
     folder = run.output
     (folder / workdir.REPORT).unlink(missing_ok=True)  # of fewer epochs
@@ -62,6 +67,6 @@ def write(
     curves = tensorboard.curves(workdir.read_metrics(folder))
     plots.save_curves(folder / "curves.png", curves, report["epoch"])
     tensorboard.write_test(folder / "tensorboard", report)
-    workdir.write_duration(folder)
     workdir.write_report(folder, report)
-    return report
+    console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
+    console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")

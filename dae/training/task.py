@@ -137,18 +137,21 @@ def prepare(
     splits = datasets.load(config, data)
     if config.patience is not None and not len(splits.validation):
         raise UsageError("--patience: needs validation images; --validation-examples is 0")
+    image_shape = example_shape(splits.train, config)
+    sketch = networks.sketch(config, image_shape)
+    needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
+    shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded, image_shape)
+    replicas = replicas.with_shards(shards)
+    replicas.connect()
     found = None
     if config.only_noisy and recorded is not None and recorded.data_digest:
         splits = splits.with_noise_level(recorded.noise_level[0])
     elif config.only_noisy and config.noisy != PYTHON_DATA:  # the noise in arrays is known to their caller
         found = noise_level.of_images(splits.train)
-        splits = splits.with_noise_level(round(found.sigma, 5), f"noise: {found.describe()}")
-    image_shape = example_shape(splits.train, config)
-    sketch = networks.sketch(config, image_shape)
-    needs_whole_batches = composite.has_updates(config.loss) or bool(sketch and sketch.non_trainable_weights)
-    shards, threads, onednn = runtime.resolve(config, needs_whole_batches, replicas, recorded, image_shape)
-    replicas = dataclasses.replace(replicas.with_shards(shards), jit_compile=config.compile)
-    replicas.connect()
+    # That of the chief, because those of other processors may differ in the last digit.
+    estimate, *_ = replicas.exchange(b"" if found is None else f"{found.sigma:.5f}".encode())
+    if found is not None and estimate:
+        splits = splits.with_noise_level(float(estimate), f"noise: {found.describe()}")
     levels = noise.level_range(config, splits.train.is_noisy, splits.train.noise_level)
     noise.check(config, image_shape, levels)
     model = networks.build(config, image_shape, earlier=sketch)

@@ -68,7 +68,7 @@ class TrainState(tf.train.Checkpoint):
             step=tf.Variable(0, dtype=tf.int64),  # steps done
             means=RunningMeans((*loss.names, "gradient_norm", "update_to_weight_ratio")),
             seconds=tf.Variable(0.0, dtype=tf.float64),  # spent on the current epoch, also before a resume
-            best_loss=tf.Variable(float("inf"), dtype=tf.float64),  # lowest value of `Task.criterion`
+            best_value=tf.Variable(float("inf"), dtype=tf.float64),  # lowest value of `Task.criterion`
             best_epoch=tf.Variable(0, dtype=tf.int64),  # the epoch, from 1, that reached it
         )
         self._composite_loss, self._max_gradient_norm, self._ema_decay = loss, max_gradient_norm, ema_decay

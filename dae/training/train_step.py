@@ -6,6 +6,7 @@ calls has the decorator `do_not_convert` where translating it would delay the fi
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,20 +80,17 @@ def make_train_loop(train_step: TrainStep, state: TrainState) -> TrainLoop:
     # TensorFlow tells functions apart by their code, which a partial has not, and would warn at the third run of a
     # process that one function is traced again and again.
     separate: Any = functools.partial(train_loop)
-    separate.__name__ = train_loop.__name__  # which the profiler shows
+    separate.__name__ = train_loop.__name__  # which a profile shows
     compiled = tf.function(separate)
 
     def checked(batches: Iterator[Batch], num_steps: int, batch_size: int) -> tf.Tensor:
         try:
             return compiled(batches, tf.constant(num_steps), batch_size)
         except tf.errors.InvalidArgumentError as error:
-            quantity = next(
-                (name for name in ("loss", "gradient") if f"the {name} : Tensor had" in error.message), None
-            )
-            if quantity is None:
+            if (found := re.search("the (loss|gradient) : Tensor had", error.message)) is None:
                 raise
             raise Diverged(
-                f"the {quantity} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
+                f"the {found[1]} of step {int(state.step) + 1} is not finite; earlier checkpoints are intact; start "
                 "another run with a lower --learning-rate"
             ) from None
 

@@ -14,9 +14,8 @@ from dae import runtime
 from dae.config import PYTHON_DATA, RunConfig
 from dae.data.datasets import Arrays
 from dae.data.pipeline import batch_spec, training_batches
-from dae.errors import Interrupted, RunError, UsageError, first_line
+from dae.errors import RunError, UsageError, first_line
 from dae.evaluation.evaluate import Evaluate, make_evaluator
-from dae.evaluation.metrics import format_metrics
 from dae.machine import check_tensorflow, keras_defaults
 from dae.replicas import LOST_WORKER, from_environment
 from dae.reporting.logger import Console, Logger
@@ -25,7 +24,6 @@ from dae.training import outputs
 from dae.training.calls import loop_calls
 from dae.training.checkpoints import Checkpoints
 from dae.training.interruption import Interruption
-from dae.training.profiler import profiled
 from dae.training.task import Task, prepare
 from dae.training.train_state import Stopwatch, TrainState
 from dae.training.train_step import TrainLoop, make_train_loop, make_train_step
@@ -58,7 +56,6 @@ def train(
     resume: bool = False,
     finish: bool = False,
     quiet: bool = False,
-    profile: bool = False,
     devices: Sequence[str] = (),
     on_epoch_end: OnEpochEnd = lambda epoch_end: None,
 ) -> dict[str, Any]:
@@ -78,7 +75,6 @@ def train(
         finish: Train the resumed run no further, but evaluate its complete epochs and write the model and the report.
             A later call without it trains on.
         quiet: Print only warnings.
-        profile: Profile a few steps for TensorBoard's profile plugin.
         devices: Names of devices such as gpu:0 or cpu; by default all GPUs, or else the CPU.
         on_epoch_end: A function that is called with an `EpochEnd` (`values`, `model`, `step`) once the epoch's results
             and checkpoint are on disk; of several workers, only the chief calls it. An exception that it raises ends
@@ -114,21 +110,13 @@ def train(
         try:
             check_tasks(task)
             callback = on_epoch_end if replicas.is_chief else lambda epoch_end: None
-            report = train_task(task, run, console, profile, callback, finish)
+            return train_task(task, run, console, callback, finish)
         except (OSError, tf.errors.OpError) as error:
             lost = "another worker has stopped: " if replicas.workers > 1 and isinstance(error, LOST_WORKER) else ""
-            hint = f"continue with --resume --run-dir {run.path} from the last checkpoint, if there is one"
-            raise RunError(f"{lost}{first_line(error)}; {hint}") from error
-        except Interrupted as stop:
-            raise Interrupted(stop.signal_number, stop.message, run.path) from None
-    console.print(f"epoch {report['epoch']} on the test images: {format_metrics(report)}")
-    console.print(f"results: {run.path}; curves and images: tensorboard --logdir {run.path.parent}")
-    return report
+            raise RunError(f"{lost}{first_line(error)}", run.path) from error
 
 
-def train_task(
-    task: Task, run: Workdir, console: Console, profile: bool, on_epoch_end: OnEpochEnd, finish: bool
-) -> dict[str, Any]:
+def train_task(task: Task, run: Workdir, console: Console, on_epoch_end: OnEpochEnd, finish: bool) -> dict[str, Any]:
     """Start or restore the run of `task`, train it unless it is to `finish`, write its results; return its report."""
     state, config = task.new_state(), task.config
     checkpoints = Checkpoints(run.output / "checkpoints", state, task.replicas, task.steps_per_epoch, run.check)
@@ -149,8 +137,7 @@ def train_task(
     step = int(state.step)
     with (
         Logger(run, config, task.resolved, task.evaluated_model, task.samples, console, step, task.examples) as logger,
-        profiled(train_loop, logger.tensorboard.folder, profile and task.replicas.is_chief) as train_loop,
-        Interruption(task.replicas) as interruption,
+        Interruption(task.replicas, run.path) as interruption,
     ):
         if step < task.steps_per_epoch:
             spec = batch_spec((min(config.batch_size, task.examples), *task.model.input_shape[1:]))
@@ -158,9 +145,7 @@ def train_task(
         if not finish:
             train_epochs(task, state, train_loop, evaluate, checkpoints, logger, interruption, on_epoch_end)
     epochs = int(state.step) // task.steps_per_epoch if finish else config.epochs
-    report = outputs.write(run, task, state, evaluate, checkpoints, console, epochs)
-    task.replicas.exchange(b"")  # wait until the chief has written everything
-    return report
+    return outputs.write(run, task, state, evaluate, checkpoints, console, epochs)
 
 
 def train_epochs(

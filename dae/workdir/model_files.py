@@ -22,7 +22,6 @@ from dae.data.values import NOTE, ValueRange
 from dae.errors import UsageError, as_usage_error, listed, shown, warn
 from dae.files import atomic_path
 from dae.machine import keras_defaults
-from dae.workdir import hdf5_check
 from dae.workdir.workdir import CONFIG, REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
@@ -39,22 +38,23 @@ def load_model(path: str | Path) -> keras.Model:
     warning names it.
 
     The model maps float32 [N, H, W, C] in [0, 1] to the same shape; outputs of a network that is not bounded can leave
-    [0, 1]. A run of a user's network runs the copy of the user's file in the run's folder. A file need not be trusted:
-    Keras runs no code from it (safe mode), and memory is bounded by the file's size (docs/reproducibility.md). Raises
-    UsageError if there is no such model, or if the outputs of one that is not a run's show that it takes or returns
-    other values.
+    [0, 1]. A run of a user's network runs the copy of the user's file in the run's folder; Keras runs no code from a
+    model file (safe mode). Raises UsageError if there is no such model, or if the outputs of one that is not a run's
+    show that it takes or returns other values.
     """
     path, hint = Path(path), ""
     if path.is_dir():
         if (path / CONFIG).exists() and not (path / REPORT).exists():
-            return _unfinished(path)
+            from dae.training.checkpoints import restored_model
+
+            return _of_run(path, restored_model(path))
         epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
         if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
             warn(f"{path}: using the model of its report, after {epochs:g} of {wanted} epochs")
         if (path / WEIGHTS).exists():
             network = config_module.read(path / CONFIG).model
             if not plugins.is_lost(network):
-                return _built(path)
+                return _of_run(path, _built(path))
             hint = f"; its network was a Python function, so call dae.RunConfig(model={plugins.label(network)}) first"
         path = path / MODEL_FILES[0]
         if not path.is_file():
@@ -66,12 +66,6 @@ def load_model(path: str | Path) -> keras.Model:
     if path.suffix not in (".keras", ".h5") or not path.is_file():
         raise UsageError(f"{path}: expected a run's folder, or a .keras or .h5 file")
     with as_usage_error(path, f"not a readable model{hint}", Exception):  # Keras, h5py and zipfile raise many types
-        hdf5_check.check(path)
-        # First only the shapes of the weights: a few bytes can claim a layer of terabytes.
-        with keras.StatelessScope(initialize_variables=False):
-            weights = keras.models.load_model(path, compile=False).count_params()
-        if weights > path.stat().st_size:
-            raise UsageError(f"claims {weights:,} weights, more than it has bytes")
         model = keras.models.load_model(path, compile=False)
         value_range = _read_value_range(path)
     names_output = isinstance(getattr(model, "output", None), dict)
@@ -84,25 +78,22 @@ def load_model(path: str | Path) -> keras.Model:
     return model
 
 
-def _unfinished(run: Path) -> keras.Model:
+def _of_run(run: Path, built: keras.Model) -> keras.Model:
+    """Return the network of a run for images of any size, with the value range of the run's images."""
     from dae.models import sizes
-    from dae.training.checkpoints import restored_model
 
-    model = sizes.any_size(restored_model(run))
+    model = sizes.any_size(built)
     model.dae_value_range = resolved.read(run).value_range
     return model
 
 
 def _built(run: Path) -> keras.Model:
     """Return the network of a run that the function of a user builds, with its weights."""
-    from dae.models import networks, sizes
+    from dae.models import networks
 
-    derived = resolved.read(run)
-    model = networks.build(config_module.read(run / CONFIG), derived.image_shape)
+    model = networks.build(config_module.read(run / CONFIG), resolved.read(run).image_shape)
     with as_usage_error(run / WEIGHTS, "not the weights of the run's network", Exception):
         model.load_weights(run / WEIGHTS)
-    model = sizes.any_size(model)
-    model.dae_value_range = derived.value_range
     return model
 
 
@@ -148,52 +139,33 @@ def weights_digest(model: keras.Model) -> str:
 
 
 def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: bool) -> list[str]:
-    """Write the model files of a run. Return a line that says which of them Keras alone opens, unless it opens all.
+    """Write the model files of a run. Return a line on those that are missing, if there are any.
 
-    Those of a user's network (`is_own`) are kept only if Keras restores the same network from them; its weights are
-    always written.
+    Those of a user's network (`is_own`) are kept only if Keras alone restores the same network from them; its weights
+    are always written.
     """
     from dae.models import sizes
+    from dae.models.fused_layers import outputs
 
-    free, alone, others = sizes.any_size(model), [], []
-    classes = [type(layer) for layer in sizes.foreign(model) if isinstance(layer, keras.Layer)]
-    own = {name: kind for kind in classes for name in (kind.__name__, keras.saving.get_registered_name(kind))}
+    free, missing = sizes.any_size(model), []
     if is_own:
         with atomic_path(folder / WEIGHTS) as temporary:
             model.save_weights(temporary)
-        others.append(WEIGHTS)
+    noisy = np.random.default_rng(0).random((1, *(side or 64 for side in model.input_shape[1:])), np.float32)
     for name in MODEL_FILES:
         path = folder / name
         try:
             save_model(free, path, value_range)
-        except Exception as error:  # of many types, for layers that Keras cannot save
+            if is_own and not np.allclose(
+                outputs(keras.models.load_model(path, compile=False), noisy), outputs(model, noisy), atol=1e-6
+            ):
+                raise ValueError("is restored as another network")
+        except Exception as error:  # of many types, for layers that Keras cannot save or restore
             if not is_own or isinstance(error, OSError):
                 raise
-            path.unlink(missing_ok=True)  # of fewer epochs
-            continue
-        if not is_own or _restores(model, path, {}):
-            alone.append(name)
-        elif path.suffix == ".keras" and _restores(model, path, own):
-            others.append(name)
-        else:
-            path.unlink()
-    if alone == [*MODEL_FILES]:
-        return []
-    names = f"{listed(alone) or 'none'}; {listed(others)}"
-    return [f"model files: Keras alone opens {names} can be opened only with the network's code"]
-
-
-def _restores(model: keras.Model, path: Path, own: dict[str, type]) -> bool:
-    """Return whether Keras reads the same model from a file, with no classes of users but `own`."""
-    from dae.models.fused_layers import outputs
-
-    noisy = np.random.default_rng(0).random((1, *(side or 64 for side in model.input_shape[1:])), np.float32)
-    with plugins.without_registered():
-        try:
-            loaded = keras.models.load_model(path, custom_objects=own, compile=False)
-            return np.allclose(outputs(loaded, noisy), outputs(model, noisy), atol=1e-6)
-        except Exception:  # Keras raises many types
-            return False
+            path.unlink(missing_ok=True)  # also that of fewer epochs
+            missing.append(name)
+    return [f"model files: without {listed(missing)}, from which Keras alone cannot restore it"] if missing else []
 
 
 def save_model(model: keras.Model, path: Path, value_range: ValueRange | None = None) -> None:

@@ -240,12 +240,6 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def write_duration(path: Path) -> None:
-    """Add to environment.json the seconds that all epochs took, without interruptions."""
-    seconds = round(sum(line["seconds"] for line in read_metrics(path)), 3)
-    atomic_write(path / ENVIRONMENT, json.dumps(read_environment(path) | {"seconds": seconds}, indent=2) + "\n")
-
-
 def read_environment(path: Path) -> dict[str, Any]:
     """Return the environment.json of the run in `path`, which describes the process that started it.
 
@@ -271,17 +265,12 @@ def truncate_metrics(path: Path, epochs: int) -> None:
     Raises UsageError if one of them is missing or damaged.
     """
     lines: list[str] = []
-    try:
+    problem = f"missing or damaged, without the lines of all {epochs} epochs of the checkpoint; restore it"
+    with as_usage_error(path / METRICS, problem, OSError, ValueError, KeyError, TypeError):
         if epochs:
             lines = (path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
-        found = [json.loads(line)["epoch"] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = []
-    if found != list(range(1, epochs + 1)):
-        raise UsageError(
-            f"{path / METRICS}: missing or damaged, without the lines of all {epochs} epochs of the checkpoint; "
-            "restore it, or start another run"
-        )
+        if [json.loads(line)["epoch"] for line in lines] != list(range(1, epochs + 1)):
+            raise ValueError("it has other lines")
     atomic_write(path / METRICS, "".join(lines))
 
 

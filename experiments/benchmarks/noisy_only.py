@@ -70,8 +70,8 @@ def psnr(model: "keras.Model", weights: list[np.ndarray], config: RunConfig, ima
     from dae.analysis.denoisers import model_trial, score
 
     model.set_weights(weights)
-    (result,) = score([model_trial("network", model, config, images)])
-    return result.metrics["psnr"]
+    (metrics,) = score([model_trial("network", model, config, images)])
+    return metrics["psnr"]
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
         best = max(psnr(model, epoch, clean, validation) for epoch in weights)
         selections.append({"loss": loss, "best of all epochs": best, "lowest masked error": "", **known})
         seconds = sum(line["seconds"] for line in lines)
-        results.append({"loss": loss, "steps": lines[-1]["step"], "seconds": round(seconds)})
+        results.append({"loss": loss, "steps": str(lines[-1]["step"]), "seconds": f"{seconds:.0f}"})
         results[-1] |= {name: psnr(model, weights[-1], clean, images) for name, images in tests.items()}
     print(table(results), table(selections), sep="\n")
 

@@ -1,5 +1,4 @@
 import csv
-import json
 import math
 import shutil
 import signal
@@ -21,12 +20,10 @@ from dae.analysis.comparison import (
     Run,
     conclusion,
     constant_score,
-    many_runs,
     read_run,
 )
-from dae.analysis.tuning import Tuning
 from dae.config import RunConfig
-from dae.errors import Interrupted
+from dae.errors import Interrupted, warn
 from dae.evaluation.metrics import METRICS
 from dae.training.task import prepare
 from dae.workdir.workdir import append_metrics, read_metrics, read_report
@@ -87,18 +84,11 @@ def test_nothing_is_concluded_about_losses_that_were_mostly_mixed_with_bce(mixed
     assert ("c is better than a" in text) == ("a" not in mixed)
 
 
-def test_the_conclusion_has_the_warnings_with_the_names_of_their_losses():
-    result = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
-    lines = conclusion(replace(result, warnings={"a": [], "b": ["--noise-level: high"]}), "psnr").splitlines()
-    assert "b: warning: --noise-level: high" in lines
-
-
 def test_conclusion_says_for_which_learning_rates_it_holds():
     same = comparison_of(a=[10.0, 12.0, 11.0], b=[11.0, 13.1, 12.05])
     assert "the same learning rate for all" in conclusion(same, "psnr")
     assert "the same learning rate" not in conclusion(replace(same, field="learning_rate"), "psnr")
-    scores = {0.001: 10.0, 0.0032: 11.0, 0.01: 9.0}
-    tunings = {name: Tuning(scores, dict.fromkeys(scores, 2), best) for name, best in (("a", 0.0032), ("b", 0.01))}
+    tunings = {"a": {0.001: 10.0, 0.0032: 11.0, 0.01: 9.0}, "b": {0.001: 10.0, 0.0032: 11.0, 0.01: 12.0}}
     text = conclusion(replace(same, tunings=tunings), "psnr")
     assert "a 0.0032, b 0.01" in text
     assert "the same learning rate" not in text
@@ -162,27 +152,26 @@ def test_the_files_hold_every_run_and_the_statistics(tmp_path):
     result = comparison_of(
         (("b", 0), ("b", 1), ("b", 2)), a=[10.0, 12.0, 11.0], b=[1.0, 2.0, 1.0], c=[10.5, 12.7, 11.6]
     )
-    tuning = Tuning({0.001: 9.0, 0.0032: math.nan}, {0.001: 3, 0.0032: 1}, 0.001, 60.0)
-    comparison.save(replace(result, tunings={"a": tuning}), "psnr", tmp_path, TINY)
-    everything = json.loads((tmp_path / "comparison.json").read_text())
-    assert [run["learned"] for run in everything["runs"]] == 3 * [True] + 3 * [False] + 3 * [True]
-    assert everything["tunings"]["a"]["scores"] == {"0.001": 9.0, "0.0032": None}
-    for name in ("comparison.json", "comparison.csv"):
-        assert "nan" not in (tmp_path / name).read_text().lower()
-    rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
-    assert len(rows) == 2 * len(METRICS) * 3
-    a, b, c = (row for row in rows if (row["split"], row["metric"]) == ("test", "psnr"))
-    assert (a["loss"], a["mean"], a["difference"], b["mean"], c["mean"]) == ("a", "11.0", "", "", "11.6")
-    estimate = result.estimates("test_psnr")["c"]
-    assert float(c["difference_low"]) == estimate.difference.low
-    assert float(c["p"]) == estimate.p
+    diverged = Run("c", 3, 0, False, 1.0, {})
+    tunings = {name: {0.001: 9.0, 0.0032: math.nan} for name in "abc"}
+    comparison.save(replace(result, runs=[diverged, *result.runs], tunings=tunings), "psnr", tmp_path, TINY)
+    first, *rows = csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines())
+    assert (first["loss"], first["seed"], first["learned"], first["test_psnr"]) == ("c", "3", "False", "")
+    assert [(row["loss"], int(row["seed"])) for row in rows] == [(run.name, run.seed) for run in result.runs]
+    assert [float(row["validation_psnr"]) for row in rows] == [run.metrics["validation_psnr"] for run in result.runs]
+    assert [row["learned"] for row in rows] == 3 * ["True"] + 3 * ["False"] + 3 * ["True"]
     tables = (tmp_path / "comparison.md").read_text()
     assert all(words in tables for words in conclusion(result, "psnr").splitlines()[:-1])
     lines = [line.strip("| ").split(" | ") for line in tables.splitlines()]
     assert ["`b`", *["did not learn"] * len(METRICS)] in lines
-    assert any(line[0] == "`c` - `a`" and line[1].startswith(("-0.6000 [", "+0.6000 [")) for line in lines)
-    assert ["`a`", "**9.0000** (3)", "diverged (1)"] in lines
-    assert ["`b`", "0", "0.0", "3", "3.0", "3, 3, 3"] in lines
+    psnr = 1 + list(METRICS).index("psnr")
+    found = result.estimates("test_psnr")["c"]
+    mean, low, high = found.mean
+    assert any(line[0] == "`c`" and line[psnr] == f"{mean:.2f} [{low:.2f}, {high:.2f}]" for line in lines)
+    mean, low, high = found.difference
+    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] p {found.p:.2g}, {found.p_corrected:.2g}"
+    assert any(line[0] == "`c` - `a`" and line[psnr] == text for line in lines)
+    assert ["`a`", "9.0000", "diverged"] in lines
     assert "--train-examples 600" in tables
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -222,8 +211,10 @@ def test_values_of_any_field_can_be_compared(folder, trained):
     assert [(config.noise_level, config.seed) for config, _ in trained] == [
         (level, seed) for seed in (3, 4) for level in (0.3, (0.1, 0.8))
     ]
-    everything = json.loads((folder / "out" / "comparison.json").read_text())
-    assert (everything["names"], everything["seeds"]) == (["0.3", "0.1-0.8"], [3, 4])
+    rows = csv.DictReader((folder / "out" / "comparison.csv").read_text().splitlines())
+    assert [(row["noise_level"], row["seed"]) for row in rows] == [
+        (name, seed) for seed in "34" for name in ("0.3", "0.1-0.8")
+    ]
     assert "0.1-0.8, seed 3: kept epoch 3" in done.stdout
 
 
@@ -239,10 +230,9 @@ def test_warnings_name_the_loss_and_are_printed_once_and_written(folder, trained
 
 
 def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, monkeypatch):
-    def fake_tune(config: RunConfig, metric: str, rates: int, folder: Path) -> Tuning:
+    def fake_tune(config: RunConfig, metric: str, rates: int, folder: Path) -> dict[float, float]:
         tuned.append((config.loss, config.seed, config.learning_rate, config.optimizer, metric, rates, folder))
-        best = 0.01 if config.loss == "bce" else 0.0001
-        return Tuning({best: 12.0, 1.0: math.nan}, {best: 1, 1.0: 1}, best)
+        return {0.0001: 11.0, 0.01: 12.0 if config.loss == "bce" else 10.0, 1.0: math.nan}
 
     tuned: list[tuple] = []
     monkeypatch.setattr(comparison, "tune_learning_rate", fake_tune)
@@ -260,10 +250,10 @@ def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, 
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_ends_with_the_same_result(folder, monkeypatch):
+def test_a_killed_comparison_ends_with_the_same_result(folder, files, monkeypatch):
     """Killed at the second of three rates; to learn takes more steps than a test has time for."""
     monkeypatch.setattr(comparison, "constant_score", lambda task, metric: 0.0)
-    flags = ["--losses", "bce", "--tune", "--rates", "3", "--seeds", "2", "--train-examples", "128"]
+    flags = ["--losses", "bce", "--tune", "--rates", "3", "--seeds", "1", "--model", f"{files}/networks.py:plain"]
     arguments = [*ARGUMENTS, *flags, "--output"]
     command = [sys.executable, str(EXPERIMENTS / "compare_losses.py"), *arguments, "killed"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
@@ -277,17 +267,32 @@ def test_a_killed_comparison_ends_with_the_same_result(folder, monkeypatch):
     for output in ("killed", "whole"):
         done = run_in_process("compare_losses.py", *arguments, output, cwd=folder)
         assert done.returncode == 0, done.stderr
-        everything = json.loads((folder / output / "comparison.json").read_text())
-        for record in (*everything["runs"], *everything["tunings"].values()):
-            del record["seconds"]
-        results.append(everything)
+        rows = list(csv.DictReader((folder / output / "comparison.csv").read_text().splitlines()))
+        for row in rows:
+            del row["seconds"]
+        results.append((rows, (folder / output / "comparison.md").read_text()))
     assert results[0] == results[1]
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
 
 
-def test_an_interruption_of_many_runs_says_how_to_continue():
-    with pytest.raises(Interrupted, match=r"^stopped; repeat the command to continue$"), many_runs():
-        raise Interrupted(signal.SIGINT, "stopped", Path("runs/one-of-them"))
+def test_an_interruption_says_to_repeat_the_command_and_warnings_are_printed_at_once(folder, monkeypatch):
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        for message in (
+            "hot",
+            "hot",
+            "--bce-steps: BCE is part of the loss in 3 of 4 steps; lower it, or train longer",
+        ):
+            warn(message)
+        print("at work", file=sys.stderr)
+        raise Interrupted(signal.SIGTERM, "stopped", Path("runs/one-of-them"))
+
+    monkeypatch.setattr(comparison, "train", interrupted)
+    arguments = [*ARGUMENTS, "--bce-steps", "3", "--losses", "mse", "--seeds", "2"]
+    done = run_in_process("compare_losses.py", *arguments, cwd=folder)
+    assert done.returncode == 143
+    _, *lines = done.stderr.splitlines()  # the first is the warning of the configuration
+    assert lines[:2] == ["warning: mse, seed 0: hot", "at work"]
+    assert lines[2].endswith("stopped; repeat the command to continue")
 
 
 @pytest.mark.parametrize(("run", "flags"), [("mse/seed-1", []), ("mse/tuning/rate-0.01", ["--tune"])])

@@ -15,18 +15,10 @@ from dae.data import datasets
 from dae.errors import UsageError
 
 
-def test_mnist_has_its_known_size_mean_and_deviation(mnist):
+def test_first_images_train_and_last_images_validate(mnist):
     assert mnist.train.pixels.shape == (55_000, 28, 28, 1)
     assert mnist.validation.pixels.shape == (5_000, 28, 28, 1)
     assert mnist.test.pixels.shape == (10_000, 28, 28, 1)
-    counts = sum(np.bincount(split.pixels.ravel(), minlength=256) for split in (mnist.train, mnist.validation))
-    values = np.arange(256) / 255
-    mean = np.average(values, weights=counts)
-    assert mean == pytest.approx(0.13066, abs=1e-5)
-    assert np.average((values - mean) ** 2, weights=counts) ** 0.5 == pytest.approx(0.30811, abs=1e-5)
-
-
-def test_first_images_train_and_last_images_validate(mnist):
     few = datasets.load(RunConfig(train_examples=1000, validation_examples=500))
     np.testing.assert_array_equal(few.train.pixels, mnist.train.pixels[:1000])
     np.testing.assert_array_equal(few.validation.pixels, mnist.validation.pixels[-500:])
@@ -93,10 +85,14 @@ def test_images_without_a_test_split_get_one_that_is_independent_of_the_seed(tmp
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(2, (1, 0, 1)), (9, (8, 0, 1)), (12, (10, 1, 1))])
-def test_few_images_are_split(count, sizes, tmp_path, mnist):
+def test_few_images_are_split_and_a_single_one_is_rejected(count, sizes, tmp_path, mnist):
+    config = RunConfig(data=str(tmp_path / "own.npy"))
     np.save(tmp_path / "own.npy", mnist.test.pixels[:count])
-    splits = datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
+    splits = datasets.load(config)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == sizes
+    np.save(tmp_path / "own.npy", mnist.test.pixels[:1])
+    with pytest.raises(UsageError, match="at least two images"):
+        datasets.load(config)
 
 
 def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
@@ -108,12 +104,6 @@ def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
     splits = datasets.load(config)
     assert len(splits.train) == 8
     assert splits.notes[0].endswith("uint8 from 0 to 255, fewer than --train-examples 32000")
-
-
-def test_single_image_is_rejected(tmp_path, mnist):
-    np.save(tmp_path / "own.npy", mnist.test.pixels[:1])
-    with pytest.raises(UsageError, match="at least two images"):
-        datasets.load(RunConfig(data=str(tmp_path / "own.npy")))
 
 
 # Runs in a separate process, since Keras reads KERAS_HOME when it is imported.

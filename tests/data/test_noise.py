@@ -37,7 +37,7 @@ def noisy(name: str, value: float, level, seed) -> np.ndarray:
 
 @EACH_NOISE
 @given(value=VALUES, level=st.floats(0.02, 1), seed=SEEDS)
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=10)
 def test_noise_has_the_mean_and_variance_of_its_formula(name, value, level, seed):
     sample = noisy(name, value, level, seed).astype(np.float64).ravel()
     mean, variance = MOMENTS[name](value, level)
@@ -49,13 +49,9 @@ def test_noise_has_the_mean_and_variance_of_its_formula(name, value, level, seed
 
 
 @EACH_NOISE
-@given(value=st.floats(0.25, 0.75, width=32), level=st.floats(0.1, 0.9), seed=SEEDS)
-@settings(max_examples=10, derandomize=True)
-def test_noise_repeats_with_the_same_seed_and_is_uncorrelated_with_that_of_another_step(name, value, level, seed):
-    first, again = noisy(name, value, level, seed), noisy(name, value, level, seed)
-    np.testing.assert_array_equal(first, again)
-    other = noisy(name, value, level, (seed[0], seed[1] + 1))
-    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 6 / math.sqrt(PIXELS)
+def test_noise_of_another_seed_or_step_is_uncorrelated(name):
+    first, *others = (noisy(name, 0.5, 0.4, seed).ravel() for seed in ((3, 4), (3, 5), (4, 4)))
+    assert [abs(np.corrcoef(first, other)[0, 1]) < 6 / math.sqrt(PIXELS) for other in others] == [True, True]
 
 
 @EACH_NOISE
@@ -139,6 +135,9 @@ def unseeded(clean, level, seed):
 
 def frozen(clean, level, seed):
     return clean + np.random.normal(size=(10, 10, 1)).astype("float32")
+
+def eager(clean, level, seed):
+    return clean + float(seed[0].numpy())
 """
 
 
@@ -146,6 +145,7 @@ def frozen(clean, level, seed):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("eager", r"fails .*\(AttributeError: .*numpy"),  # only in a graph
         ("flat", r"float32 \[2, 10, 10, 1\], got float32 \[200\]"),
         ("endless", "not finite"),
         ("fails", r"line 15 \(NameError"),
@@ -157,13 +157,6 @@ def test_user_noise_that_breaks_the_rules_is_rejected(name, message, levels, tmp
     (tmp_path / "own.py").write_text(USER_NOISES)
     with rejected(match=f"own.py:{name}: .*{message}"):
         noise.check(RunConfig(noise=f"{tmp_path}/own.py:{name}"), (10, 10, 1), levels)
-
-
-def test_user_noise_that_fails_only_in_a_graph_is_rejected_with_its_line(tmp_path):
-    (tmp_path / "own.py").write_text("def eager(clean, level, seed):\n    return clean + float(seed[0].numpy())\n")
-    message = r"own\.py:eager: .*line 2 \(AttributeError: .*numpy"
-    with pytest.raises(UsageError, match=message):
-        noise.check(RunConfig(noise=f"{tmp_path}/own.py:eager"), (10, 10, 1), (0.5, 0.5))
 
 
 def test_user_noise_of_a_shape_unknown_to_the_graph_trains(tmp_path, mnist):

@@ -21,8 +21,6 @@ LOSSLESS = {
     ".tif": ("uint8", "uint16", "int16", "float32"),
     ".bmp": ("uint8",),
     ".webp": ("uint8",),
-    ".pgm": ("uint8", "uint16"),
-    ".ppm": ("uint8", "uint16"),
 }
 
 
@@ -77,66 +75,53 @@ def test_written_pixels_are_read_back_exactly(suffix, dtype, channels, tmp_path)
     ("dtype", "suffix", "count"),
     [
         ("uint8", ".png", 1),
-        ("uint8", ".png", 3),
-        ("uint8", ".tif", 1),
+        ("uint8", ".tif", 3),
         ("uint8", ".webp", 1),
         ("uint16", ".png", 1),
         ("uint16", ".tif", 1),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_opacity_is_written_and_read_back_and_otherwise_blended_with_white(suffix, dtype, count, channels, tmp_path):
-    pixels, alpha = random_pixels(dtype, count, 21, 30, channels), random_pixels(dtype, count, 21, 30)
-    pictures.write(tmp_path / f"a{suffix}", pixels, alpha)
-    picture = pictures.read_picture(tmp_path / f"a{suffix}")
-    assert picture.alpha is not None
-    np.testing.assert_array_equal(picture.alpha, alpha)
-    np.testing.assert_array_equal(picture.pixels[..., :channels], pixels)
+def test_what_is_transparent_is_blended_with_white(suffix, dtype, count, channels, tmp_path):
+    values = random_pixels(dtype, count, 21, 30, channels + 1)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        photometric: Literal["rgb", "minisblack"] = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(path, values, photometric=photometric, planarconfig="contig", extrasamples=["unassalpha"])
+    elif dtype == "uint16":
+        path.write_bytes(png_bytes(values[0]))
+    else:
+        Image.fromarray(values[0]).save(path, lossless=True, exact=True)
     white = np.iinfo(dtype).max
-    opacity = alpha[..., None] / white
-    blended = np.rint(picture.pixels * opacity + white * (1 - opacity))
-    check_read(tmp_path / f"a{suffix}", blended.astype(dtype))
+    opacity = values[..., -1:] / white
+    blended = np.rint(values[..., :-1] * opacity + white * (1 - opacity)).astype(dtype)
+    check_read(path, blended.repeat(3, axis=3) if (suffix, channels) == (".webp", 1) else blended)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".JPG"])
-def test_jpeg_keeps_colours_almost_exactly(suffix, tmp_path):
-    pixels = random_pixels("uint8", 1, 4, 5, 3).repeat(8, axis=1).repeat(8, axis=2)
-    pictures.write(tmp_path / f"a{suffix}", pixels)
-    assert pictures.read_header(tmp_path / f"a{suffix}") == (1, 32, 40, 3, np.uint8)
-    np.testing.assert_allclose(pictures.read(tmp_path / f"a{suffix}").astype(int), pixels, atol=3)
+def test_jpeg_keeps_colours_almost_exactly_and_is_decoded_at_a_smaller_size_on_request(suffix, tmp_path):
+    path, pixels = tmp_path / f"a{suffix}", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2)
+    pictures.write(path, pixels)
+    assert pictures.read_header(path) == (1, 200, 400, 3, np.uint8)
+    np.testing.assert_allclose(pictures.read(path).astype(int), pixels, atol=3)
+    assert pictures.read(path, at_least=(20, 20)).shape == (1, 50, 100, 3)
+    assert pictures.read(path, at_least=(101, 20)).shape == (1, 200, 400, 3)
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_frames_are_images_and_are_written_as_frames_of_the_same_durations(suffix, channels, tmp_path):
-    frames = random_pixels("uint8", 4, 2, 5, channels).repeat(6, axis=1).repeat(4, axis=2)  # at most 256 colours
-    images = [Image.fromarray(frame.squeeze()) for frame in frames]
-    durations = [100, 200, 300, 400]
-    options: dict[str, Any] = {
-        "save_all": True,
-        "append_images": images[1:],
-        "duration": durations,
-        "loop": 3,
-        "lossless": True,
-    }
-    images[0].save(tmp_path / f"a{suffix}", **options)
-    frames = frames.repeat(3, axis=3) if (suffix, channels) == (".webp", 1) else frames
-    check_read(tmp_path / f"a{suffix}", frames)
-    picture = pictures.read_picture(tmp_path / f"a{suffix}")
-    pictures.write(tmp_path / f"b{suffix}", picture.pixels, picture.alpha, picture.icc_profile, picture.tags)
-    check_read(tmp_path / f"b{suffix}", frames)
-    written = pictures.read_picture(tmp_path / f"b{suffix}")
-    assert suffix == ".tif" or written.tags == {"loop": 3, "duration": durations} == picture.tags
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_animations_are_rejected(suffix, tmp_path):
+    images = [Image.fromarray(frame) for frame in random_pixels("uint8", 4, 21, 30)]
+    images[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=images[1:])
+    with pytest.raises(pictures.BrokenPicture, match=r"\(4 frames of .* save them as a TIFF of grey or RGB pages\)$"):
+        pictures.read_header(tmp_path / f"a{suffix}")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
 def test_pages_of_a_tiff_are_images(dtype, compression, tmp_path):
     pages = random_pixels(dtype, 5, 21, 30)
-    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
-    for byteorder in orders:
-        tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, byteorder=byteorder)
-        check_read(tmp_path / "a.tif", pages[..., None])
+    tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, byteorder="<" if compression else ">")
+    check_read(tmp_path / "a.tif", pages[..., None])
 
 
 def test_a_stack_of_imagej_is_written_as_one(tmp_path):
@@ -145,7 +130,7 @@ def test_a_stack_of_imagej_is_written_as_one(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata=metadata, resolution=(9.5, 9.25))
     picture = pictures.read_picture(tmp_path / "a.tif")
     assert picture.pixels.shape == (12, 21, 30, 1)
-    pictures.write(tmp_path / "b.tif", 65535 - picture.pixels, None, None, picture.tags)
+    pictures.write(tmp_path / "b.tif", 65535 - picture.pixels, None, picture.tags)
     with tifffile.TiffFile(tmp_path / "a.tif") as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
         assert after.imagej_metadata == before.imagej_metadata
         assert after.series[0].axes == "TZYX"
@@ -164,7 +149,7 @@ def test_a_stack_of_tifffile_or_ome_is_written_as_one(tmp_path):
             metadata={"axes": "TZYX", "Name": "µ"} if ome else {},
         )
         picture = pictures.read_picture(tmp_path / "a.tif")
-        pictures.write(tmp_path / "b.tif", picture.pixels, None, None, picture.tags)
+        pictures.write(tmp_path / "b.tif", picture.pixels, None, picture.tags)
         with tifffile.TiffFile(tmp_path / "b.tif") as after:
             assert after.is_ome == ome
             np.testing.assert_array_equal(after.asarray(), stack)
@@ -226,30 +211,13 @@ def test_a_stack_that_was_cut_off_is_rejected(compression, tmp_path):
             pictures.read(tmp_path / "a.tif")
 
 
-def test_white_of_a_pgm_or_ppm_is_the_largest_value(tmp_path):
-    for number, channels in ((5, 1), (6, 3)):
-        stored = random_pixels("uint16", 21, 30, channels) >> 4
-        head = f"P{number}\n# a comment\n30 21\n4095\n".encode()
-        (tmp_path / "a.pnm").write_bytes(head + stored.astype(">u2").tobytes())
-        check_read(tmp_path / "a.pnm", np.rint(stored / 4095 * 65535).astype(np.uint16))
-    (tmp_path / "a.pnm").write_text("P2 12 1 15 " + " ".join(map(str, range(12))))
-    check_read(tmp_path / "a.pnm", np.arange(0, 12 * 17, 17).reshape(1, 12, 1).astype(np.uint8))
-    (tmp_path / "a.pnm").write_text("P3 4 1 4095 " + " ".join(map(str, range(12))))
-    with pytest.raises(pictures.BrokenPicture, match="16 bits written as text"):
-        pictures.read(tmp_path / "a.pnm")
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_16_bit_png_is_read_exactly(channels, tmp_path):
     stored = random_pixels("uint16", 21, 30, channels)
     (tmp_path / "a.png").write_bytes(png_bytes(stored))
     picture = pictures.read_picture(tmp_path / "a.png")
-    colours = 1 if channels < 3 else 3
-    assert pictures.read_header(tmp_path / "a.png") == (1, 21, 30, colours, np.uint16)
-    np.testing.assert_array_equal(picture.pixels[0], stored[..., :colours])
-    assert (picture.alpha is not None) == (channels in (2, 4))
-    if picture.alpha is not None:
-        np.testing.assert_array_equal(picture.alpha[0], stored[..., -1])
+    assert pictures.read_header(tmp_path / "a.png") == (1, 21, 30, channels, np.uint16)
+    np.testing.assert_array_equal(picture.pixels[0], stored)
 
 
 def test_the_transparent_colour_of_a_16_bit_png_becomes_white(tmp_path):
@@ -288,28 +256,26 @@ def test_black_and_white_and_cmyk_pictures_become_8_bit(tmp_path):
 def test_pictures_are_read_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1)):
-        image = Image.fromarray(random_pixels(dtype, 21, 30, channels).squeeze())
-        upright = np.asarray(ImageOps.exif_transpose(with_orientation(image.copy(), exif)))
-        for suffix in ("png", "tif", "webp") if channels == 3 else ("png", "tif"):
-            image.save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
-            check_read(tmp_path / f"a.{suffix}", upright.reshape(*upright.shape[:2], -1))
-    stored = random_pixels("uint16", 21, 30, 3)
-    chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
-    (tmp_path / "before.png").write_bytes(png_bytes(stored, chunk))
-    _, height, width, *_ = pictures.read_header(tmp_path / "before.png")
-    assert (height, width) == ((30, 21) if orientation >= 5 else (21, 30))
-    upright = pictures.read(tmp_path / "before.png")
-    eighth = np.asarray(ImageOps.exif_transpose(with_orientation(Image.fromarray((stored >> 8).astype("uint8")), exif)))
-    np.testing.assert_array_equal(upright[0] >> 8, eighth)
+
+    def upright(pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        image.getexif()[0x0112] = orientation
+        return np.asarray(ImageOps.exif_transpose(image))
+
+    for dtype, channels in (("uint8", 3), ("uint8", 1), ("uint16", 1), ("uint16", 3)):
+        pixels = random_pixels(dtype, 21, 30, channels)
+        expected = np.stack([upright(channel) for channel in np.moveaxis(pixels, 2, 0)], axis=2)
+        for suffix in ("png", "tif", "webp") if (dtype, channels) == ("uint8", 3) else ("png", "tif"):
+            if (dtype, channels) != ("uint16", 3):
+                Image.fromarray(pixels.squeeze()).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+            else:  # which Pillow cannot write
+                chunk = b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")
+                (tmp_path / "a.png").write_bytes(png_bytes(pixels, chunk))
+                write_tiff(tmp_path / "a.tif", pixels, extratags=[(0x0112, "H", 1, orientation, True)])
+            check_read(tmp_path / f"a.{suffix}", expected)
 
 
-def with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    image.getexif()[0x0112] = exif[0x0112]
-    return image
-
-
-@pytest.mark.parametrize("exif", [b"", b"MM\0*", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
+@pytest.mark.parametrize("exif", [b"", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"nonsense" * 9])
 def test_malformed_exif_does_not_make_a_picture_broken(exif, tmp_path):
     pixels = random_pixels("uint16", 21, 30, 1)
     (tmp_path / "before.png").write_bytes(png_bytes(pixels, (b"eXIf", exif)))
@@ -356,9 +322,9 @@ def test_what_cannot_be_read_exactly_is_refused(dtype, shape, options, tmp_path)
 def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
     colour, floats = random_pixels("uint16", 21, 30, 4), random_pixels("float32", 21, 30, 3)
     planar = np.moveaxis(colour[..., :3], 2, 0)
+    unspecified: dict[str, Any] = {"extrasamples": ["unspecified"]}
     for stored, options, expected in (
-        (colour, {"extrasamples": ["unspecified"]}, colour[..., :3]),
-        (colour[..., :3], {"extratags": [(274, "H", 1, 6, True)]}, np.rot90(colour[..., :3], -1)),
+        (colour, unspecified, colour[..., :3]),
         (floats, {}, floats),
         (floats.astype(np.float16), {}, floats.astype(np.float16).astype(np.float32)),
         (floats.astype(np.float64), {}, floats),
@@ -370,15 +336,14 @@ def test_other_16_bit_and_float_tiffs_are_read_exactly(tmp_path):
 
 
 def test_large_pictures_are_read_and_larger_ones_than_the_limit_refused(tmp_path, monkeypatch):
-    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
     for suffix in ("png", "tif", "bmp"):
-        image = Image.new("L" if suffix == "tif" else "1", (14_000, 13_500))  # more than twice Pillow's limit
+        image = Image.new("L" if suffix == "tif" else "1", (140, 135))  # more than twice Pillow's limit
         image.save(tmp_path / f"a.{suffix}", compression="tiff_adobe_deflate")
-        assert pictures.read_header(tmp_path / f"a.{suffix}")[1:3] == (13_500, 14_000)
-    assert pictures.read(tmp_path / "a.png").shape == (1, 13_500, 14_000, 1)
-    assert before == Image.MAX_IMAGE_PIXELS
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 13_500 * 14_000 - 1)
-    with pytest.raises(pictures.BrokenPicture, match="at most 188,999,999"):
+        assert pictures.read(tmp_path / f"a.{suffix}").shape == (1, 135, 140, 1)
+    assert Image.MAX_IMAGE_PIXELS == 5_000
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 135 * 140 - 1)
+    with pytest.raises(pictures.BrokenPicture, match="at most 18,899"):
         pictures.read_header(tmp_path / "a.png")
 
 
@@ -393,32 +358,23 @@ def test_pictures_that_claim_more_pixels_than_they_can_hold_are_refused(tmp_path
             pictures.read(tmp_path / name)
 
 
-def test_jpeg_is_decoded_at_a_smaller_size_on_request(tmp_path):
-    pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 25, 50, 3).repeat(8, axis=1).repeat(8, axis=2))
-    assert pictures.read(tmp_path / "a.jpg", at_least=(20, 20)).shape == (1, 50, 100, 3)
-    assert pictures.read(tmp_path / "a.jpg", at_least=(101, 20)).shape == (1, 200, 400, 3)
-
-
-def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+def test_what_a_format_cannot_hold_is_refused(tmp_path):
     for suffix, dtype in ((".jpg", "uint16"), (".png", "float32"), (".txt", "uint8")):
         with pytest.raises(UsageError, match=rf"a\{suffix}: "):
-            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 1, 9, 8, 1))
-    for suffix, dtype in ((".jpg", "uint8"), (".bmp", "uint8"), (".ppm", "uint16"), (".png", "uint16")):
+            pictures.check_writable(tmp_path / f"a{suffix}", pictures.Header(1, 9, 8, 1, np.dtype(dtype)))
+    for suffix, dtype in ((".jpg", "uint8"), (".bmp", "uint8"), (".png", "uint8"), (".png", "uint16")):
         with pytest.raises(UsageError, match=rf"a\{suffix}: \{suffix} cannot hold 2 images of {dtype}; .tif holds"):
-            pictures.write(tmp_path / f"a{suffix}", random_pixels(dtype, 2, 9, 8, 1))
-    with pytest.raises(ValueError, match="opacity"):
-        pictures.write(tmp_path / "a.jpg", random_pixels("uint8", 1, 9, 8, 1), random_pixels("uint8", 1, 9, 8))
-    assert list(tmp_path.iterdir()) == []
+            pictures.check_writable(tmp_path / f"a{suffix}", pictures.Header(2, 9, 8, 1, np.dtype(dtype)))
 
 
 @fuzz
 @given(
     data=st.data(),
-    suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif", ".ppm", "16.ppm"]),
+    suffix=st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", "16.png", "16.tif"]),
 )
 def test_randomly_damaged_picture_is_read_as_its_header_says_or_refused(tmp_path_factory, mnist, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
-    pixels = mnist.test.pixels[: 2 if suffix in (".gif", ".tif", ".png", ".webp") else 1].repeat(3, axis=3)
+    pixels = mnist.test.pixels[: 2 if suffix == ".tif" else 1].repeat(3, axis=3)
     pictures.write(path, pixels.astype(np.uint16) * 257 if "16" in suffix else pixels)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

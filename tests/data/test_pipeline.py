@@ -104,8 +104,9 @@ def test_range_of_noise_levels_gives_each_image_a_level_of_its_own(images):
     assert levels.mean() == pytest.approx(0.45, abs=5 * 0.7 / math.sqrt(12 * 2000))
 
 
-@pytest.mark.parametrize(("level", "clip_noise"), [(0.3, True), ((0.1, 0.8), False)])
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(
+    ("noise", "level", "clip_noise"), [("gaussian", 0.3, True), ("speckle", 0.3, False), ("poisson", (0.1, 0.8), False)]
+)
 def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, images):
     config = dataclasses.replace(CONFIG, noise=noise, noise_level=level, clip_noise=clip_noise)
     batches = {
@@ -118,18 +119,10 @@ def test_batch_has_the_noise_level_of_each_image(noise, clip_noise, level, image
             assert batch.noise_level.dtype == np.float32
             assert len(np.unique(batch.noise_level)) == (1 if level == 0.3 else len(batch.clean))
             expected = NOISES[noise](batch.clean, batch.noise_level, stateless_seed(0, f"{purpose}noise", number))
+            assert batch.seed.tolist() == stateless_seed(0, f"{purpose}loss", number).numpy().tolist()
             if clip_noise:
                 expected = tf.clip_by_value(expected, 0.0, 1.0)
             np.testing.assert_allclose(batch.noisy, expected, atol=1e-6)
-
-
-def test_seeds_differ_between_steps_purposes_and_runs(images):
-    batches = [
-        *arrays(training_batches(images, CONFIG)),
-        *arrays(training_batches(images, dataclasses.replace(CONFIG, seed=1))),
-        *(arrays(evaluation_batches(images, CONFIG, purpose))[0] for purpose in ("validation", "test")),
-    ]
-    assert len({tuple(np.asarray(batch.seed).tolist()) for batch in batches}) == len(batches)
 
 
 def test_large_images_are_evaluated_in_smaller_batches():
@@ -216,25 +209,22 @@ def test_an_epoch_has_as_many_patches_of_each_image_as_its_area_holds(augment):
 
 def test_patches_are_cut_everywhere_in_an_image_and_all_symmetries_are_equally_frequent():
     images = numbered((18, 13), (11, 12))
-    config = RunConfig(batch_size=16, epochs=1500, patch_size=11, augment=True, noise_level=0)
+    config = RunConfig(batch_size=100, epochs=1, patches_per_epoch=1400, patch_size=11, augment=True, noise_level=0)
     found = [position(images, patch) for batch in arrays(training_batches(images, config)) for patch in batch.clean]
-    assert len(found) == 1500 * 2
     corners = np.zeros((8, 3), int)
     for image, top, left, _ in found:
         if image == 0:
             corners[top, left] += 1
     symmetries = np.bincount([symmetry for *_, symmetry in found])
     # Counts of the 24 corners and the 8 symmetries: within five standard deviations of equal shares.
-    assert np.abs(corners - 1500 / 24).max() < 5 * (1500 / 24) ** 0.5
-    assert np.abs(symmetries - 3000 / 8).max() < 5 * (3000 / 8) ** 0.5
+    for counts in (corners, symmetries):
+        assert np.abs(counts - counts.mean()).max() < 5 * counts.mean() ** 0.5
 
 
 @pytest.mark.parametrize(
     ("images", "changes"),
     [
-        (ONE_SIZE, {"patch_size": None}),
-        (SEVERAL, {"noise_level": (0.1, 0.8)}),
-        (SEVERAL, {"augment": True, "noise_level": 0.3}),
+        (SEVERAL, {"augment": True, "noise_level": (0.1, 0.8)}),
         (numbered((20, 30), (40, 40), (17, 50), is_paired=True), {"augment": True}),
         (ONE_SIZE, {"patch_size": None, "augment": True}),
     ],
@@ -243,26 +233,23 @@ def test_batches_from_a_later_step_are_the_last_ones_from_step_0(images, changes
     config = dataclasses.replace(PATCHES, **changes)
     whole = arrays(training_batches(images, config))
     assert len(whole) >= 6
-    for first_step in (0, 1, 5):
+    for first_step in (1, 5):
         assert_same(arrays(training_batches(images, config, first_step)), whole[first_step:])
     other = arrays(training_batches(images, dataclasses.replace(config, seed=1)))
     assert not np.array_equal(whole[0].clean, other[0].clean)
 
 
-@pytest.mark.parametrize("patch_size", [None, 12])
-def test_images_that_are_no_squares_are_flipped_and_not_turned(patch_size):
-    config = dataclasses.replace(PATCHES, patch_size=patch_size, augment=True, epochs=8)
+def test_images_that_are_no_squares_are_flipped_and_not_turned():
+    config = dataclasses.replace(PATCHES, patch_size=None, augment=True, epochs=8)
     found = [position(ONE_SIZE, patch) for batch in arrays(training_batches(ONE_SIZE, config)) for patch in batch.clean]
-    assert {symmetry for *_, symmetry in found} == set(range(4 if patch_size is None else 8))
-    if patch_size is None:
-        assert sorted(image for image, *_ in found) == sorted(8 * list(range(20)))
+    assert {symmetry for *_, symmetry in found} == set(range(4))
+    assert sorted(image for image, *_ in found) == sorted(8 * list(range(20)))
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_noisy_and_clean_images_of_a_pair_are_cut_and_flipped_alike(augment):
+def test_noisy_and_clean_images_of_a_pair_are_cut_and_flipped_alike():
     images = numbered((20, 30), (16, 16), (64, 50), is_paired=True)
     clean = numbered((20, 30), (16, 16), (64, 50))
-    for batch in arrays(training_batches(images, dataclasses.replace(PATCHES, noise_level=None, augment=augment))):
+    for batch in arrays(training_batches(images, dataclasses.replace(PATCHES, noise_level=None, augment=True))):
         for one, noisy in zip(batch.clean, batch.noisy, strict=True):
             position(clean, one)
             np.testing.assert_array_equal(noisy, np.float32(65535 - np.rint(one * 65535)) / np.float32(65535))

@@ -82,25 +82,14 @@ def test_images_of_another_range_are_rejected_with_the_flag_that_fits(change, fl
     values.check(images, ValueRange(black, white, "float32"))
 
 
-def test_one_image_of_another_range_among_many_is_rejected(mnist):
+def test_one_image_of_another_range_among_many_or_a_value_of_ten_times_the_range_is_rejected(mnist):
     digits = mnist.test.pixels[:200] / np.float32(255)
     digits[17] = digits[17] * 2 - 1
     with pytest.raises(UsageError, match="values from -1 to 1 cannot be those"):
         values.check(digits, UNIT)
-
-
-def test_single_values_may_be_far_out_of_the_range_but_not_ten_times(mnist):
-    digits = mnist.test.pixels[:1] / np.float32(255)
+    digits = digits[:1]
     digits[0, 5, 5] = 8
     values.check(digits, UNIT)
     digits[0, 5, 5] = 12
     with pytest.raises(UsageError, match="from 0 to 12 cannot"):
-        values.check(digits, UNIT)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_rejected(bad, mnist):
-    digits = mnist.test.pixels[:2] / np.float32(255)
-    digits[1, 3, 3] = bad
-    with pytest.raises(UsageError, match="expected finite values"):
         values.check(digits, UNIT)

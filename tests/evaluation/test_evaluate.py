@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -23,13 +20,12 @@ def identity() -> keras.Model:
     return keras.Model(inputs, keras.layers.Activation("linear")(inputs))
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_means_are_exact_and_weight_every_image_equally(shards, identity, mnist):
-    """50 images in batches of 32, so that the last batch is smaller."""
+def test_means_are_exact_and_weight_every_image_equally(identity, mnist):
+    """50 images in batches of 32, so that the last batch is smaller, and its shards are unequal."""
     clean = (mnist.test.pixels[:50] / 255).astype(np.float32)
     denoised = np.clip(clean + np.random.default_rng(0).normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
     batches = [batch_of(denoised[part], clean[part]) for part in (slice(32), slice(32, 50))]
-    evaluate = make_evaluator(identity, objective("mse + 0.5*mae"), replicas=Replicas(shards=shards))
+    evaluate = make_evaluator(identity, objective("mse + 0.5*mae"), replicas=Replicas(shards=4))
     means = {name.removeprefix("test_"): mean for name, mean in evaluate("test", batches).items()}
     assert set(means) == {"loss", "loss_mse", "loss_mae", *METRICS}
     assert means["loss_mse"] == means["mse"]
@@ -77,31 +73,6 @@ def test_graphs_of_the_last_32_sizes_are_kept():
         return tf.reduce_sum(images)
 
     compiled = compiled_by_shape(total)
-    for side in (*range(1, 41), 40, 9, 8):
+    for side in (*range(1, 35), 34, 3, 2):
         assert compiled(tf.ones([1, side, side, 1])) == side**2
-    assert traced == [*range(1, 41), 8]
-
-
-MANY_SIZES = """
-import sys
-import numpy as np
-import tensorflow as tf
-from dae.data.pipeline import Batch
-from dae.evaluation.evaluate import compiled_by_shape
-for compile in (compiled_by_shape, tf.function):
-    compiled = compile(lambda batch: tf.reduce_sum(batch.clean))
-    for side in range(11, 19):
-        ones = tf.ones((1, side, side, 1))
-        assert compiled(Batch(ones, ones, tf.zeros((1, 1, 1, 1)), tf.zeros([2], tf.int64))) == side**2
-    print("done", file=sys.stderr)
-"""
-
-
-@pytest.mark.slow
-def test_graphs_for_many_sizes_give_no_warning():
-    """Of which `tf.function` alone has one. In another process, since TensorFlow warns only twice."""
-    done = subprocess.run([sys.executable, "-c", MANY_SIZES], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    by_shape, alone, _ = done.stderr.split("done\n")
-    assert "retracing" not in by_shape
-    assert "retracing" in alone
+    assert traced == [*range(1, 35), 2]

@@ -12,8 +12,7 @@ from dae.evaluation.metrics import METRICS
 from dae.workdir.model_files import load_model
 
 
-@pytest.mark.parametrize("size", [(16, 16), (29, 43), (11, 90)])
-@pytest.mark.parametrize("suffix", [".png", ".npy"])
+@pytest.mark.parametrize(("suffix", "size"), [(".png", (29, 43)), (".npy", (11, 90))])
 def test_evaluate_takes_one_image_of_any_size_without_noise(suffix, size, finished_run, mnist, tmp_path):
     image = np.tile(mnist.test.pixels[0, ..., 0], (4, 4))[: size[0], : size[1]]
     if suffix == ".npy":
@@ -33,25 +32,16 @@ def test_evaluate_takes_one_image_of_any_size_without_noise(suffix, size, finish
     assert tf.io.decode_png((tmp_path / "a.png").read_bytes()).shape[0] > 100
 
 
-def test_evaluate_adds_no_noise_to_pairs_unless_it_is_given(tiny_run, files, tmp_path):
-    """Also if the run was trained on noise of level 0.5."""
-    data = ("--data", files / "pairs" / "test", "--image-size", 28, "--value-range", 0, 4095)
-    arguments = ("evaluate.py", tiny_run, *data, "--figure", tmp_path / "a.png")
-    done = run_in_process(*arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "3 pairs of noisy and clean images, 28 x 28" in done.stdout
-    assert " on pairs of noisy and clean images: " in done.stdout
-    done = run_in_process(*arguments, "--noise-level", 0.1)
-    assert "on gaussian noise 0.1, " in done.stdout
-
-
-def test_evaluate_takes_pictures_of_several_sizes_for_a_run_on_images_of_one_size(tiny_run, files, tmp_path):
+def test_evaluate_takes_pairs_of_several_sizes_and_adds_no_noise_to_them_unless_it_is_given(tiny_run, files, tmp_path):
+    """Also for a run on images of one size that was trained on noise of level 0.5."""
     arguments = ("--data", files / "pairs", "--value-range", 0, 4095, "--figure", tmp_path / "a.png")
     done = run_in_process("evaluate.py", tiny_run, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert "test: 3 pairs of noisy and clean images, 20 x 14 to 30 x 41, grey, uint16" in done.stdout
-    done = run_in_process("evaluate.py", tiny_run, *arguments, "--noise-levels", 0, 0.1)
+    assert " on pairs of noisy and clean images: " in done.stdout
+    done = run_in_process("evaluate.py", tiny_run, *arguments, "--image-size", 28, "--noise-levels", 0, 0.1)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "3 pairs of noisy and clean images, 28 x 28" in done.stdout
     assert "| gaussian | 0.1 |" in done.stdout
 
 

@@ -1,15 +1,14 @@
 """experiments/results.py: commands in documents, and their tables."""
 
-import importlib.util
+import runpy
+from types import SimpleNamespace
 
 import pytest
 from helpers import EXPERIMENTS
 
 from dae.errors import RunError
 
-specification = importlib.util.spec_from_file_location("results", EXPERIMENTS / "results.py")
-results = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(results)
+results = SimpleNamespace(**runpy.run_path(str(EXPERIMENTS / "results.py")))
 
 PAGE = """# Page
 <!-- results: machine -->

@@ -8,7 +8,7 @@ from dae.config import RunConfig
 from dae.data.images import Images
 from dae.data.pipeline import training_batches
 from dae.losses import contract
-from dae.losses.losses import LOSSES
+from dae.losses.losses import LOSSES, SELF_SUPERVISED
 from dae.seeding import keras_seed
 
 HEAD = """
@@ -46,15 +46,12 @@ def write(body: str, folder: Path) -> str:
             "return tf.square(clean - denoised)",
             ("float32 [16]", "got float32 [16, 12, 12, 1]", "; take the mean over axis=[1, 2, 3]"),
         ),
-        ("return tf.reduce_mean(clean - denoised, [1, 2])", ("float32 [16]", "got float32 [16, 1]")),
         ("return tf.cast(tf.reduce_mean(denoised, [1, 2, 3]), tf.float64)", ("float32 [16]", "got float64")),
-        ("return 3.0", ("tensor", "got a float")),
         ("pass", ("tensor", "got a NoneType")),
         ("return tf.reduce_mean(denoised, [1, 2, 3]) / 0", ("finite value", "training images", "got inf")),
         ("return tf.reduce_mean(-tf.math.log(denoised), [1, 2, 3])", ("finite value", "only 0 and 1", "got inf")),
         ("return tf.reduce_mean(tf.sqrt(denoised), [1, 2, 3])", ("finite gradient", "only 0 and 1", "got inf")),
         ("return tf.reduce_mean(clean, [1, 2, 3])", ("no gradient",)),
-        ("return tf.reduce_mean(tf.round(denoised), [1, 2, 3])", ("no gradient",)),
         ("return tf.constant(denoised.numpy().mean((1, 2, 3)))", ("no gradient",)),
         ("return tf.reduce_mean(denoised * tf.random.uniform([]), [1, 2, 3])", ("differs between two calls",)),
         ("return tf.executing_eagerly() + tf.reduce_mean(denoised, [1, 2, 3])", ("a graph and in eager mode",)),
@@ -71,8 +68,8 @@ def test_user_loss_that_breaks_the_contract_is_rejected_in_one_line(body, words,
 @pytest.mark.parametrize(
     "text",
     [
-        *(name for name in LOSSES if name != "ms_ssim"),  # for larger images
-        "bce + 0.1*ssim",
+        " + ".join(name for name in LOSSES if name not in ("ms_ssim", *SELF_SUPERVISED)),  # one is for larger images
+        *SELF_SUPERVISED,
         f"bce + 0.5*{EXPERIMENTS}/examples/bright_loss.py:bright_mse",
     ],
 )

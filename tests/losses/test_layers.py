@@ -20,6 +20,7 @@ from helpers import (
     run_subprocess,
     small_network,
 )
+from runs import config_of
 
 from dae.data.images import Images
 from dae.data.pipeline import Batch, training_batches
@@ -99,7 +100,6 @@ def weights(made: Objective) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "init",
     [
-        FEATURES["init"],
         "self.dense = lambda images: images @ self.matrix\n"
         "        self.matrix = self.add_weight(shape=(1, 3), initializer='random_normal')",
         "\n    def build(self, shape):\n        self.dense = keras.layers.Dense(3)",
@@ -131,10 +131,10 @@ def test_building_a_loss_leaves_pythons_random_numbers_alone(tmp_path):
     assert random.getstate() == before
 
 
-def test_initial_weights_from_other_random_numbers_are_rejected(tmp_path):
+def test_initial_weights_from_other_random_numbers_are_rejected(files, tmp_path):
     loss = write(tmp_path, SCALED.format("np.random.default_rng().normal()"), "self.scale[0] * error")
     with pytest.raises(UsageError, match=r"^--loss: .*/mine\.py:Mine: has other initial weights .*--seed$"):
-        task.prepare(replace(TINY, loss=f"bce + {loss}"))
+        task.prepare(config_of(files, loss=f"bce + {loss}"))
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,11 @@ def test_update_that_creates_variables_is_rejected(checked, tmp_path):
 
 @pytest.mark.parametrize("loss", [ADVERSARIAL, LEARNED, PERCEPTUAL])
 def test_examples_keep_the_contract_without_a_warning(loss, checked, capsys):
-    assert len(weights(checked(loss))) > 0
+    made = checked(loss)
+    assert len(weights(made)) > 0
     assert capsys.readouterr().err == ""
+    trained = state_of(made.loss).trainable_variables  # none of a discriminator, nor of a frozen network
+    assert len(trained) == 4 + (loss == LEARNED)
 
 
 def test_check_leaves_the_weights_of_the_loss_as_they_were(model, batch):
@@ -238,25 +241,11 @@ def test_update_trains_the_loss_alone_with_the_updated_network_after_each_step(c
         np.testing.assert_array_equal(variable.numpy(), same.numpy())
 
 
-def test_frozen_network_of_a_loss_is_not_trained(checked, batch):
-    loss = checked(PERCEPTUAL).loss
-    state, (layer,) = state_of(loss), loss.layers
-    before = layer.get_weights()
-    assert len(state.trainable_variables) == len(state.model.trainable_variables)
-    new_train_step(state, TINY, loss)(batch)
-    assert all(map(np.array_equal, before, layer.get_weights()))
-
-
 @pytest.mark.slow
-def test_run_with_the_weights_of_a_loss_can_be_evaluated_and_verified(finished_run, tmp_path):
-    run = finished_run("sum")
-    for command, words in (
-        (("evaluate.py", run, "--figure", tmp_path / "a.png"), "PSNR"),
-        (("verify.py", run), "identical in every bit"),
-    ):
-        done = run_in_process(*command)
-        assert done.returncode == 0, done.stderr
-        assert words in done.stdout
+def test_run_with_the_weights_of_a_loss_can_be_evaluated(finished_run, tmp_path):
+    done = run_in_process("evaluate.py", finished_run("sum"), "--figure", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "PSNR" in done.stdout
 
 
 @pytest.mark.slow

@@ -33,14 +33,14 @@ def ssim_of_the_paper(clean: np.ndarray, denoised: np.ndarray) -> float:
 
 @pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("contrast", [0.0, 0.05, 1.0])
-@pytest.mark.parametrize("noise", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("noise", [0.001, 0.3])
 def test_ssim_equals_the_formulas_of_the_paper(brightness, contrast, noise):
     clean, denoised = images(0, (1, 14, 13, 1), brightness, contrast, noise)
     expected = ssim_of_the_paper(clean[0, :, :, 0].numpy(), denoised[0, :, :, 0].numpy())
     assert float(ssim(clean, denoised)[0]) == pytest.approx(expected, abs=1e-5 if contrast == 1 else 1e-4)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(1, 3), SIDES, SIDES, st.sampled_from([1, 3]), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_ssim_and_its_gradient_equal_those_of_tensorflow(batch, height, width, channels, contrast, seed):
     clean, denoised = images(seed, (batch, height, width, channels), 0.5, contrast, 0.2)

@@ -37,10 +37,10 @@ def check_outputs_and_gradients(model: keras.Model, images: tf.Tensor, tolerance
         assert np.linalg.norm(result - expected) <= tolerance * np.linalg.norm(expected) + 1e-6
 
 
-@pytest.mark.parametrize("loss", ["bce", "sure", "contractive"])
-def test_losses_and_gradients_equal_those_of_keras(loss, mnist):
-    config = RunConfig(batch_size=33, clip_noise=False)
-    (batch,) = training_batches(mnist.train, config).take(1)
+@pytest.mark.parametrize("loss", ["sure", "contractive"])
+def test_gradients_of_losses_that_call_the_network_equal_those_of_keras(loss, mnist):
+    config = RunConfig(batch_size=9, clip_noise=False)
+    (batch,) = training_batches(mnist.train[:100], config).take(1)
     model, minimized = networks.build(config, (28, 28, 1)), objective(loss, config)
 
     @tf.function
@@ -92,12 +92,7 @@ def test_bias_and_relu_follow_the_pooling_and_change_neither_outputs_nor_gradien
         [keras.layers.UpSampling2D(2), keras.layers.Conv2D(2, 5)],
         [keras.layers.UpSampling2D(2), keras.layers.Conv2D(2, 3, strides=2)],
         [keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.MaxPooling2D(2)],
-        [keras.layers.Conv2DTranspose(3, 2, strides=3, padding="same")],
-        [keras.layers.Conv2DTranspose(3, 3, strides=(1, 2), padding="same")],
-        [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="valid")],
-        [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", output_padding=0)],
-        [keras.layers.Conv2DTranspose(3, 3, dilation_rate=2, padding="same")],
-        [keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", dtype="float64")],
+        [keras.layers.Conv2DTranspose(3, 2, strides=2, padding="same")],
     ],
 )
 def test_layers_that_cannot_be_fused_are_called_unchanged(layers):
@@ -106,26 +101,13 @@ def test_layers_that_cannot_be_fused_are_called_unchanged(layers):
     np.testing.assert_array_equal(fused(model)(images).denoised, model(images, training=True))
 
 
-@pytest.mark.parametrize("name", networks.MODELS)
-@pytest.mark.parametrize("side", [28, 21])
+@pytest.mark.parametrize(("name", "side"), [("conv", 28), *((name, 21) for name in networks.MODELS)])
 def test_every_fused_network_equals_that_of_keras(name, side):
     """In training mode, in which dncnn normalizes with the means of the batch."""
     model = networks.build(RunConfig(model=name), (side, side, 1))
     images = tf.random.stateless_uniform((3, side, side, 1), seed=(1, 2))
     check_outputs_and_gradients(model, images, tolerance=1e-4)
     np.testing.assert_allclose(fused(model, training=False)(images).denoised, model(images), atol=1e-5)
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (6, 2), (3, 3), (8, 4), ((3, 5), 2)])
-def test_transposed_convolutions_equal_those_of_keras(kernel, stride, use_bias):
-    layer = keras.layers.Conv2DTranspose(
-        3, kernel, stride, "same", activation="tanh", use_bias=use_bias, bias_initializer="normal"
-    )
-    model = keras.Sequential([keras.Input((7, 5, 2)), layer])
-    images = tf.random.stateless_normal((2, 7, 5, 2), seed=(1, 2))
-    check_outputs_and_gradients(model, images)
-    assert "Conv2DBackpropInput" not in graph_of(fused_when_called(model), images)
 
 
 def convolution(**settings) -> keras.layers.Conv2D:
@@ -165,40 +147,22 @@ def network_within(image):
 )
 def test_networks_of_any_form_equal_those_of_keras(function):
     image = keras.Input((6, 6, 2))
-    model = keras.Model(image, function(image))
-    check_outputs_and_gradients(model, tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2)))
-
-
-@pytest.mark.parametrize("side", [28, 30])
-def test_latents_are_the_output_of_the_encoder(side):
-    model = networks.build(RunConfig(), (side, side, 1))
-    images = tf.random.stateless_uniform((2, side, side, 1), seed=(1, 2))
-    expected = keras.Model(model.inputs, model.get_layer("encoder").output)(images)
-    assert float(tf.reduce_max(expected)) > 0
-    outputs = fused(model)(images)
-    assert outputs.latents is not None
-    np.testing.assert_allclose(outputs.latents, expected, atol=1e-6)
-    np.testing.assert_allclose(outputs.denoised, model(images), atol=1e-6)
-
-
-def test_network_without_the_layer_encoder_has_no_latents():
-    layers = [keras.layers.Conv2D(2, 3, activation="relu"), keras.layers.MaxPooling2D(2)]
-    model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
-    assert fused(model)(tf.zeros((1, 6, 6, 2))).latents is None
+    model, images = keras.Model(image, function(image)), tf.random.stateless_normal((2, 6, 6, 2), seed=(1, 2))
+    check_outputs_and_gradients(model, images)
+    assert fused(model)(images).latents is None  # without a layer `encoder`
 
 
 def residual(activation: Callable, connect: str = "conv_add") -> keras.Model:
     """Return a network with an activation after layers that TensorFlow fuses with some activations."""
     noisy = keras.Input((12, 12, 4))
     settings = {"padding": "same", "bias_initializer": keras.initializers.RandomNormal(0, 0.5, seed=1)}
-    convolve = layers.Conv2D(4, 3, **settings)
-    x = {
-        "conv": lambda: convolve(noisy),
-        "conv_add": lambda: layers.Add()([noisy, convolve(noisy)]),
+    x: dict[str, Callable] = {
+        "conv": lambda: layers.Conv2D(4, 3, **settings)(noisy),
+        "conv_add": lambda: layers.Add()([noisy, layers.Conv2D(4, 3, **settings)(noisy)]),
         "conv_1x1_add": lambda: layers.Add()([layers.Conv2D(4, 1, **settings)(noisy), noisy]),
         "pad_conv_add": lambda: layers.Add()([noisy, layers.Conv2D(4, 3)(layers.ZeroPadding2D(1)(noisy))]),
         "conv_normalized": lambda: layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(noisy)),
-        "conv_normalized_add": lambda: layers.Add()([noisy, layers.BatchNormalization()(convolve(noisy))]),
+        "conv_normalized_add": lambda: layers.Add()([noisy, x["conv_normalized"]()]),
         "depthwise_add": lambda: layers.Add()([noisy, layers.DepthwiseConv2D(3, **settings)(noisy)]),
         "separable_add": lambda: layers.Add()([noisy, layers.SeparableConv2D(4, 3, **settings)(noisy)]),
         "dense_add": lambda: layers.Add()([noisy, layers.Dense(4)(noisy)]),
@@ -251,7 +215,6 @@ def test_an_operation_after_the_sum_of_a_residual_block_is_computed_as_keras_doe
 @pytest.mark.slow
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_every_activation_of_keras_is_computed_in_graphs_as_without(connect):
-    for activation in ACTIVATIONS:
-        check_graph(residual(layers.Activation(activation), connect), tolerance=1e-4)
-    for activation in (layers.LeakyReLU(0.05), layers.PReLU(), layers.ELU(2.0), layers.ReLU(max_value=1.0)):
+    others = layers.LeakyReLU(0.05), layers.PReLU(), layers.ELU(2.0), layers.ReLU(max_value=1.0)
+    for activation in (*map(layers.Activation, ACTIVATIONS), *others):
         check_graph(residual(activation, connect), tolerance=1e-4)

@@ -1,19 +1,19 @@
 """A user's network is checked before a run writes anything; the network in docs/networks.md trains."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from helpers import TINY, rejected, run_in_process
+from helpers import rejected, run_in_process
+from runs import config_of
 
+from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.models import networks
 from dae.training import trainer
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = replace(TINY, train_examples=64, validation_examples=32, epochs=1)
 
 NETWORKS = """
 import keras
@@ -153,7 +153,7 @@ def networks_file(tmp_path) -> Path:
     ("function", "words"),
     [
         ("two_inputs", ["2 inputs; instead of taking the noise level", "--noise-level LOW HIGH"]),
-        ("another_shape", ["from images (None, 28, 28, 1) to the same shape", "to (None, 14, 14, 1)"]),
+        ("another_shape", ["from images (None, 16, 16, 1) to the same shape", "to (None, 8, 8, 1)"]),
         ("layer_class", ["expected a keras.Model or keras.Layer, got <class "]),
         ("not_finite", ["finite values", "nan"]),
         ("without_gradient", ["no gradient", "lost/kernel"]),
@@ -166,30 +166,28 @@ def networks_file(tmp_path) -> Path:
         ("fails", [f"fails in line {FAILING_LINE} ("]),
     ],
 )
-def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written(function, words, networks_file):
+def test_network_that_breaks_the_contract_is_rejected_before_anything_is_written(function, words, networks_file, files):
     runs = networks_file.parent / "runs"
     with rejected(f"--model: {networks_file}:{function}: ", *words):
-        trainer.train(replace(SMALL, model=f"{networks_file}:{function}"), runs / "run")
+        trainer.train(config_of(files, model=f"{networks_file}:{function}"), runs / "run")
     assert not runs.exists()
 
 
 @pytest.mark.parametrize(("name", "loss"), [("unchanged_at_first", "bce"), ("gated", "0.5*bce + mse")])
-def test_bce_of_a_network_whose_outputs_may_leave_its_domain_later_is_rejected(name, loss, networks_file):
-    config = replace(SMALL, model=f"{networks_file}:{name}", loss=loss)
+def test_bce_of_a_network_whose_outputs_may_leave_its_domain_later_is_rejected(name, loss, networks_file, files):
+    config = config_of(files, model=f"{networks_file}:{name}", loss=loss)
     words = f"is defined for outputs in .*{name} can leave; use --loss mse or charbonnier"
     with pytest.raises(UsageError, match=rf"^--loss: {re.escape(config.loss)} {words}"):
         trainer.train(config, networks_file.parent / "run")
 
 
-def test_a_deep_network_that_ends_in_a_sigmoid_within_a_layer_is_bounded(networks_file, mnist):
-    config = replace(SMALL, model=f"{networks_file}:deep")
-    assert networks.is_bounded(
-        config, networks.build(config, (28, 28, 1)), tf.constant(mnist.test.pixels[:2] / 255, tf.float32)
-    )
+def test_a_deep_network_that_ends_in_a_sigmoid_within_a_layer_is_bounded(networks_file):
+    config, noisy = RunConfig(model=f"{networks_file}:deep"), tf.random.stateless_uniform([2, 12, 12, 1], (1, 2))
+    assert networks.is_bounded(config, networks.build(config, (12, 12, 1)), noisy)
 
 
 @pytest.mark.slow
-def test_docs_example_of_a_network_and_a_metric_trains(tmp_path):
+def test_docs_example_of_a_network_and_a_metric_trains(files, tmp_path):
     page = (ROOT / "docs" / "networks.md").read_text()
     network, metric = re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", page, re.DOTALL)
     example = (ROOT / "experiments" / "examples" / "residual_network.py").read_text()
@@ -198,7 +196,7 @@ def test_docs_example_of_a_network_and_a_metric_trains(tmp_path):
     for name, code in (network, metric):
         (tmp_path / name).write_text(code)
     plugins = ("--model", f"{network[0]}:residual_network", "--metrics", f"{metric[0]}:largest_error")
-    small = ("--train-examples", 500, "--bce-steps", 1, "--epochs", 1, "--quiet", "--run-dir", "run")
+    small = ("--data", files / "digits.npz", "--bce-steps", 1, "--epochs", 1, "--quiet", "--run-dir", "run")
     done = run_in_process("run.py", *plugins, "--width", 2, *small, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert '"test_largest_error"' in (tmp_path / "run" / "report.json").read_text()

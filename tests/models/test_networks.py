@@ -5,8 +5,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dae.config import RunConfig
 from dae.models import networks
@@ -65,8 +63,7 @@ def test_padding_and_cropping_do_not_shift_the_image():
     np.testing.assert_array_equal(output > 0.6, image[0, :, :, 0] == 1)
 
 
-@pytest.mark.parametrize("side", [28, 30])
-@pytest.mark.parametrize("brightness", [0.01, 0.13, 0.9])
+@pytest.mark.parametrize(("brightness", "side"), [(0.01, 28), (0.13, 30), (0.9, 28)])
 def test_brightness_is_the_mean_of_the_first_outputs_and_changes_only_the_last_bias(brightness, side, mnist):
     model = networks.build(RunConfig(), (side, side, 3))
     before = model.get_weights()
@@ -79,32 +76,20 @@ def test_brightness_is_the_mean_of_the_first_outputs_and_changes_only_the_last_b
     assert float(tf.reduce_mean(model(tf.repeat(digits, 3, axis=3)))) == pytest.approx(brightness, rel=0.1)
 
 
-PARAMETERS = {
-    "conv": 4_385,
-    "blog": 28_353,
-    "patches": 38_689,
-    "unet": 323_969,
-    "residual_unet": 323_969,
-    "dncnn": 56_673,
-}
-
-
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_parameters_are_as_documented(name):
     parameters = networks.build(RunConfig(model=name), SHAPE).count_params()
-    assert parameters == PARAMETERS[name]
     documented = inspect.getdoc(networks.MODELS[name]) or ""
     assert name in ("conv", "dncnn") or f"{parameters:,} parameters for digits" in documented
     page = (Path(__file__).parent.parent.parent / "docs" / "networks.md").read_text()
     assert f"| `{name}` | {parameters:,} |" in page
 
 
+@pytest.mark.parametrize("shape", [(11, 30, 1), (21, 13, 3)])
 @pytest.mark.parametrize("name", networks.MODELS)
-@settings(max_examples=4)
-@given(st.sampled_from([11, 13, 21, 28, 30]), st.sampled_from([11, 13, 21, 28, 30]), st.sampled_from([1, 3]))
-def test_every_network_returns_images_and_has_a_gradient_for_every_weight(name, height, width, channels):
-    model = networks.build(RunConfig(model=name), (height, width, channels))
-    noisy = tf.random.stateless_uniform((2, height, width, channels), (1, 2))
+def test_every_network_returns_images_and_has_a_gradient_for_every_weight(name, shape):
+    model = networks.build(RunConfig(model=name), shape)
+    noisy = tf.random.stateless_uniform((2, *shape), (1, 2))
     for training in (False, True):
         with tf.GradientTape() as tape:
             denoised = model(noisy, training=training)

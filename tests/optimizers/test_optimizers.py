@@ -56,10 +56,6 @@ def number(learning_rate):
     return 3
 
 
-def text(learning_rate, total_steps):
-    return "fast"
-
-
 def scaled(learning_rate):
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(learning_rate))
 
@@ -83,15 +79,10 @@ def fails(learning_rate):
         ({"optimizer": "{}:used"}, "--optimizer: {}:used: returns an optimizer that is in use"),
         ({"optimizer": "{}:averaged"}, "--optimizer: {}:averaged: use_ema has no effect here; use --ema-decay"),
         ({"optimizer": "{}:number"}, "--optimizer: {}:number: expected an optimizer of keras.optimizers, got 3"),
-        ({"optimizer": "{}:fails"}, "--optimizer: {}:fails: fails in line 38 ("),
-        (
-            {"schedule": "{}:text"},
-            "--schedule: {}:text: expected a number > 0 or a schedule of keras.optimizers.schedules",
-        ),
+        ({"optimizer": "{}:fails"}, "--optimizer: {}:fails: fails in line 34 ("),
         ({"optimizer": "{}:scaled"}, "--optimizer: {}:scaled: the loss is not scaled here"),
-        ({"schedule": "{}:uphill"}, "--schedule: {}:uphill: expected a number > 0 or a schedule"),
-        ({"schedule": "{}:fails"}, "--schedule: {}:fails: fails"),
-        ({"schedule": "{}:text", "warmup_ratio": 0.1}, "--warmup-ratio: 0.1 has no effect on --schedule text"),
+        ({"schedule": "{}:uphill"}, "--schedule: {}:uphill: expected a number > 0 or a schedule of keras.optimizers."),
+        ({"schedule": "{}:uphill", "warmup_ratio": 0.1}, "--warmup-ratio: 0.1 has no effect on --schedule uphill"),
         ({"optimizer": "sgd", "adam_beta_2": 0.9}, "--adam-beta-2: 0.9 has no effect on --optimizer sgd"),
         ({"optimizer": "adan"}, "--optimizer: unknown name 'adan'; did you mean 'adam'? (known: adam, soap, sgd, "),
     ],

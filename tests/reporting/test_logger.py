@@ -65,49 +65,46 @@ def run_on_terminal(columns: int, *arguments: str, cwd: Path) -> tuple[str, str]
 
 
 @pytest.fixture
-def log(mnist, tmp_path, monkeypatch) -> Callable[..., str]:
-    """A function that prints a line and trains half an epoch, and returns what a terminal shows on stderr."""
+def make_logger(mnist, tmp_path) -> Callable[[bool], Logger]:
+    """A function that returns the logger of a run of TINY within its third epoch, quiet or not."""
     samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
     arguments = Workdir(tmp_path, tmp_path, TINY), TINY, RESOLVED, small_network((28, 28, 1)), samples
-
-    def show(quiet: bool, columns: int) -> str:
-        with open_terminal(columns) as (terminal, shown), open(terminal, "w", closefd=False) as stderr:
-            monkeypatch.setattr(sys, "stderr", stderr)
-            with Logger(*arguments, Console(quiet), step=25, images_per_epoch=600) as writer:
-                writer.print("a line")
-                for _ in range(5):
-                    time.sleep(0.11)  # tqdm redraws at most ten times a second
-                    writer.progress(3, 60, tf.constant(0.25))
-            monkeypatch.undo()
-        return b"".join(shown).decode()
-
-    return show
+    return lambda quiet: Logger(*arguments, Console(quiet), step=25, images_per_epoch=600)
 
 
-def test_progress_bar_stays_on_one_line_of_a_narrow_terminal(log, capsys):
-    shown = log(quiet=False, columns=40)
-    check_bar(shown, 40)
-    assert "epoch 3/3, loss 0.2500" in shown
-    assert " 84%" in shown  # 5 steps of 64 images and 5 of 60 after two epochs of three
-    assert capsys.readouterr().out == "a line\n"
-
-
-def test_a_quiet_run_prints_nothing(log, capsys):
-    assert log(quiet=True, columns=80) == ""
-    assert capsys.readouterr().out == ""
-
-
-def test_a_log_file_gets_a_line_when_none_was_written_for_some_time(mnist, tmp_path, monkeypatch, capsys):
-    samples = pipeline.sample_batch(mnist.validation[-8:], TINY, "validation")
-    arguments = Workdir(tmp_path, tmp_path, TINY), TINY, RESOLVED, small_network((28, 28, 1)), samples
-    for quiet, seconds, lines in ((False, 30, 0), (False, 0, 5), (True, 0, 0)):
-        monkeypatch.setattr(logger, "SECONDS_BETWEEN_LINES", seconds)
-        with Logger(*arguments, Console(quiet), step=25, images_per_epoch=600) as writer:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_bar_stays_on_one_line_of_a_narrow_terminal_and_a_quiet_run_prints_nothing(
+    quiet, make_logger, monkeypatch, capsys
+):
+    with open_terminal(40) as (terminal, pieces), open(terminal, "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with make_logger(quiet) as writer:
+            writer.print("a line")
             for _ in range(5):
+                time.sleep(0.11)  # tqdm redraws at most ten times a second
                 writer.progress(3, 60, tf.constant(0.25))
-        shown = capsys.readouterr()
-        assert (len(shown.out.splitlines()), shown.err) == (lines, "")
-        assert not lines or shown.out.startswith("epoch 3/3: 87.8% of the run, loss 0.2500\n")
+        monkeypatch.undo()
+    shown = b"".join(pieces).decode()
+    if quiet:
+        assert (shown, capsys.readouterr().out) == ("", "")
+    else:
+        check_bar(shown, 40)
+        assert "epoch 3/3, loss 0.2500" in shown
+        assert " 84%" in shown  # 5 steps of 64 images and 5 of 60 after two epochs of three
+        assert capsys.readouterr().out == "a line\n"
+
+
+@pytest.mark.parametrize(("quiet", "seconds", "lines"), [(False, 30, 0), (False, 0, 5), (True, 0, 0)])
+def test_a_log_file_gets_a_line_when_none_was_written_for_some_time(
+    quiet, seconds, lines, make_logger, monkeypatch, capsys
+):
+    monkeypatch.setattr(logger, "SECONDS_BETWEEN_LINES", seconds)
+    with make_logger(quiet) as writer:
+        for _ in range(5):
+            writer.progress(3, 60, tf.constant(0.25))
+    shown = capsys.readouterr()
+    assert (len(shown.out.splitlines()), shown.err) == (lines, "")
+    assert not lines or shown.out.startswith("epoch 3/3: 87.8% of the run, loss 0.2500\n")
 
 
 def test_epochs_are_formatted_with_and_without_validation():
@@ -122,15 +119,17 @@ def test_epochs_are_formatted_with_and_without_validation():
 
 
 @pytest.mark.slow
-def test_run_shows_a_bar_on_stderr_and_a_line_for_each_epoch_on_stdout(tmp_path):
+def test_run_shows_a_bar_on_stderr_and_a_line_for_each_epoch_on_stdout_and_has_a_readable_new_name(tmp_path):
+    (tmp_path / "runs" / "mnist-conv-bce").mkdir(parents=True)
     stdout, shown = run_on_terminal(40, cwd=tmp_path)
     check_bar(shown, 40)
     lines = [line for line in stdout.splitlines() if line.startswith("epoch ")]
     assert [line.partition(": train loss 0")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
+    assert "encoder (MaxPooling2D)" in stdout
+    assert (tmp_path / "runs" / "mnist-conv-bce-2" / "report.json").exists()
 
 
 @pytest.mark.slow
-def test_quiet_run_prints_nothing_even_on_a_terminal_and_with_a_profile(tmp_path):
-    assert run_on_terminal(80, "--quiet", "--profile", "--run-dir", "run", cwd=tmp_path) == ("", "")
+def test_quiet_run_prints_nothing_even_on_a_terminal(tmp_path):
+    assert run_on_terminal(80, "--quiet", "--run-dir", "run", cwd=tmp_path) == ("", "")
     assert (tmp_path / "run" / "report.json").exists()
-    assert list(tmp_path.glob("run/tensorboard/train/plugins/profile/*/*.xplane.pb"))

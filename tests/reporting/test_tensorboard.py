@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import RESOLVED, TINY, check_curves, events, scalar_values, small_network
+from runs import smallest_error
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -23,7 +24,6 @@ from dae.config import RunConfig
 from dae.data import pipeline
 from dae.reporting import tensorboard
 from dae.resolved import Resolved
-from dae.training import trainer
 from dae.workdir.workdir import read_metrics
 
 # The layers of the network `conv`.
@@ -138,22 +138,6 @@ def test_the_image_grid_shows_noisy_denoised_clean_and_error(tiny_run, mnist):
     assert abs(picture[1:29, 91:119] - error).max() <= 1
 
 
-@pytest.mark.slow
-def test_a_resume_drops_events_after_the_checkpoint_and_writes_them_again(tmp_path, tiny_run):
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
-    (folder / "report.json").unlink()
-    checkpoint = list((folder / "checkpoints" / "latest").glob("ckpt-30.*"))
-    assert checkpoint
-    for path in checkpoint:
-        path.unlink()  # as if killed between the events of epoch 3 and its checkpoint
-    for file in (folder / "tensorboard").glob("*/events*"):
-        file.write_bytes(file.read_bytes()[:-7])  # and in the middle of a record
-    trainer.train(TINY, folder, resume=True)
-    check_curves(folder)
-    assert (folder / "report.json").read_text() == (tiny_run / "report.json").read_text()
-
-
 def test_truncate_events_twice_or_interrupted_doubles_no_event(tmp_path, tiny_run):
     folder = tmp_path / "events"
     shutil.copytree(tiny_run / "tensorboard" / "train", folder)
@@ -206,20 +190,12 @@ def test_hparams_shows_few_settings_and_the_last_metrics_of_a_run(tiny_run):
         assert metrics[tag] == pytest.approx(line[name], rel=1e-6)
 
 
-def test_hparams_shows_the_metrics_of_the_user(write_events, tmp_path):
-    metrics: Any = (mean_error,)
-    write_events(tmp_path / "run", replace(TINY, metrics=metrics), epoch=1, loss=1.0)
-    experiment, _ = hparams_tab(tmp_path)
-    assert [info.name.tag for info in experiment.metric_infos][-1] == "quality/mean_error"
-
-
-def mean_error(clean, denoised):
-    return tf.reduce_mean(clean - denoised, axis=[1, 2, 3])
-
-
-def test_without_validation_hparams_shows_the_metrics_on_training_images(write_events, tmp_path):
-    write_events(tmp_path / "run", TINY, epoch=1, loss=0.5, resolved=replace(RESOLVED, validation_examples=0))
-    (group,) = session_groups(tmp_path)
+def test_hparams_shows_the_metrics_of_the_user_and_without_validation_those_on_training_images(write_events, tmp_path):
+    metrics: Any = (smallest_error,)
+    config, resolved = replace(TINY, metrics=metrics), replace(RESOLVED, validation_examples=0)
+    write_events(tmp_path / "run", config, epoch=1, loss=0.5, resolved=resolved)
+    experiment, (group,) = hparams_tab(tmp_path)
+    assert [info.name.tag for info in experiment.metric_infos][-1] == "quality/smallest_error"
     assert last_metrics(group) == {"loss/total": 0.5}
 
 

@@ -40,57 +40,34 @@ class RunningLosses(keras.callbacks.Callback):
         self.values.append(logs["loss"])
 
 
-def compare_with_fit(
-    our_optimizer: keras.optimizers.Optimizer,
-    their_optimizer: keras.optimizers.Optimizer,
-    images: Images,
-    wrap: Callable[[keras.Model], keras.Model] = lambda model: model,
-    shards: int = 1,
-    max_gradient_norm: float | None = None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Take 50 train steps, and as many of `fit` with the same weights and batches; assert that the losses agree.
-
-    Returns the weights of both.
-    """
-    config = RunConfig(batch_size=64, shards=shards, max_gradient_norm=max_gradient_norm)
-    batches = list(training_batches(images, config).take(STEPS))
-    ours, theirs = wrap(networks.build(config, (28, 28, 1))), networks.build(config, (28, 28, 1))
+# Adam magnifies rounding, so that the weights of two fits of `conv` may differ by several steps.
+@pytest.mark.parametrize(
+    ("model", "shards", "limit", "tolerance"),
+    [(small_network, 1, None, 1e-5), pytest.param("conv", 2, 0.1, 0.1, marks=pytest.mark.slow)],
+)
+def test_fifty_steps_with_adam_equal_keras_fit(model, shards, limit, tolerance, mnist):
+    """Also with fused layers, shards and a limit of the gradient's norm."""
+    config = RunConfig(model=model, batch_size=64, shards=shards, max_gradient_norm=limit, learning_rate=0.01)
+    batches = list(training_batches(mnist.train, config).take(STEPS))
+    ours, theirs = (networks.build(config, (28, 28, 1)) for _ in range(2))
     theirs.set_weights(ours.get_weights())
 
-    state = new_state(config, our_optimizer, ours)
+    state = new_state(config, optimizers.build(config, STEPS), ours)
     train_step = new_train_step(state, config)
     mean_losses = [float(train_step(batch)) for batch in batches]
     assert int(state.step) == STEPS
     assert int(state.means.images) == STEPS * 64
     assert state.means.result()["loss"] == pytest.approx(np.mean(mean_losses), rel=1e-6)
 
-    theirs.compile(their_optimizer, "binary_crossentropy")
+    theirs.compile(keras.optimizers.Adam(0.01, global_clipnorm=limit), "binary_crossentropy")
     running = RunningLosses()
     noisy, clean = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean"))
     theirs.fit(noisy, clean, batch_size=64, epochs=1, shuffle=False, verbose=0, callbacks=[running])
 
     np.testing.assert_allclose(np.cumsum(mean_losses) / np.arange(1, STEPS + 1), running.values, rtol=1e-4)
     assert mean_losses[-1] < 0.6 * mean_losses[0]  # the models learn
-    return list(zip(ours.get_weights(), theirs.get_weights(), strict=True))
-
-
-def unfused(model: keras.Model) -> keras.Model:
-    """Return `model` in a form that is not a chain of plain layers, so that its layers are not fused."""
-    image = keras.Input(model.input_shape[1:])
-    return keras.Model(image, model(keras.layers.Activation("linear")(image)))
-
-
-def test_fifty_steps_equal_keras_fit(mnist):
-    adams = keras.optimizers.Adam(), keras.optimizers.Adam()
-    for weight, keras_weight in compare_with_fit(*adams, mnist.train, wrap=unfused):
-        np.testing.assert_allclose(weight, keras_weight, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_fifty_fused_sharded_clipped_steps_with_adam_equal_keras_fit(mnist):
-    """Only the losses are compared: Adam magnifies rounding, so that the weights of two fits differ by up to 2e-3."""
-    adams = optimizers.build(RunConfig(), STEPS), keras.optimizers.Adam(1e-3, global_clipnorm=0.1)
-    compare_with_fit(*adams, mnist.train, shards=2, max_gradient_norm=0.1)
+    for weight, keras_weight in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, keras_weight, rtol=1e-4, atol=tolerance)
 
 
 def first_batch(images: Images, size: int) -> Batch:
@@ -104,7 +81,7 @@ def loss_and_gradients(model: keras.Model, batch: Batch) -> tuple[float, list[tf
     return float(loss), tape.gradient(loss, model.trainable_variables)
 
 
-@pytest.mark.parametrize(("images", "shards"), [(64, 1), (64, 2), (7, 3), (1, 2)])
+@pytest.mark.parametrize(("images", "shards"), [(64, 2), (7, 3), (1, 2)])
 def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images, shards, mnist):
     """With SGD, since Adam hides a wrong scale; at a learning rate of 1 the movement is the gradient."""
     batch, config = first_batch(mnist.train, images), replace(MSE, shards=shards)
@@ -117,9 +94,9 @@ def test_train_step_moves_the_weights_by_the_gradient_of_the_plain_model(images,
         np.testing.assert_allclose(old - new, gradient, atol=1e-4 * np.abs(gradient).max() + 1e-7)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.9, 2.0])
+@pytest.mark.parametrize("fraction", [0.5, 2.0])
 def test_clipping_equals_global_clipnorm_of_keras(fraction, mnist):
-    """The limit is a fraction of the gradient's norm, so that it is reached by the first two only."""
+    """The limit is a fraction of the gradient's norm, so that it is reached by the first only."""
     batch = first_batch(mnist.train, 64)
     state = new_state(MSE, keras.optimizers.SGD(1.0))
     before = state.model.get_weights()
@@ -162,13 +139,7 @@ def test_train_step_records_the_terms_of_a_loss(mnist):
     assert means["loss"] == pytest.approx(2 * bce + 0.5 * mse, rel=1e-5)
 
 
-# Keras's take part in the slow tests.
-OPTIMIZERS = [
-    name if name in ("adam", "soap") else pytest.param(name, marks=pytest.mark.slow) for name in optimizers.OPTIMIZERS
-]
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])  # others: test_exact_resume.py
 def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimizer, mnist, tmp_path):
     """Over two epochs of six batches of 32 images and one of 10; SOAP updates its eigenvectors after ten steps."""
     config = RunConfig(batch_size=32, optimizer=optimizer, epochs=2, shards=2)
@@ -190,15 +161,6 @@ def test_train_loop_gives_the_same_bits_for_any_number_of_steps_per_call(optimiz
     for result in results[1:]:
         for value, expected in zip(result, results[0], strict=True):
             np.testing.assert_array_equal(value, expected, strict=True)
-
-
-def test_train_loop_fetches_only_the_batches_it_trains_on(mnist):
-    config = RunConfig(batch_size=32)
-    batches = iter(training_batches(mnist.train, config))
-    new_train_loop(new_state(config), config)(batches, 3, 32)
-    *_, expected = training_batches(mnist.train, config).take(4)
-    for part, expected_part in zip(next(batches), expected, strict=True):
-        np.testing.assert_array_equal(part, expected_part)
 
 
 def test_many_runs_in_a_process_are_not_taken_for_one_function_that_is_traced_again(mnist, caplog, monkeypatch):
@@ -238,24 +200,37 @@ def finite_with_infinite_gradient(clean: tf.Tensor, denoised: tf.Tensor) -> tf.T
     return tf.sqrt(tf.reduce_sum((denoised - tf.stop_gradient(denoised)) * clean, axis=[1, 2, 3]))
 
 
+def check_that_nothing_changes(config: RunConfig, loss: Callable, factor: float, quantity: str) -> None:
+    """Check that a step is rejected whose clean images are multiplied by `factor`, and that the next one is taken."""
+    state = new_state(config)
+    before = values(state)
+    images = tf.random.stateless_uniform((4, 28, 28, 1), (0, 1))
+    train_step = new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"the {quantity} : Tensor had"):
+        train_step(batch_of(images, images * factor))
+    for value, expected in zip(values(state), before, strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
+    if quantity == "loss":
+        assert np.isfinite(train_step(batch_of(images, images)))
+        assert int(state.step) == 1
+
+
 @pytest.mark.parametrize(
     ("loss", "factor", "quantity"),
     [
-        (LOSSES["mse"], np.nan, "loss"),
         (LOSSES["mse"], np.inf, "loss"),
         (finite_with_infinite_gradient, 1.0, "gradient"),
     ],
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_train_step_rejects_values_that_are_not_finite_before_anything_changes(loss, factor, quantity, optimizer):
-    config = RunConfig(optimizer=optimizer, bce_steps=0)
-    state = new_state(config)
-    before = values(state)
-    images = tf.fill((4, 28, 28, 1), 0.5)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=f"the {quantity} : Tensor had"):
-        new_train_step(state, config, CompositeLoss((Term(1.0, "", loss, ""),)))(batch_of(images, images * factor))
-    for value, expected in zip(values(state), before, strict=True):
-        np.testing.assert_array_equal(value, expected, strict=True)
+def test_train_step_rejects_values_that_are_not_finite_before_anything_changes(loss, factor, quantity):
+    check_that_nothing_changes(MSE, loss, factor, quantity)
+
+
+@pytest.mark.parametrize(
+    "name", ["soap", *(pytest.param(name, marks=pytest.mark.slow) for name in optimizers.OPTIMIZERS if name != "soap")]
+)
+def test_each_optimizer_keeps_its_state_at_a_loss_that_is_not_finite_and_takes_the_next_step(name):
+    check_that_nothing_changes(replace(MSE, optimizer=name), LOSSES["mse"], np.nan, "loss")
 
 
 def test_sparse_gradients_of_shards_are_added(mnist):

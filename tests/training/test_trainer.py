@@ -21,13 +21,13 @@ from dae.data.pipeline import equal_batches, steps_per_epoch
 from dae.errors import RunError, UsageError
 from dae.models import networks
 from dae.reporting.logger import warn_if_collapsed
-from dae.training import trainer
+from dae.training import memory, trainer
 from dae.training.calls import VALUES_PER_LOOP, loop_calls
 from dae.training.checkpoints import saved_in
 from dae.workdir.workdir import read_metrics
 
 
-def test_run_writes_every_documented_file(tiny_run):
+def test_run_writes_every_documented_file_and_its_losses_fall(tiny_run):
     assert {path.name for path in tiny_run.iterdir()} == {
         "checkpoints",
         "config.json",
@@ -50,14 +50,13 @@ def test_run_writes_every_documented_file(tiny_run):
         assert line["seconds"] > 600 / line["images_per_second"]
     report = json.loads((tiny_run / "report.json").read_text())
     facts = {"epochs", "epoch", "noise", "num_test_images", "parameters", "weights_sha256", "test_psnr_of_mean_mse"}
+    assert report["noise"] == {"model": "gaussian", "level": 0.5, "clipped": True}
+    assert report["num_test_images"] == 10_000
     assert set(report) == facts | {f"test_{metric}" for metric in metrics}
     environment = json.loads((tiny_run / "environment.json").read_text())
     assert environment["versions"]["tensorflow"] == tf.__version__
     assert environment["cpu_cores"] >= 1
-
-
-def test_losses_fall(tiny_run):
-    lines = read_metrics(tiny_run)
+    assert environment["seconds"] == pytest.approx(sum(line["seconds"] for line in lines), abs=1e-3)
     for name in ("train_loss", "validation_loss"):
         losses = [line[name] for line in lines]
         assert losses == sorted(losses, reverse=True)
@@ -147,8 +146,8 @@ PATIENT: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_run_stops_after_the_documented_number_of_epochs_keeps_the_best_and_is_not_continued(files, tmp_path, capsys):
-    """Interrupted in its last epoch, with nothing left but to stop, it is resumed to the same bits."""
-    config, stopped, run = config_of(files, **PATIENT), tmp_path / "stopped", tmp_path / "run"
+    """Killed before it wrote its report, with nothing left but to stop, it is resumed to the same bits."""
+    config, stopped = config_of(files, **PATIENT), tmp_path / "stopped"
     report = trainer.train(config, stopped, quiet=True)
     lines = read_metrics(stopped)
     losses = [line["validation_loss"] for line in lines]
@@ -156,12 +155,8 @@ def test_run_stops_after_the_documented_number_of_epochs_keeps_the_best_and_is_n
     assert ages.index(1) == len(losses) - 1 < 39
     assert report["epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 1
 
-    def interrupt(epoch_end: trainer.EpochEnd) -> None:
-        if epoch_end.values["epoch"] == len(lines):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, run, quiet=True, on_epoch_end=interrupt)
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / "report.json").unlink()
     trainer.train(config, run, resume=True)
     message = f"stopped after epoch {len(lines)}, 1 epochs after the best one"
     assert message in capsys.readouterr().out
@@ -194,7 +189,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(fil
 
     run, training_batches = tmp_path / "run", trainer.training_batches
     monkeypatch.setattr(trainer, "training_batches", poisoned)
-    with pytest.raises(RunError, match="step 10 is not finite"):
+    with pytest.raises(RunError, match=r"step 10 is not finite.*--learning-rate"):
         trainer.train(config_of(files, loss="mae", bce_steps=14), run)
     assert not (run / "report.json").exists()
     assert [line["epoch"] for line in read_metrics(run)] == [1]
@@ -212,3 +207,14 @@ def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tm
     assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
     trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
     assert first_difference(tmp_path / "run", tiny_run) is None
+
+
+@pytest.mark.parametrize(("width", "batch_size", "warns"), [(1, 128, False), (256, 50_000, True)])
+def test_a_batch_that_is_too_large_has_a_warning_of_one_line(width, batch_size, warns, capsys):
+    model = networks.sketch(RunConfig(model="dncnn", width=width), (28, 28, 1))  # without values, which need memory
+    assert model is not None
+    memory.warn_if_scarce(model, batch_size)
+    captured = capsys.readouterr()
+    start = "warning: --batch-size, --patch-size: a step with 50000 images of 28 x 28 needs about "
+    assert (captured.out, captured.err.count("\n")) == ("", int(warns))
+    assert captured.err.startswith(start if warns else "")

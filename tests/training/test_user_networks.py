@@ -1,25 +1,29 @@
-"""Runs of users' networks: regularizers, batch normalization, Dropout, averaged weights, metrics, initial weights."""
+"""Runs of users' networks: regularizers, Dropout, averaged weights, metrics, and networks as they are published."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import batch_of, new_train_step
+from helpers import EIGHT_BITS, batch_of, new_train_step
 from keras import layers
 from runs import config_of
 
+import dae
 from dae import config as config_module
 from dae.config import RunConfig
 from dae.data import datasets
 from dae.data.pipeline import evaluation_batches, training_batches
+from dae.errors import RunError, UsageError
 from dae.evaluation.evaluate import make_evaluator
+from dae.inference import export
 from dae.losses import composite
-from dae.models.fused_layers import seed_layers
+from dae.models import networks
+from dae.models.fused_layers import outputs, seed_layers
 from dae.optimizers import optimizers
-from dae.training.checkpoints import Checkpoints
+from dae.training.checkpoints import Checkpoints, restored_model
 from dae.training.task import prepare
 from dae.training.train_state import TrainState
-from dae.workdir.model_files import load_model
+from dae.workdir.model_files import MODEL_FILES, WEIGHTS, load_model, save_all
 from dae.workdir.workdir import read_metrics, read_report
 
 
@@ -138,4 +142,93 @@ def test_a_run_starts_from_the_averaged_weights_of_another_without_a_warm_up(fil
     task = prepare(config_of(files, "network", start_from=str(run), loss="mae", bce_steps=9))
     for model in (task.model, task.evaluated_model):
         assert all(map(np.array_equal, model.get_weights(), load_model(run).get_weights()))
+    assert not task.objective(tf.Variable(0, dtype=tf.int64)).warms_up
+
+
+FIXED_SIZE = "the model takes images of (16, 16, 1), not of 20 x 24"
+
+# A row of runs.py, the model files from which Keras alone restores the network, and the error for other sizes.
+NETWORKS = [
+    ("published_dncnn", [], None),
+    ("published_nafnet", ["model.keras"], None),
+    ("published_attention", [], None),
+    ("published_spectral", [], None),
+    ("published_variational", [], FIXED_SIZE),
+    ("published_times", [], None),
+]
+FAST = "published_dncnn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "alone", "problem"), [pytest.param(*row, id=row[0]) for row in NETWORKS])
+def test_a_published_network_trains_reloads_denoises_and_is_exported(name, alone, problem, finished_run, tmp_path):
+    run = finished_run(name)
+    assert restored_model(run).count_params() == load_model(run).count_params()
+    assert sorted(file.name for file in run.glob("model.*")) == sorted([*alone, WEIGHTS])
+    for name_of_file in alone:
+        assert keras.models.load_model(run / name_of_file, compile=False)
+    model = load_model(run)
+    (line,) = save_all(model, tmp_path, EIGHT_BITS, is_own=True)
+    missing = [file for file in MODEL_FILES if file not in alone]
+    assert line.startswith(f"model files: without {', '.join(missing)}, from which")
+
+    image = np.random.default_rng(0).random((16, 16), np.float32)
+    expected_image = np.clip(outputs(model, image[None, ..., None]), 0, 1)[0, ..., 0]
+    np.testing.assert_allclose(dae.denoise(image, model), expected_image, atol=1e-6)
+    np.testing.assert_array_equal(dae.denoise(image, model), dae.denoise(image, run))
+    other = np.random.default_rng(1).random((20, 24), np.float32)
+    if problem is None:
+        assert dae.denoise(other, model).shape == other.shape
+    else:
+        with pytest.raises(UsageError) as caught:
+            dae.denoise(other, model)
+        assert str(caught.value) == problem
+    if name == "published_variational":  # what it draws in inference is not part of a file
+        with pytest.raises(RunError, match=r"^savedmodel: images \(1, 16, 16, 1\) differ by up to "):
+            export.export(model, "savedmodel", tmp_path / "exported")
+    else:
+        assert export.export(model, "savedmodel", tmp_path / "exported")
+
+
+@pytest.mark.parametrize("added", [b"", b"\nraise SystemExit\n"])
+def test_a_run_builds_its_network_from_its_own_copy_of_the_file_once_the_digest_is_compared(
+    added, finished_run, tmp_path
+):
+    run, copy = finished_run(FAST), tmp_path / "run"
+    (copy / "code").mkdir(parents=True)
+    for name in ("config.json", "resolved.json", "report.json", "model.weights.h5", "code/published.py"):
+        (copy / name).write_bytes((run / name).read_bytes() + (added if name.startswith("code") else b""))
+    if added:
+        with pytest.raises(UsageError, match=r"published.py: differs from what the run was made with"):
+            load_model(copy)
+    else:
+        assert all(map(np.array_equal, load_model(copy).get_weights(), load_model(run).get_weights()))
+
+
+def test_names_that_two_files_register_with_keras_do_not_collide(files, tmp_path):
+    """The class that each of the files registers as `Gain` is that of its own network."""
+    other = tmp_path / "other.py"
+    text = (files / "published.py").read_text()
+    other.write_text(text.replace("class Gain(Scale):\n    pass", "class Gain(layers.ReLU):\n    pass"))
+    counts = [
+        networks.build(config_of(files, model=f"{file}:attention"), (16, 16, 1)).count_params()
+        for file in (files / "published.py", other, files / "published.py")
+    ]
+    assert counts[0] == counts[2] == counts[1] + 4
+    assert "Gain" not in "".join(keras.saving.get_custom_objects())
+
+
+def test_loss_of_a_linear_network_sees_the_outputs_and_metrics_the_clipped_images(finished_run, files):
+    run = finished_run(FAST)
+    config = config_of(files, FAST)
+    task, model = prepare(config), load_model(run)
+    squared, clipped = [], []
+    for batch in evaluation_batches(task.data.test, config, "test"):
+        denoised = outputs(model, batch.noisy)
+        squared.append(np.square(denoised - batch.clean).mean(axis=(1, 2, 3)))
+        clipped.append(np.square(np.clip(denoised, 0, 1) - batch.clean).mean(axis=(1, 2, 3)))
+    report = read_report(run)
+    assert report["test_loss"] == pytest.approx(np.concatenate(squared).mean(), rel=1e-5)
+    assert report["test_mse"] == pytest.approx(np.concatenate(clipped).mean(), rel=1e-5)
+    assert report["test_mse"] < report["test_loss"]
     assert not task.objective(tf.Variable(0, dtype=tf.int64)).warms_up

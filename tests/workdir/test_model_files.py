@@ -1,6 +1,4 @@
-import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from dae.data.pipeline import evaluation_batches
 from dae.errors import UsageError
 from dae.evaluation.evaluate import check_fits, make_evaluator
 from dae.training.task import prepare
-from dae.workdir import hdf5_check, workdir
+from dae.workdir import workdir
 from dae.workdir.model_files import MODEL_FILES, load_model, save_model
 
 # The end of Keras's tutorial: load, predict on noisy test images, stack noisy and denoised ones, show them in grey.
@@ -171,10 +169,10 @@ def test_a_model_of_free_size_is_loaded_and_evaluated(shape, suffix, tmp_path, m
     assert np.isfinite(list(report.values())).all()
 
 
-@pytest.mark.parametrize("suffix", [".keras", pytest.param(".h5", marks=pytest.mark.slow)])
-def test_a_model_of_free_size_works_as_a_start(suffix, tiny_run, tmp_path):
-    """The models of runs are of free size."""
-    path = shutil.copy(tiny_run / f"model{suffix}", tmp_path)
+@pytest.mark.slow
+def test_a_model_of_free_size_works_as_a_start(tiny_run, tmp_path):
+    """The models of runs are of free size. For a .keras file, see test_exact_resume.py."""
+    path = shutil.copy(tiny_run / "model.h5", tmp_path)
     assert load_model(path).input_shape == (None, None, None, 1)
     config = replace(TINY, start_from=path)
     expected = load_model(path).get_weights()
@@ -183,19 +181,7 @@ def test_a_model_of_free_size_works_as_a_start(suffix, tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
-def test_layer_of_terabytes_is_rejected_before_it_is_made(name, tiny_run, tmp_path):
-    def enlarge(architecture: str) -> str:
-        enlarged = architecture.replace('"filters": 16', '"filters": 100000000000')
-        assert enlarged != architecture
-        return enlarged.replace("28, 28, 16]", "28, 28, 100000000000]")
-
-    change_architecture(tiny_run / name, tmp_path / name, enlarge)
-    with pytest.raises(UsageError, match=r"not a readable model|more than it has bytes"):
-        load_model(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", MODEL_FILES)
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 0.999])
 def test_truncated_model_file_is_rejected_in_one_line(fraction, name, tiny_run, tmp_path):
     content = (tiny_run / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(fraction * len(content))])
@@ -203,56 +189,19 @@ def test_truncated_model_file_is_rejected_in_one_line(fraction, name, tiny_run, 
         load_model(tmp_path / name)
 
 
-# Each .h5 file is first read by another process.
-@pytest.mark.parametrize("name", ["model.keras", pytest.param("model.h5", marks=pytest.mark.slow)])
 @fuzz
 @given(data=st.data())
-def test_damaged_model_file_is_rejected_in_one_line_or_loads(name, tiny_run, tmp_path_factory, data):
-    content = bytearray((tiny_run / name).read_bytes())
+def test_damaged_model_file_is_rejected_in_one_line_or_loads(tiny_run, tmp_path_factory, data):
+    """The archive of a .keras file has checksums, unlike HDF5, whose library can crash on a damaged file."""
+    content = bytearray((tiny_run / "model.keras").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / f"fuzzed-{name}"
+    path = tmp_path_factory.getbasetemp() / "fuzzed.keras"
     path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
     try:
         load_model(path)
     except UsageError as error:
         assert "\n" not in str(error)
-
-
-@pytest.mark.slow
-def test_file_on_which_the_hdf5_library_loops_forever_is_rejected(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5_check, "TIMEOUT_SECONDS", 3.0)
-    hdf5_check.check(tiny_run / "model.h5")
-    content = bytearray((tiny_run / "model.h5").read_bytes())
-    # Found by the test above: a wrong size of the free space in the heap that holds the names of the weights.
-    heaps = [match.start() for match in re.finditer(b"GCOL", content)]
-    content[heaps[1] + 1048] = 130
-    (tmp_path / "endless.h5").write_bytes(content)
-    with pytest.raises(UsageError, match=r"not a readable model.*3 seconds"):
-        load_model(tmp_path / "endless.h5")
-
-
-@pytest.mark.parametrize("name", MODEL_FILES)
-def test_an_array_that_claims_far_more_bytes_than_the_file_has_is_rejected_without_reading_it(name, tiny_run, tmp_path):
-    def enlarge(content: bytes) -> bytes:
-        stream = io.BytesIO(content)
-        with h5py.File(stream, "r+") as file:
-            file.create_dataset("claim", shape=(10**12,), dtype="f8", chunks=(1000,))
-        return stream.getvalue()
-
-    if name == "model.h5":
-        (tmp_path / name).write_bytes(enlarge((tiny_run / name).read_bytes()))
-    else:
-        change_archive(tiny_run / name, tmp_path / name, "model.weights.h5", enlarge)
-    with pytest.raises(UsageError, match=r"not a readable model .*its arrays claim 8,000,000,"):
-        load_model(tmp_path / name)
-
-
-def test_a_compressed_text_of_far_more_bytes_than_the_archive_has_is_rejected_without_reading_it(tiny_run, tmp_path):
-    path, spaces = tmp_path / "model.keras", b" " * 10**7
-    change_archive(tiny_run / path.name, path, "config.json", lambda content: content + spaces, zipfile.ZIP_DEFLATED)
-    with pytest.raises(UsageError, match=r"not a readable model .its files claim 10,"):
-        load_model(path)
 
 
 def test_a_model_that_is_missing_from_a_finished_run_is_rejected_with_what_to_do(tmp_path):

@@ -1,7 +1,12 @@
-"""A run's folder: what it may be, its lock, and its small files."""
+"""A run's folder: what it may be, its small files, its lock, and what remains of it after a mistake."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,14 +14,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from helpers import RESOLVED, TINY
+from helpers import RESOLVED, TINY, rejected
 
 from dae import config as config_module
 from dae.config import RunConfig
-from dae.errors import UsageError
+from dae.errors import RunError, UsageError
 from dae.files import TEMPORARY
 from dae.workdir import workdir
-from dae.workdir.workdir import Workdir
+from dae.workdir.workdir import LOCK, Workdir, locked
 
 
 def start(path: Path, config: RunConfig = TINY) -> None:
@@ -38,10 +43,10 @@ def content(folder: Path) -> dict[str, bytes]:
     ("changes", "name"),
     [
         ({}, "mnist-conv-bce"),
-        ({"loss": "bce + 0.1*ssim"}, "mnist-conv-bce+0.1xssim"),
+        ({"loss": "bce + 0.10* ssim"}, "mnist-conv-bce+0.1xssim"),
         ({"dataset": "cifar10"}, "cifar10-conv-bce"),
         ({"data": "/images/my faces.npz"}, "myfaces-conv-bce"),
-        ({"data": "/images/faces/"}, "faces-conv-bce"),
+        ({"data": "/images/été/"}, "été-conv-bce"),
     ],
 )
 def test_default_folder_is_named_after_data_model_and_loss(changes, name, tmp_path, monkeypatch):
@@ -52,13 +57,6 @@ def test_default_folder_is_named_after_data_model_and_loss(changes, name, tmp_pa
     assert workdir.new_path(config) == Path("runs", f"{name}-2")
     Path("runs", f"{name}-2").write_text("a file")
     assert workdir.new_path(config) == Path("runs", f"{name}-3")
-
-
-@pytest.mark.parametrize(
-    ("setting", "name"), [("bce", "bce"), ("2.0*mse+ bce", "2.0xmse+bce"), ("a/b c", "a-bc"), ("été", "été")]
-)
-def test_slug_is_a_readable_folder_name(setting, name):
-    assert workdir.slug(setting) == name
 
 
 # Opening
@@ -90,29 +88,27 @@ def test_workers_other_than_the_chief_write_to_another_folder_and_lock_none(tmp_
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("names", "kind"),
     [
-        ([], False),
-        ([f"{TEMPORARY}1.json"], False),
-        (["environment.json", f"{TEMPORARY}1.json", "code"], False),
-        (["environment.json", "code", "config.json", "metrics.jsonl", "mine.txt"], True),
+        ([], "empty"),
+        ([f"{TEMPORARY}1.json"], "empty"),
+        (["environment.json", f"{TEMPORARY}1.json", "code"], "empty"),
+        (["environment.json", "code", "config.json", "metrics.jsonl", "mine.txt"], "run"),
+        *((names, "other") for names in (["mine.txt"], ["code"], [".git"], ["environment.json", "mine.txt"])),
+        (["metrics.jsonl", "environment.json"], "other"),
     ],
 )
-def test_has_run_is_decided_by_config_json(names, expected, tmp_path):
-    for name in names:
-        (tmp_path / name).touch()
-    assert workdir.has_run(tmp_path) == expected
-
-
-@pytest.mark.parametrize(
-    "names", [["mine.txt"], ["code"], [".git"], ["environment.json", "mine.txt"], ["metrics.jsonl", "environment.json"]]
-)
-@pytest.mark.parametrize("resume", [False, True])
-def test_folder_of_other_files_is_rejected_and_not_touched(names, resume, tmp_path):
+def test_a_folder_is_a_runs_by_its_config_json_and_one_of_other_files_is_rejected_and_not_touched(
+    names, kind, tmp_path
+):
     for name in names:
         (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match="not a run's"), workdir.opened(tmp_path, TINY, resume):
-        pass
+    if kind == "other":
+        for resume in (False, True):
+            with pytest.raises(UsageError, match="not a run's"), workdir.opened(tmp_path, TINY, resume):
+                pass
+    else:
+        assert workdir.has_run(tmp_path) == (kind == "run")
     assert content(tmp_path) == dict.fromkeys(names, b"mine")
 
 
@@ -231,3 +227,106 @@ def test_report_is_read_back_and_a_damaged_one_rejected(tmp_path):
     os.truncate(tmp_path / "report.json", 10)
     with pytest.raises(UsageError, match="damaged"):
         workdir.read_report(tmp_path)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from dae.workdir.workdir import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_second_process_is_rejected_until_the_first_has_been_killed(tmp_path):
+    path = tmp_path / "new" / "run"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match=r"^--run-dir: another process is using .*/new/run; choose "), locked(path):
+            pass
+        assert path.is_dir()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert names_in(path) == {LOCK}
+    with locked(path), pytest.raises(UsageError, match="another process"), locked(path):
+        pass
+    assert names_in(path) == set()
+
+
+def test_a_lock_file_that_its_process_has_just_removed_counts_as_locked(tmp_path, monkeypatch):
+    """The file is removed between its opening and its locking."""
+    flock = fcntl.flock
+
+    def remove_and_lock(*arguments: int) -> None:
+        (tmp_path / LOCK).unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    with pytest.raises(UsageError, match="another process"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("happens", ["renamed", "deleted", "replaced", "nothing"])
+def test_a_folder_that_is_no_longer_the_one_that_was_locked_is_found_and_left_alone(happens, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with locked(run) as check:
+        check()
+        if happens != "nothing":
+            run.rename(moved)
+        if happens == "deleted":
+            shutil.rmtree(moved)
+        if happens == "replaced":
+            run.mkdir()
+            (run / LOCK).touch()
+        message = f"^--run-dir: {run} was renamed, deleted or replaced during the run"
+        with contextlib.nullcontext() if happens == "nothing" else pytest.raises(RunError, match=message):
+            check()
+    assert run.exists() == (happens == "replaced")
+
+
+@pytest.mark.parametrize("existing", ["", "mine", "mine/runs", "mine/runs/first"])
+def test_only_folders_that_were_made_are_removed_after_a_mistake(existing, tmp_path):
+    (tmp_path / existing).mkdir(parents=True, exist_ok=True)
+    before = names_in(tmp_path)
+    path = tmp_path / "mine" / "runs" / "first"
+    with pytest.raises(UsageError, match="mistake"), locked(path):  # noqa: PT012
+        assert path.is_dir()
+        raise UsageError("a mistake")
+    assert names_in(tmp_path) == before
+    with locked(path):
+        (path / "config.json").touch()
+    assert names_in(path) == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "mine.txt", "mine.txt/run", "lr[1]", "run*", "run?", "back\\slash", "new\nline", "/proc/none/run"),
+        *("x" * 300, "new/" + "x" * 300, "new/../" + "x" * 300, "nul\0byte"),
+    ],
+)
+def test_folder_that_cannot_hold_a_run_is_rejected_and_not_touched(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    with rejected("--run-dir"), locked(Path(name)):
+        pass
+    assert names_in(tmp_path) == {"mine.txt"}
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_rejected_in_one_line(tmp_path, monkeypatch):
+    """No such file system is available here, so the system call is replaced by one that fails."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UsageError, match=r"^--run-dir: .* cannot be written or locked \(.*No locks"), locked(tmp_path):
+        pass

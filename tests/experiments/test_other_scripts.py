@@ -1,10 +1,34 @@
-"""experiments/photographs.py and the table of docs/photographs.md."""
+"""The scripts export.py and photographs.py of experiments/, and the table of docs/photographs.md."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 from helpers import run_in_process
+
+from dae.inference.export import FORMATS
+
+OUTPUTS = [("savedmodel", "denoise"), ("onnx", "denoise.onnx"), ("litert", "denoise.litert")]
+
+
+@pytest.mark.parametrize(("format_name", "output"), OUTPUTS)
+def test_export_says_what_it_wrote_and_checked_and_nothing_else(format_name, output, tiny_run, tmp_path):
+    for module in FORMATS[format_name][1]:
+        pytest.importorskip(module, reason="needs the extra `export`")
+    done = run_in_process("export.py", tiny_run, "--format", format_name, "--output", output, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    written, checked = done.stdout.splitlines()
+    size = int(written.removeprefix(f"{output}: ").removesuffix(" bytes").replace(",", ""))
+    path = tmp_path / output
+    assert size == sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    match = re.fullmatch(r"checked: differs by at most (.*) from the Keras model, on images (.*)", checked)
+    assert match, checked
+    difference, shapes = match.groups()
+    assert 0 <= float(difference) < 1e-5
+    assert shapes == "1x28x28x1, 3x28x28x1, 1x36x52x1, 3x36x52x1"
+    assert [path.name for path in tmp_path.iterdir()] == [output]
+
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "experiments" / "photographs.py"))
@@ -32,15 +56,3 @@ def test_a_missing_debian_package_is_named_with_the_command_that_downloads_it(tm
     with pytest.raises(Exception, match=r"run there: apt-get download libjxl-testdata=") as error:
         SCRIPT["folder_of"]("libjxl-testdata", tmp_path, tmp_path)
     assert type(error.value).__name__ == "UsageError"
-
-
-def test_a_missing_package_or_a_full_output_folder_is_one_line_and_writes_nothing(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    done = run_in_process("photographs.py", "full", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "expected the name of a new folder" in done.stderr
-    done = run_in_process("photographs.py", "new", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "run: pip install" in done.stderr or "apt-get download" in done.stderr
-    assert not (tmp_path / "new").exists()
