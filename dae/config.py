@@ -348,7 +348,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As good as the default in a twenty-fifth of its epochs (docs/results.md).
     "fast": {**_SOAP, "learning_rate": 0.03, "batch_size": 80, "epochs": 2},
     # More than 20 dB in a few seconds of training.
-    "good": {**_SOAP, "model": "patches", "learning_rate": 0.01, "train_examples": 32_000, "epochs": 1},
+    "good": {
+        **_SOAP,
+        "model": "patches",
+        "learning_rate": 0.01,
+        "batch_size": 32,
+        "train_examples": 22_400,
+        "epochs": 1,
+    },
     # More than 21 dB in a few minutes.
     "best": {**_SOAP, "model": "unet", "learning_rate": 0.003, "epochs": 3},
     # Photographs, grey or in colour, with Gaussian noise of unknown level, up to 55/255 (docs/pretrained.md).

@@ -159,6 +159,7 @@ def prepare(
     (batch,) = training_batches(splits.train, config).take(1)
     if config.model not in networks.MODELS:
         networks.check(config, model, batch)
+        model(batch.noisy[:1], training=False)  # the model has losses of activities only after a call
     is_bounded = networks.is_bounded(config, model, batch.noisy)
     memory.warn_if_scarce(model, len(batch.clean) / replicas.workers)
     brightness = config.initial_brightness

@@ -56,7 +56,6 @@ def test_run_writes_every_documented_file_and_its_losses_fall(tiny_run):
     environment = json.loads((tiny_run / "environment.json").read_text())
     assert environment["versions"]["tensorflow"] == tf.__version__
     assert environment["cpu_cores"] >= 1
-    assert environment["seconds"] == pytest.approx(sum(line["seconds"] for line in lines), abs=1e-3)
     for name in ("train_loss", "validation_loss"):
         losses = [line[name] for line in lines]
         assert losses == sorted(losses, reverse=True)
