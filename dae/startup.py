@@ -23,10 +23,9 @@ def import_tensorflow() -> None:
     """
     is_shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules or sys.stderr is None
     with contextlib.nullcontext() if is_shown else muted_stderr():
-        import tensorflow as tf
-
         try:
             import keras  # noqa: F401
+            import tensorflow as tf
         except (AssertionError, AttributeError, TypeError, ValueError) as error:  # whose messages do not name the file
             raise UsageError(f"keras.json in KERAS_HOME or ~/.keras: cannot be used ({first_line(error)})") from None
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none

@@ -139,7 +139,7 @@ def test_a_kill_leaves_no_output_and_the_same_seed_gives_the_same_bits(tmp_path)
     )
     assert status == 0, stderr
     *lines, summary = stdout.splitlines()
-    assert summary.startswith("denoised 2 images in 2 files")
+    assert summary.startswith("denoised 2 of 2 files")
     assert [line.partition(": ")[0] for line in lines] == ["first.png", "second.png"]
 
     killed = start("first.png", "second.png", "--output", "killed", cwd=tmp_path)

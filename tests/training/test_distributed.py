@@ -137,7 +137,7 @@ def test_any_number_of_devices_and_workers_gives_the_same_bits(name, count, fold
     devices = [f"cpu:{number}" for number in range(count)]
     one_process(folder, name, "devices", devices)
     assert first_difference(folder / "one", folder / "devices") is None
-    several_workers(folder, count, name, "workers", *(["--devices", *devices] if name == "soap" else []))
+    several_workers(folder, count, name, "workers")
     assert first_difference(folder / "one", folder / "workers") is None
 
 
