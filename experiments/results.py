@@ -36,7 +36,7 @@ class ResultsArguments:
 
     natural: str | None = None
     """Folder with the standard photographs in Train400, Set12, BSD68 and CBSD68, which are not part of this project;
-    None: leave out what needs them, and say so in the documents."""
+    None: leave the tables that need them as they are, with the commit of their last measurement."""
     only: str = ""
     """Run only the commands that contain this text, even if they were run before; other blocks stay as they are."""
     output: str = "runs/results"
@@ -87,9 +87,11 @@ def main() -> None:
     from dae.workdir.workdir import environment
 
     known, output = environment(), Path(arguments.output).resolve()
-    changed = [path for line in known["git_changed_files"] if not (path := line.split()[-1]).startswith("docs/")]
-    if changed and changed != ["README.md"]:
-        raise UsageError(f"{changed[0]}: differs from what was committed; results need a commit to name")
+    if known["git_commit"] is None:
+        raise UsageError(f"{ROOT}: not a git checkout; results need a commit to name")
+    for path in (line.split()[-1] for line in known["git_changed_files"]):
+        if path != "README.md" and not path.startswith("docs/"):
+            raise UsageError(f"{path}: differs from what was committed; results need a commit to name")
     commit = known["git_commit"][:7]
     pages = sorted({path for pattern in arguments.pages for path in ROOT.glob(pattern)})
     record = output / "results.json"
@@ -99,7 +101,7 @@ def main() -> None:
         if not is_chosen or (not arguments.only and results.get(command, {}).get("commit") == commit):
             continue
         if "NATURAL" in command and arguments.natural is None:
-            results[command] = {"stamp": "left out", "tables": "Left out, because --natural was not given."}
+            print(f"left out, without --natural: {command}")
             continue
         print(command, flush=True)
         started = time.monotonic()

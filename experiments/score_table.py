@@ -36,7 +36,8 @@ class ScoreTableArguments:
     tune_examples: int = 50
     """Validation images that the filters are tuned on."""
     classical_examples: int = 500
-    """Test images for the filters and the posterior mean (multiples of 500 have the networks' noise)."""
+    """Test images for the filters and the posterior mean; a multiple of 500, the batch size, so that they have the same
+    noise as for the networks."""
     output: str = "runs/score_table"
     """Folder of the runs."""
 

@@ -13,7 +13,7 @@ from measure import Program, epochs_in_turn, save, table
 
 from dae import cli
 from dae.config import RunConfig
-from dae.errors import lookup
+from dae.errors import UsageError, lookup
 
 SIZES = {
     "images": (10**3, 10**4, 10**5, 10**6),
@@ -25,7 +25,7 @@ SIZES = {
     "workers": (1, 2, 4),
 }
 STEPS, BATCH = 25, 256  # of an epoch of `workers`
-# A size, the seconds of an epoch, the peak megabytes, and the seconds from the imports to the end of the first step.
+# A size, the seconds of an epoch, the peak megabytes, and how many seconds the first epoch takes longer.
 Cost = tuple[float, float, float, float]
 
 
@@ -134,6 +134,8 @@ def draw(path: Path, costs: Mapping[str, Sequence[Cost]]) -> None:
 
 def main() -> None:
     arguments = cli.parse(GrowthArguments)
+    if arguments.points is not None and arguments.points < 2:
+        raise UsageError(f"--points: expected an integer >= 2, got {arguments.points}")
     sizes = {axis: lookup(SIZES, axis, "--axes")[: arguments.points] for axis in arguments.axes}
     costs, rows = {}, []
     for axis, chosen in sizes.items():
@@ -144,8 +146,8 @@ def main() -> None:
         for values in (seconds, megabytes):
             first, last = (f"{value:,.0f}" if value > 100 else f"{value:.3g}" for value in (values[0], values[-1]))
             row += [f"{first} to {last}", f"{exponent(size, values):.2f}"]
-        rows.append([*row, f"{start[0]:.1f} to {start[-1]:.1f}"])
-    print(table(["axis", "sizes", "s per epoch", "exponent", "peak MB", "exponent", "s to first step"], rows))
+        rows.append([*row, "" if axis == "workers" else f"{start[0]:.1f} to {start[-1]:.1f}"])
+    print(table(["axis", "sizes", "s per epoch", "exponent", "peak MB", "exponent", "s more in the first epoch"], rows))
     save(Path(arguments.output) / "growth.json", arguments, {"costs": costs})
     draw(Path(arguments.output) / "growth.png", costs)
 

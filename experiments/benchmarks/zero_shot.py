@@ -77,13 +77,14 @@ def main() -> None:
     runtime.resolve(preset("zero_shot"))
     for name, level in NOISES:
         corrupt = noise.corruption(RunConfig(noise=name, noise_level=level, clip_noise=False), level)
-        rows: dict[str, list[float]] = {}
+        functions = denoisers(name, level)
+        rows: dict[str, list[float]] = {title: [] for title in functions}
         for number, path in enumerate(tqdm(paths, desc=name, disable=None)):
             clean = np.float32(pictures.read(path) / 255).squeeze()
             noisy = corrupt(clean[None, :, :, None], level, stateless_seed(0, "noisy pictures", number)).numpy()
-            for title, denoise in denoisers(name, level).items():
+            for title, denoise in functions.items():
                 error = np.mean((np.clip(denoise(noisy[0, :, :, 0]), 0, 1) - clean) ** 2)
-                rows.setdefault(title, []).append(-10 * np.log10(error))
+                rows[title].append(-10 * np.log10(error))
         head = [f"{name} {level:.3g}", *(path.stem for path in paths), "mean"]
         print(table(head, [[title, *(f"{x:.2f}" for x in [*row, np.mean(row)])] for title, row in rows.items()]), "\n")
 
