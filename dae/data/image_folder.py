@@ -25,7 +25,7 @@ from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
 
-# So many files are decoded into memory at once.
+# Number of files that are decoded into memory at once.
 _TOGETHER = 16
 
 # The paths of a clean picture and, in a pair, of a noisy one.
