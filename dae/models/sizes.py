@@ -165,7 +165,11 @@ def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]
     if sides is None:
         raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
     (rows, columns), (row_period, column_period) = sides
-    return height + (rows - height) % row_period, width + (columns - width) % column_period
+    size = height + (rows - height) % row_period, width + (columns - width) % column_period
+    # A smaller size than the known one may not fit: a side can be less than a kernel.
+    while (size[0] < rows or size[1] < columns) and not _keeps(model, *size):
+        size = size[0] + row_period * (size[0] < rows), size[1] + column_period * (size[1] < columns)
+    return size
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,6 +192,7 @@ def fitting_sides(model: keras.Model) -> tuple[tuple[int, int], tuple[int, int]]
     return None if rows is None or columns is None else ((first_rows, first_columns), (rows, columns))
 
 
+@functools.lru_cache(maxsize=16)
 def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     """Return whether `model` keeps this size, of which a side can be free, as tried in a graph.
 
