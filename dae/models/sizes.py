@@ -196,9 +196,8 @@ def fitting_sides(model: keras.Model) -> tuple[tuple[int, int], tuple[int, int]]
 def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     """Return whether `model` keeps this size, of which a side can be free, as tried in a graph.
 
-    Its layers must state it too, which takes less time to find out. That alone does not suffice: some, such as
-    Concatenate, do not compare the sides of their inputs. Nor does the graph, which may not know a side next to a free
-    one.
+    Its layers must state it too, which is faster to find out. That alone does not suffice: some, such as Concatenate,
+    do not compare the sides of their inputs. Nor does the graph, which may not know a side next to a free one.
     """
     shape, view = (1, height, width, model.input_shape[-1]), view_of_any_size(model)
     try:
