@@ -18,7 +18,7 @@ from dae import plugins
 from dae.errors import UsageError, as_usage_error, lookup, shown, suggestion
 from dae.losses import expression
 
-# A name or FILE.py:FUNCTION; for type checkers also a function, of which a configuration holds the record.
+# A name or FILE.py:FUNCTION. Type checkers must accept a function too; a configuration then holds its record.
 if TYPE_CHECKING:
     FunctionName: TypeAlias = Any
 else:
@@ -171,7 +171,7 @@ PLUGIN_FIELDS = ("noise", "model", "loss", "metrics", "optimizer", "schedule")
 # Fields and flags of earlier versions, with what replaces them.
 REMOVED = {
     "reduction": "gradients of several workers are always added exactly; leave it out",
-    "compile": "XLA made each training slower that was tried; leave it out",
+    "compile": "XLA slowed every training that was tried; leave it out",
     "profile": "TensorFlow profiles any program that runs (docs/tensorboard.md)",
     "verbose": "set TF_CPP_MIN_LOG_LEVEL=0 to see TensorFlow's messages at its start",
 }

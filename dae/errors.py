@@ -62,7 +62,7 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def named_warnings(name: str, known: list[str]) -> Iterator[None]:
-    """Put `name` before the warnings of the block, once each, and only those that are not `known`, to which it adds."""
+    """Put `name` before each warning of the block. Print none that is in `known`, to which new ones are added."""
     _NAMED.append((name, known))
     try:
         yield

@@ -37,9 +37,9 @@ def select_devices(names: Sequence[str] = ()) -> tuple[str, ...]:
     known = {f"gpu:{number}": gpu for number, gpu in enumerate(tf.config.list_physical_devices("GPU"))}
     known |= {f"cpu:{number}": None for number in range(len(cpus))}
     chosen = [name if ":" in name else f"{name}:0" for name in map(str.lower, names)]
-    chosen = list(dict.fromkeys(chosen)) or [name for name, gpu in known.items() if gpu in visible] or ["cpu:0"]
-    if not {*chosen} <= {*known} or len({name[:3] for name in chosen}) > 1:
-        raise UsageError(f"--devices: expected some of {listed(known)}, all of one kind, got {' '.join(names)}")
+    chosen = chosen or [name for name, gpu in known.items() if gpu in visible] or ["cpu:0"]
+    if not {*chosen} <= {*known} or len({name[:3] for name in chosen}) > 1 or len({*chosen}) < len(chosen):
+        raise UsageError(f"--devices: expected some of {listed(known)}, each once, of one kind, got {' '.join(names)}")
     gpus = [known[name] for name in chosen if known[name] is not None]
     try:
         if gpus != visible:

@@ -100,7 +100,7 @@ MISTAKES = [
     (f"{SMALL} --model {{}}/networks.py:normalized --start-from {{}}/start.keras", ["weights of another network"]),
     # The machine
     ("--devices gpu:7", ["--devices: expected some of ", "cpu:0", ", got gpu:7"]),
-    (f"{SMALL} --compile", ["--compile was removed: XLA made", "leave it out"]),
+    (f"{SMALL} --compile", ["--compile was removed: XLA slowed", "leave it out"]),
     (f"{SMALL} --no-compile", ["--compile was removed"]),
     (f"{SMALL} --intra-op-threads 1000", ["--intra-op-threads: 1000 cannot be set, because TensorFlow was started"]),
 ]

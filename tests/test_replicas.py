@@ -180,9 +180,10 @@ def test_the_devices_share_the_shards_and_change_no_bit():
     [
         (["tpu"], "expected some of .*cpu:0, .*, got tpu"),
         ([f"cpu:{part}" for part in range(5)], "expected some of .*cpu:0"),
+        (["cpu", "cpu:1", "CPU:0"], "each once, .*, got cpu cpu:1 CPU:0"),
     ],
 )
-def test_devices_that_do_not_exist_are_rejected(names, message):
+def test_devices_that_do_not_exist_or_are_repeated_are_rejected(names, message):
     assert runtime.select_devices(["cpu"]) == runtime.select_devices(["CPU:0"]) == ("CPU:0",)
     with pytest.raises(UsageError, match=f"^--devices: .*{message}"):
         runtime.select_devices(names)

@@ -25,7 +25,7 @@ from dae.data.values import ValueRange
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import files_in
 
-# So many files are decoded into memory at once.
+# Number of files that are decoded into memory at once.
 _TOGETHER = 16
 
 # The paths of a clean picture and, in a pair, of a noisy one.
@@ -192,7 +192,12 @@ def _decode_all(headers: _Headers, target: _Target, broken: list[Path] | None) -
 
 def _decode(path: Path, header: Header, target: _Target) -> np.ndarray:
     """Return the images of a file, [N, H, W, C]. Raises BrokenPicture if they cannot be decoded."""
-    pixels = pictures.read(path, target.cover).astype(target.dtype, copy=False)
+    pixels = pictures.read(path, target.cover)
+    # With a cover, a JPEG may have been decoded at a smaller size.
+    has_size = target.cover is not None or pixels.shape[1:3] == header[1:3]
+    if not has_size or (len(pixels), pixels.dtype) != (header.count, header.dtype):
+        raise BrokenPicture(path, ValueError("changed while it was read"))
+    pixels = pixels.astype(target.dtype, copy=False)
     if pixels.shape[3] == 3 and target.channels == 1:
         pixels = to_grey(pixels)
     if target.cover is not None:

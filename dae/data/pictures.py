@@ -256,7 +256,7 @@ def _tiff_tags(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[str, An
 
 
 def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | None = None) -> _Source:
-    """Open a picture with Pillow, such as a TIFF of `count` pages. imagecodecs decodes a PNG of 16 bits."""
+    """Open a file of one image with Pillow; `count` is the number of its pages, if known."""
     file.seek(0)
     start = file.read(33)
     file.seek(0)
@@ -289,7 +289,7 @@ def _pillow_source(file: IO[bytes], stack: contextlib.ExitStack, count: int | No
         if at_least is not None and min(image.size) > 2 * max(at_least):
             image.draft(image.mode, (2 * max(at_least), 2 * max(at_least)))
         mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
-        pixels = np.atleast_3d(np.asarray(image if image.mode == mode else image.convert(mode)))  # which always copies
+        pixels = np.atleast_3d(image if image.mode == mode else image.convert(mode))  # `convert` always copies
         return pixels[None, ..., [0, 3]] if is_grey and mode == "RGBA" else pixels[None]
 
     keeps_colours = is_grey or image.mode in _PALETTE_MODES or image.mode.startswith("RGB")  # unlike CMYK

@@ -43,7 +43,7 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     problem = f"cannot hold {size / 2**30:.3g} GiB of images; TMPDIR can name another folder"
     with as_usage_error(folder, problem, OSError), tempfile.TemporaryFile(dir=folder) as file:
         reserve(file.fileno(), size)
-        # Writable also because NumPy exports no read-only array to TensorFlow.
+        # Writable, also because NumPy exports no read-only array to TensorFlow, though nothing writes later.
         return np.memmap(file, dtype, "r+", shape=shape)
 
 

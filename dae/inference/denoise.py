@@ -1,5 +1,6 @@
 """Denoising of users' own images, of any size: without noise added, in tiles, and back to their own type."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -19,9 +20,9 @@ from dae.models.fused_layers import Network, fused
 from dae.models.sizes import fitting_size, receptive_field, view_of_any_size
 from dae.workdir.model_files import load_model, value_range_of
 
-# The most pixels of a tile: the values of two layers of 16 channels then take 128 MiB.
+# The most pixels of a tile: the outputs of two layers of 16 values per pixel then take 128 MiB. Wider ones get fewer.
 TILE_PIXELS = 2**20
-# The most pixels of an image that cannot be computed in tiles.
+# The same for an image that cannot be computed in tiles.
 WHOLE_PIXELS = 2**25
 # A folder of runs of the package's own models.
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
@@ -71,8 +72,8 @@ class Denoiser:
     """A model that denoises images of any size. It is compiled once for each number of channels.
 
     Without a model, it is one of the package's, for grey images or for colour. A large image is computed in tiles,
-    of at most about `tile_pixels`, which overlap so far that the result is that of the whole image. With
-    `self_ensemble`, the result is the mean over the eight flips and turns of the image.
+    of at most about `tile_pixels`, or fewer for wide layers, which overlap so far that the result is that of the whole
+    image. With `self_ensemble`, the result is the mean over the eight flips and turns of the image.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Denoiser:
         padded = fitting_size(self._model, height, width)
         if self._self_ensemble and fitting_size(self._model, *padded[::-1]) != padded[::-1]:
             raise UsageError(f"--self-ensemble: the network does not take the turned image, {width} x {height}")
-        if math.prod(padded) > WHOLE_PIXELS and receptive_field(self._model) is None:
+        if math.prod(padded) > WHOLE_PIXELS / self._wideness and receptive_field(self._model) is None:
             raise UsageError(
                 f"{height} x {width} pixels are too many at once, and the network has layers that depend on the whole "
                 "image, which cannot be computed in tiles; cut it into parts"
@@ -177,9 +178,19 @@ class Denoiser:
 
         return tf.function(compute, input_signature=[tf.TensorSpec([None, *sides, channels])])
 
+    @functools.cached_property
+    def _wideness(self) -> float:
+        """The largest number of values per pixel that an operation returns, divided by 16; 1 if less or unknown."""
+        with contextlib.suppress(Exception):  # users' layers raise any type
+            size = fitting_size(self._model, *(side or 256 for side in self._model.input_shape[1:3]))
+            outputs = keras.tree.flatten([operation.output for operation in self._model.operations])
+            shapes = keras.Model(self._model.inputs, outputs).compute_output_shape((1, *size, self.channels))
+            return max(1, *(math.prod(shape) / math.prod(size) / 16 for shape in shapes))
+        return 1
+
     def _tiles(self, padded: tuple[int, int], channels: int) -> tuple[int, list[tuple[Interval, ...]]]:
         """Return how many images of this size are computed at once, and the rows and columns of each tile."""
-        pixels = max(1, self._tile_pixels // (channels if self.channels == 1 else 1))
+        pixels = max(1, int(self._tile_pixels / self._wideness / (channels if self.channels == 1 else 1)))
         # The field takes up to a second to measure, which small images need not wait for.
         if math.prod(padded) <= pixels or (field := receptive_field(self._model)) is None:
             batch = max(1, min(BATCH_PIXELS, pixels) // math.prod(padded))

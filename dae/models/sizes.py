@@ -21,7 +21,7 @@ _SEARCHED = 256
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Activations that TensorFlow fuses with the layers before them without changing their values.
 _SAFE_ACTIVATIONS = (keras.activations.linear, keras.activations.relu, keras.activations.sigmoid)
-# The least sides of the image to measure receptive fields with. Fields of up to half the length are found.
+# The least sides of the image to measure receptive fields with. Fields of up to a quarter of the length are found.
 _LENGTH, _WIDTH = 2048, 32
 # Operations of keras.ops whose outputs are NaN wherever an input is.
 _ARITHMETIC = (
@@ -165,7 +165,11 @@ def fitting_size(model: keras.Model, height: int, width: int) -> tuple[int, int]
     if sides is None:
         raise UsageError(f"the model takes images of {model.input_shape[1:]}, not of {height} x {width}")
     (rows, columns), (row_period, column_period) = sides
-    return height + (rows - height) % row_period, width + (columns - width) % column_period
+    size = height + (rows - height) % row_period, width + (columns - width) % column_period
+    # A smaller size than the known one may not fit: a side can be less than a kernel.
+    while (size[0] < rows or size[1] < columns) and not _keeps(model, *size):
+        size = size[0] + row_period * (size[0] < rows), size[1] + column_period * (size[1] < columns)
+    return size
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,11 +192,12 @@ def fitting_sides(model: keras.Model) -> tuple[tuple[int, int], tuple[int, int]]
     return None if rows is None or columns is None else ((first_rows, first_columns), (rows, columns))
 
 
+@functools.lru_cache(maxsize=16)
 def _keeps(model: keras.Model, height: int | None, width: int | None) -> bool:
     """Return whether `model` keeps this size, of which a side can be free, as tried in a graph.
 
-    Its layers must state it too, which takes less time to find out. That alone does not suffice: some, such as
-    Concatenate, do not compare the sides of their inputs. Nor does the graph, which may not know one beside a free one.
+    Its layers must state it too, which is faster to find out. That alone does not suffice: some, such as Concatenate,
+    do not compare the sides of their inputs. Nor does the graph, which may not know a side next to a free one.
     """
     shape, view = (1, height, width, model.input_shape[-1]), view_of_any_size(model)
     try:
@@ -210,7 +215,7 @@ class ReceptiveField(NamedTuple):
     """The overlap that tiles need for the outputs of the whole image, in pixels."""
 
     radius: int
-    """So many outputs at each end of a tile can differ from those of the whole image."""
+    """Number of outputs at each end of a tile that can differ from those of the whole image."""
     period: int
     """A tile starts at a multiple of it, and its sides are those of the image modulo the period."""
 

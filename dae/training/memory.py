@@ -22,8 +22,8 @@ def warn_if_scarce(model: keras.Model, batch_size: float) -> None:
     if tf.config.get_visible_devices("GPU") or not _MEMINFO.exists():
         return
     height, width, channels = model.input_shape[1:]
-    layers = [layer for layer in model.layers if layer.weights]
-    outputs = [math.prod(layer.output.shape[1:]) for layer in layers]
+    tensors = [tensor for layer in model.layers if layer.weights for tensor in keras.tree.flatten(layer.output)]
+    outputs = [math.prod(side or 1 for side in tensor.shape[1:]) for tensor in tensors]
     values_per_image = sum(outputs) + 2 * max(outputs, default=0) + 4 * height * width * channels
     needed = 4 * values_per_image * batch_size
     words = _MEMINFO.read_text(encoding="utf-8").split()

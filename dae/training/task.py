@@ -111,7 +111,7 @@ class Task:
     def batches(self) -> Callable[[str], tf.data.Dataset]:
         """The function from `validation` or `test` to the batches of this split that this worker evaluates.
 
-        They are made once, because making them copies the images and traces a graph, part of which is never freed.
+        The batches of a split are made once: it copies the images and traces a graph, part of which is never freed.
         """
         worker, workers = self.replicas.worker, self.replicas.workers
         return functools.cache(

@@ -7,7 +7,7 @@ import tifffile
 from PIL import Image
 
 from dae.config import RunConfig
-from dae.data import datasets
+from dae.data import datasets, pictures
 from dae.data.pipeline import evaluation_batches, training_batches
 from dae.errors import UsageError
 
@@ -170,6 +170,19 @@ def test_broken_pictures_are_rejected_or_skipped_with_their_partners(digits, tmp
     splits = load(folder, skip_broken=True)
     assert are_same_images(everything(splits)[..., :1].copy(), np.delete(digits[:10], [1, 3], axis=0))
     assert splits.notes[-1] == "skipped 2 broken pictures: clean/1.png, noisy/3.png"
+
+
+@pytest.mark.parametrize("changed", [np.full((28, 28), 300, np.uint16), np.zeros((28, 1), np.uint8)])
+def test_a_picture_that_changes_between_its_header_and_its_pixels_is_rejected(changed, digits, tmp_path, monkeypatch):
+    read = pictures.read
+
+    def read_after_change(path: Path, at_least: tuple[int, int] | None) -> np.ndarray:
+        Image.fromarray(changed).save(tmp_path / "class 0" / "3.png")  # as another process would
+        return read(path, at_least)
+
+    monkeypatch.setattr(pictures, "read", read_after_change)
+    with pytest.raises(UsageError, match=r"3\.png: not readable \(changed while it was read\); repair or remove it"):
+        load(tmp_path)
 
 
 def test_deep_pictures_are_scaled_like_those_of_8_bits(tmp_path):

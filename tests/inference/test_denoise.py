@@ -1,3 +1,5 @@
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +42,14 @@ def test_tiles_give_the_result_of_the_whole_padded_image(name, mnist):
     whole = np.pad(noisy, ((0, rows - height), (0, columns - width)), "symmetric")[None, ..., None]
     expected = np.clip(model(whole)[0, :height, :width, 0], 0, 1)
     np.testing.assert_allclose(denoiser(noisy), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "side", "values_per_pixel"), [("blog", 28, 32), ("patches", None, 8)])
+def test_tiles_are_as_large_as_the_widest_layer_allows(name, side, values_per_pixel):
+    model = networks.build(RunConfig(model=name), (28, 28, 1))
+    _, tiles = Denoiser(model if side else sizes.any_size(model))._tiles((8188, 8188), 1)
+    pixels = max(math.prod(part.stop - part.start for part, _ in tile) for tile in tiles)
+    assert 0.6 * 2**20 < pixels * max(1, values_per_pixel / 16) <= 1.1 * 2**20
 
 
 def test_self_ensemble_is_the_mean_over_flips_and_turns_also_in_tiles(patches, mnist):
@@ -158,8 +168,11 @@ def test_a_network_without_a_finite_field_computes_the_whole_image_or_refuses(mo
     image = np.random.default_rng(0).random((50, 60), np.float32)
     expected = np.clip(image - image.mean() / 2, 0, 1)
     np.testing.assert_allclose(Denoiser(model, tile_pixels=1)(image), expected, atol=1e-6)
-    with pytest.raises(UsageError, match=r"40000 x 40000 pixels are too many at once"):
-        Denoiser(model).check(40_000, 40_000, 1)
+    Denoiser(model).check(5000, 5000, 1)
+    wide = keras.Model(noisy, keras.layers.Conv2D(1, 1)(keras.layers.Conv2D(64, 1)(model(noisy))))
+    for network, side in ((model, 40_000), (wide, 5000)):
+        with pytest.raises(UsageError, match=f"{side} x {side} pixels are too many at once"):
+            Denoiser(network).check(side, side, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+import dae
 from dae.config import RunConfig
 from dae.errors import UsageError
 from dae.models import networks
@@ -73,6 +74,16 @@ def test_network_for_one_size_takes_no_other():
     for size in ((28, 29), (14, 56), (29, 11), (27, 12)):
         with pytest.raises(UsageError, match=rf"takes images of \(28, 28, 1\), not of {size[0]} x {size[1]}$"):
             fitting_size(model, *size)
+
+
+@pytest.mark.parametrize("side", [28, None])
+def test_images_smaller_than_the_kernels_are_padded_to_a_size_that_fits(side):
+    noisy = keras.Input((side, side, 1))
+    x = layers.Conv2D(2, 9)(layers.Conv2D(2, 9)(noisy))  # without padding
+    model = keras.Model(noisy, layers.Conv2DTranspose(1, 9)(layers.Conv2DTranspose(2, 9)(x)))
+    assert fitting_size(model, 12, 12) == (17, 17)
+    assert fitting_size(model, 19, 600) == (19, 600)
+    assert dae.denoise(np.zeros((12, 12), np.float32), model).shape == (12, 12)
 
 
 def concatenating(image_shape: tuple[int | None, int | None, int], depth: int = 1) -> keras.Model:

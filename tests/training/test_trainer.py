@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -206,6 +207,15 @@ def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tm
     assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
     trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
     assert first_difference(tmp_path / "run", tiny_run) is None
+
+
+def test_a_layer_with_several_outputs_counts_with_all_of_them(capsys):
+    noisy = keras.Input((28, 28, 1))
+    encoder = keras.Model(noisy, [keras.layers.Conv2D(4, 1)(noisy), keras.layers.Conv2D(8, 1)(noisy)])
+    model = keras.Model(noisy, keras.layers.Conv2D(1, 1)(keras.layers.Concatenate()(encoder(noisy))))
+    memory.warn_if_scarce(model, 1e9)
+    values = 28 * 28 * ((4 + 8 + 1) + 2 * 8 + 4)  # outputs, two gradients, batches ahead
+    assert f" needs about {4 * values:.1f} GB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "batch_size", "warns"), [(1, 128, False), (256, 50_000, True)])

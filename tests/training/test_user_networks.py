@@ -10,6 +10,7 @@ from runs import config_of
 
 import dae
 from dae import config as config_module
+from dae import plugins
 from dae.config import RunConfig
 from dae.data import datasets
 from dae.data.pipeline import evaluation_batches, training_batches
@@ -188,6 +189,16 @@ def test_a_published_network_trains_reloads_denoises_and_is_exported(name, alone
             export.export(model, "savedmodel", tmp_path / "exported")
     else:
         assert export.export(model, "savedmodel", tmp_path / "exported")
+
+
+def test_model_files_that_need_a_class_registered_in_this_process_are_not_kept(tmp_path):
+    """Keras would restore the network here, but not in a process that has not registered the class."""
+    noisy = keras.Input((16, 16, 1))
+    with plugins.without_registered():  # of this test, for other tests
+        own = keras.saving.register_keras_serializable("own")(type("Own", (layers.ReLU,), {}))
+        (line,) = save_all(keras.Model(noisy, own()(noisy)), tmp_path, EIGHT_BITS, is_own=True)
+    assert line.startswith("model files: without model.keras, model.h5, from which")
+    assert [file.name for file in tmp_path.iterdir()] == [WEIGHTS]
 
 
 @pytest.mark.parametrize("added", [b"", b"\nraise SystemExit\n"])
