@@ -6,6 +6,7 @@
 import collections
 import contextlib
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -257,7 +258,15 @@ def _opened(file: File) -> Iterator[tuple[Arrays, Arrays]]:
         else:
             outputs = {name: np.empty(arrays[name].shape, arrays[name].dtype) for name in noisy}
             yield noisy, _batches(file, outputs)
-            np.savez(temporary, allow_pickle=False, **(arrays | outputs))
+            with zipfile.ZipFile(file.source) as source, zipfile.ZipFile(temporary, "w") as target:
+                for path in source.namelist():
+                    with target.open(path, "w", force_zip64=True) as member:
+                        if (name := path.removesuffix(".npy")) in outputs:
+                            np.lib.format.write_array(member, outputs[name], allow_pickle=False)
+                        else:
+                            with _as_broken(file.source):
+                                content = source.read(path)
+                            member.write(content)
 
 
 def _batches(file: File, arrays: Arrays) -> Arrays:

@@ -1,5 +1,6 @@
 import csv
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,28 @@ def test_what_is_no_image_in_an_npz_file_is_copied(model, tmp_path, mnist):
     labels = np.eye(10, dtype=np.float32)[:3]
     masks = np.ones((3, 28, 28), np.int64)
     np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels, "z": masks})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("readme.txt", "no array")
     done = run_in_process("denoise.py", "--model", model, "a.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "copied unchanged: y, z of a.npz" in done.stdout
     with np.load(tmp_path / "out" / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays["y"], labels)
         np.testing.assert_array_equal(arrays["z"], masks)
+    with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
+        assert archive.read("readme.txt") == b"no array"
+
+
+def test_the_arrays_of_an_npz_file_can_have_any_names(model, tmp_path, mnist):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("file", mnist.test.pixels[:3]), ("allow_pickle", np.arange(3))):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array)
+    done = run_in_process("denoise.py", "--model", model, "a.npz", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["file"], dae.denoise(mnist.test.pixels[:3], dae.load_model(model)))
+        np.testing.assert_array_equal(arrays["allow_pickle"], np.arange(3))
 
 
 @pytest.mark.slow
