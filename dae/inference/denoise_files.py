@@ -284,12 +284,11 @@ def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Itera
         _batches(file, _arrays(path)) for path in (file.clean or file.source, file.source, file.target)
     )
     for name in file.parts:
-        scaled = [
-            denoiser.value_range(arrays[name].dtype, value_range).to_unit(arrays[name])
-            for arrays in (clean, noisy, denoised)
-        ]
-        for index in range(len(scaled[0])):
-            truth, before, after = (images[index : index + 1] for images in scaled)
+        parts = [arrays[name] for arrays in (clean, noisy, denoised)]
+        for index in range(len(parts[0])):
+            truth, before, after = (
+                denoiser.value_range(part.dtype, value_range).to_unit(part[index : index + 1]) for part in parts
+            )
             label = file.label(name).encode(errors="backslashreplace").decode()
             row: dict[str, Any] = {"file": label, "image": index}
             for column, images in (("input", before), ("output", after)):

@@ -1,5 +1,6 @@
 import csv
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import dae
 from dae.config import RunConfig
 from dae.data import pictures
 from dae.data.values import ValueRange
+from dae.inference import denoise_files
+from dae.inference.denoise import Denoiser
 from dae.models import networks, sizes
 from dae.workdir.model_files import load_model, save_model
 
@@ -123,6 +126,23 @@ def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
         assert 0 < float(row["ssim_input"]) < 1
     before, after = (np.mean([float(row[name]) for row in rows]) for name in ("psnr_input", "psnr_output"))
     assert f"PSNR {before:.2f} dB before, {after:.2f} dB after" in done.stdout
+
+
+def test_an_npy_file_with_clean_images_need_not_fit_into_memory(model, tmp_path):
+    images = np.full((4096, 32, 32), 100, np.uint8)
+    for folder in ("noisy", "clean", "out"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", images)
+    (file,), _, _ = denoise_files.plan([tmp_path / "noisy"], tmp_path / "out", None, tmp_path / "clean", overwrite=True)
+    denoiser = Denoiser(dae.load_model(model))
+    tracemalloc.start()
+    try:
+        row = next(denoise_files._quality(denoiser, file, None))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert row["ssim_output"] == pytest.approx(1)
+    assert peak < images.size * np.dtype(np.float32).itemsize
 
 
 def test_what_is_no_image_in_an_npz_file_is_copied(model, tmp_path, mnist):
