@@ -65,6 +65,8 @@ def plan(
     if an output would be an input, that of two inputs, or, unless `overwrite`, a file that exists; if an image of
     `clean` is missing or of another shape; and if all files are broken.
     """
+    if clean is not None and not clean.is_dir():
+        raise UsageError(f"--clean: {clean}: no such folder")
     sources, notes = _sources(inputs, output, axes)
     files, readings = [], collections.defaultdict(list)
     broken: dict[Path, UsageError] = {}
@@ -156,9 +158,12 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
 
 def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
     with as_usage_error("--clean"):
+        if not clean.exists():
+            raise UsageError(f"{clean}: no such file; a clean image must have the name of the noisy one")
         found, _ = _parts(clean, axes)
         for name, header in parts.items():
-            check_sides(header.height, header.width)
+            with as_usage_error(clean):
+                check_sides(header.height, header.width)
             if name not in found or found[name][:4] != header[:4]:
                 got = _describe(found[name]) if name in found else "none"
                 raise UsageError(f"{clean}: expected {_describe(header)}, got {got}")
