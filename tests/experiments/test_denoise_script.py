@@ -13,7 +13,7 @@ from dae.config import RunConfig
 from dae.data import pictures
 from dae.data.values import ValueRange
 from dae.inference import denoise_files
-from dae.inference.denoise import Denoiser
+from dae.inference.denoise import PRETRAINED, Denoiser
 from dae.models import networks, sizes
 from dae.workdir.model_files import load_model, save_model
 
@@ -71,6 +71,7 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
         np.testing.assert_array_equal(arrays["y"], sources["y"])
         np.testing.assert_array_equal(arrays["words"], sources["words"])
     assert "copied unchanged: y, words of in/set.npz" in done.stdout
+    assert done.stdout.count("the network is grey: it denoises each channel of colour images separately\n") == 1
     assert "skipped other files: 1 .txt" in done.stdout
     assert "in/digits.npy: 7 images, 28 x 28, grey, uint8" in done.stdout
     assert "in/set.npz:x: 3 images, 28 x 28, grey, float32" in done.stdout
@@ -97,6 +98,14 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
         assert done.returncode == 0, done.stderr
         denoised = dae.denoise(twelve_bits, tiny_run, value_range=expected)
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "a.tif"), denoised)
+
+
+def test_a_colour_network_says_how_it_denoises_grey_images(tmp_path, mnist):
+    pictures.write(tmp_path / "a.png", mnist.test.pixels[:1])
+    colour = PRETRAINED / "colour"
+    done = run_in_process("denoise.py", "--model", colour, "a.png", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the network is for colour: its outputs for grey images are averaged over the channels" in done.stdout
 
 
 def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
@@ -205,7 +214,7 @@ def test_a_broken_file_does_not_keep_others_from_being_denoised(model, folder, t
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "in/empty.png: not readable" in done.stderr
     assert done.stderr.endswith("denoised all files but in/empty.png, in/nan.npy, in/sub/2.png\n")
-    assert "denoised 9 of 11 files (" in done.stdout
+    assert "denoised 9 of 12 files (" in done.stdout
     written = {path.name for path in (tmp_path / "out").rglob("*.*")}
     names = {path.name for path in folder.rglob("*.*")}
     assert names - written == {"2.png", "empty.png", "nan.npy", "notes.txt", ".hidden.png"}
