@@ -25,7 +25,7 @@ from dae.analysis.statistics import LEVEL, MIN_SEEDS, Estimate
 from dae.analysis.tuning import best_rate, tune_learning_rate
 from dae.config import RunConfig, flag
 from dae.data.pipeline import evaluation_batches
-from dae.errors import Diverged, Interrupted, UsageError, named_warnings
+from dae.errors import Diverged, Interrupted, RunError, UsageError, named_warnings
 from dae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from dae.files import atomic_write
 from dae.reporting import plots
@@ -135,6 +135,10 @@ def compare(
             progress.write(f"{name}, seed {seed}: {outcome}")
     except Interrupted as stop:
         raise Interrupted(stop.signal_number, f"{stop.message}; repeat the command to continue") from None
+    except RunError as error:
+        if error.run_dir is None:
+            raise
+        raise RunError(f"{error.message}; repeat the command to continue") from error
     constants = {name: constant_score(task, metric) for name, task in tasks.items()}
     metrics = list(next(iter(tasks.values())).metrics)
     runs = [

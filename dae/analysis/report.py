@@ -34,7 +34,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line for each row, with the columns of the longest one."""
+    """Write a line for each row, with the columns of the longest one; NaN is written as `nan`."""
     longest = max(rows, key=len)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(longest), lineterminator="\n")

@@ -93,6 +93,11 @@ def main() -> None:
     else:
         runtime.resolve(dataclasses.replace(RunConfig(), onednn=trained.onednn), whole_batches=True)
         denoiser = Denoiser(None if path is None else load_model(path), self_ensemble=arguments.self_ensemble)
+    channels = {header.channels for file in files for header in file.parts.values()}
+    if any(denoiser.of(count).channels == 1 < count for count in channels):
+        print("the network is grey: it denoises each channel of colour images separately")
+    if 1 in channels and denoiser.of(1).channels > 1:
+        print("the network is for colour: its outputs for grey images are averaged over the channels")
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
         rows, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
@@ -106,6 +111,7 @@ def main() -> None:
         )
     done = [file for file in files if file.source not in failed]
     megapixels = sum(file.pixels for file in done) / 1e6
-    print(f"denoised {len(done)} of {len(files)} files ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}")
+    count = f"{len(done)} of {len(files) + len(broken)} files"
+    print(f"denoised {count} ({megapixels:.3g} megapixels in {seconds:.1f} s) into {output}")
     if failed := broken | failed:
         raise UsageError(f"{next(iter(failed.values()))}; denoised all files but {listed(failed)}")

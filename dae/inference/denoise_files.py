@@ -6,6 +6,7 @@
 import collections
 import contextlib
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,6 +65,8 @@ def plan(
     if an output would be an input, that of two inputs, or, unless `overwrite`, a file that exists; if an image of
     `clean` is missing or of another shape; and if all files are broken.
     """
+    if clean is not None and not clean.is_dir():
+        raise UsageError(f"--clean: {clean}: no such folder")
     sources, notes = _sources(inputs, output, axes)
     files, readings = [], collections.defaultdict(list)
     broken: dict[Path, UsageError] = {}
@@ -155,9 +158,12 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
 
 def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
     with as_usage_error("--clean"):
+        if not clean.exists():
+            raise UsageError(f"{clean}: no such file; a clean image must have the name of the noisy one")
         found, _ = _parts(clean, axes)
         for name, header in parts.items():
-            check_sides(header.height, header.width)
+            with as_usage_error(clean):
+                check_sides(header.height, header.width)
             if name not in found or found[name][:4] != header[:4]:
                 got = _describe(found[name]) if name in found else "none"
                 raise UsageError(f"{clean}: expected {_describe(header)}, got {got}")
@@ -257,7 +263,15 @@ def _opened(file: File) -> Iterator[tuple[Arrays, Arrays]]:
         else:
             outputs = {name: np.empty(arrays[name].shape, arrays[name].dtype) for name in noisy}
             yield noisy, _batches(file, outputs)
-            np.savez(temporary, allow_pickle=False, **(arrays | outputs))
+            with zipfile.ZipFile(file.source) as source, zipfile.ZipFile(temporary, "w") as target:
+                for path in source.namelist():
+                    with target.open(path, "w", force_zip64=True) as member:
+                        if (name := path.removesuffix(".npy")) in outputs:
+                            np.lib.format.write_array(member, outputs[name], allow_pickle=False)
+                        else:
+                            with _as_broken(file.source):
+                                content = source.read(path)
+                            member.write(content)
 
 
 def _batches(file: File, arrays: Arrays) -> Arrays:
@@ -275,12 +289,11 @@ def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Itera
         _batches(file, _arrays(path)) for path in (file.clean or file.source, file.source, file.target)
     )
     for name in file.parts:
-        scaled = [
-            denoiser.value_range(arrays[name].dtype, value_range).to_unit(arrays[name])
-            for arrays in (clean, noisy, denoised)
-        ]
-        for index in range(len(scaled[0])):
-            truth, before, after = (images[index : index + 1] for images in scaled)
+        parts = [arrays[name] for arrays in (clean, noisy, denoised)]
+        for index in range(len(parts[0])):
+            truth, before, after = (
+                denoiser.value_range(part.dtype, value_range).to_unit(part[index : index + 1]) for part in parts
+            )
             label = file.label(name).encode(errors="backslashreplace").decode()
             row: dict[str, Any] = {"file": label, "image": index}
             for column, images in (("input", before), ("output", after)):

@@ -23,7 +23,7 @@ from dae.analysis.comparison import (
     read_run,
 )
 from dae.config import RunConfig
-from dae.errors import Interrupted, warn
+from dae.errors import Interrupted, RunError, warn
 from dae.evaluation.metrics import METRICS
 from dae.training.task import prepare
 from dae.workdir.workdir import append_metrics, read_metrics, read_report
@@ -293,6 +293,16 @@ def test_an_interruption_says_to_repeat_the_command_and_warnings_are_printed_at_
     _, *lines = done.stderr.splitlines()  # the first is the warning of the configuration
     assert lines[:2] == ["warning: mse, seed 0: hot", "at work"]
     assert lines[2].endswith("stopped; repeat the command to continue")
+
+
+def test_a_run_that_fails_says_to_repeat_the_command(folder, monkeypatch):
+    def failed(*arguments: Any, **options: Any) -> None:
+        raise RunError("disk full", Path("out/mse/seed-0"))
+
+    monkeypatch.setattr(comparison, "train", failed)
+    done = run_in_process("compare_losses.py", *ARGUMENTS, "--losses", "mse", "--seeds", "2", cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.endswith("disk full; repeat the command to continue\n")
 
 
 @pytest.mark.parametrize(("run", "flags"), [("mse/seed-1", []), ("mse/tuning/rate-0.01", ["--tune"])])

@@ -1,5 +1,7 @@
 import csv
 import shutil
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import dae
 from dae.config import RunConfig
 from dae.data import pictures
 from dae.data.values import ValueRange
+from dae.inference import denoise_files
+from dae.inference.denoise import PRETRAINED, Denoiser
 from dae.models import networks, sizes
 from dae.workdir.model_files import load_model, save_model
 
@@ -67,6 +71,7 @@ def test_outputs_keep_names_sizes_formats_and_depths(model, folder, tmp_path):
         np.testing.assert_array_equal(arrays["y"], sources["y"])
         np.testing.assert_array_equal(arrays["words"], sources["words"])
     assert "copied unchanged: y, words of in/set.npz" in done.stdout
+    assert done.stdout.count("the network is grey: it denoises each channel of colour images separately\n") == 1
     assert "skipped other files: 1 .txt" in done.stdout
     assert "in/digits.npy: 7 images, 28 x 28, grey, uint8" in done.stdout
     assert "in/set.npz:x: 3 images, 28 x 28, grey, float32" in done.stdout
@@ -93,6 +98,14 @@ def test_a_run_uses_its_value_range_unless_another_is_given(tiny_run, tmp_path, 
         assert done.returncode == 0, done.stderr
         denoised = dae.denoise(twelve_bits, tiny_run, value_range=expected)
         np.testing.assert_array_equal(pictures.read(tmp_path / "out" / "a.tif"), denoised)
+
+
+def test_a_colour_network_says_how_it_denoises_grey_images(tmp_path, mnist):
+    pictures.write(tmp_path / "a.png", mnist.test.pixels[:1])
+    colour = PRETRAINED / "colour"
+    done = run_in_process("denoise.py", "--model", colour, "a.png", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the network is for colour: its outputs for grey images are averaged over the channels" in done.stdout
 
 
 def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
@@ -124,16 +137,49 @@ def test_clean_images_give_metrics(model, folder, tmp_path, mnist):
     assert f"PSNR {before:.2f} dB before, {after:.2f} dB after" in done.stdout
 
 
+def test_an_npy_file_with_clean_images_need_not_fit_into_memory(model, tmp_path):
+    images = np.full((4096, 32, 32), 100, np.uint8)
+    for folder in ("noisy", "clean", "out"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", images)
+    (file,), _, _ = denoise_files.plan([tmp_path / "noisy"], tmp_path / "out", None, tmp_path / "clean", overwrite=True)
+    denoiser = Denoiser(dae.load_model(model))
+    tracemalloc.start()
+    try:
+        row = next(denoise_files._quality(denoiser, file, None))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert row["ssim_output"] == pytest.approx(1)
+    assert peak < images.size * np.dtype(np.float32).itemsize
+
+
 def test_what_is_no_image_in_an_npz_file_is_copied(model, tmp_path, mnist):
     labels = np.eye(10, dtype=np.float32)[:3]
     masks = np.ones((3, 28, 28), np.int64)
     np.savez(tmp_path / "a.npz", **{"x/1": mnist.test.pixels[:3], "y": labels, "z": masks})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("readme.txt", "no array")
     done = run_in_process("denoise.py", "--model", model, "a.npz", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "copied unchanged: y, z of a.npz" in done.stdout
     with np.load(tmp_path / "out" / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays["y"], labels)
         np.testing.assert_array_equal(arrays["z"], masks)
+    with zipfile.ZipFile(tmp_path / "out" / "a.npz") as archive:
+        assert archive.read("readme.txt") == b"no array"
+
+
+def test_the_arrays_of_an_npz_file_can_have_any_names(model, tmp_path, mnist):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("file", mnist.test.pixels[:3]), ("allow_pickle", np.arange(3))):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array)
+    done = run_in_process("denoise.py", "--model", model, "a.npz", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["file"], dae.denoise(mnist.test.pixels[:3], dae.load_model(model)))
+        np.testing.assert_array_equal(arrays["allow_pickle"], np.arange(3))
 
 
 @pytest.mark.slow
@@ -168,7 +214,7 @@ def test_a_broken_file_does_not_keep_others_from_being_denoised(model, folder, t
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "in/empty.png: not readable" in done.stderr
     assert done.stderr.endswith("denoised all files but in/empty.png, in/nan.npy, in/sub/2.png\n")
-    assert "denoised 9 of 11 files (" in done.stdout
+    assert "denoised 9 of 12 files (" in done.stdout
     written = {path.name for path in (tmp_path / "out").rglob("*.*")}
     names = {path.name for path in folder.rglob("*.*")}
     assert names - written == {"2.png", "empty.png", "nan.npy", "notes.txt", ".hidden.png"}
