@@ -144,13 +144,6 @@ OTHERS = [
     ("denoise", "--model {run} labels.npy --output out", ["labels.npy: expected images"]),
     ("denoise", "--model {run} empty --output out", ["empty: nothing to denoise"]),
     ("denoise", "--model {run} in --output in/notes.txt", ["--output: in/notes.txt is not a folder"]),
-    (
-        "denoise",
-        "--model {run} in --output out --clean empty",
-        ["--clean: empty/0.png: no such file; a clean image must have the name of the noisy one"],
-    ),
-    ("denoise", "--model {run} in --output out --clean emtpy", ["--clean: emtpy: no such folder"]),
-    ("denoise", "--model {run} small.npy --output out --axes NYX --clean .", ["--clean: small.npy: ", "11 x 11"]),
     ("denoise", "--model {run} in --output out --value-range 1 0", ["--value-range: expected two finite numbers"]),
     ("denoise", "--model {run} --output out", ["expected one or more pictures"]),
     ("denoise", "{run} a.png --output out", ["{run}: a model, not images; write --model {run}"]),

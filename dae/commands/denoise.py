@@ -43,8 +43,6 @@ class DenoiseArguments:
     channels, others count images; None: by the shape, where it leaves no doubt."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace outputs that exist."""
-    clean: str | None = None
-    """Folder of clean images with the names of the inputs: write metrics.csv with PSNR and SSIM before and after."""
 
 
 def main() -> None:
@@ -72,15 +70,13 @@ def main() -> None:
         [Path(name) for name in arguments.inputs],
         output,
         arguments.axes,
-        clean=None if arguments.clean is None else Path(arguments.clean),
-        overwrite=arguments.overwrite,
+        arguments.overwrite,
     )
     for note in notes:
         print(note)
 
     cli.import_tensorflow(trained.onednn)
     from dae import runtime
-    from dae.analysis.report import write_csv
     from dae.inference.denoise import Denoiser
     from dae.workdir.model_files import load_model
 
@@ -100,15 +96,8 @@ def main() -> None:
         print("the network is for colour: its outputs for grey images are averaged over the channels")
     started = time.perf_counter()
     with tqdm(total=sum(file.pixels for file in files), unit="px", unit_scale=True, disable=None) as bar:
-        rows, failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
+        failed = denoise_files.process(denoiser, files, arguments.value_range, bar.update)
     seconds = time.perf_counter() - started
-    if rows:
-        write_csv(output / "metrics.csv", rows)
-        means = {name: np.mean([row[name] for row in rows]) for name in rows[0] if name not in ("file", "image")}
-        print(
-            "PSNR {psnr_input:.2f} dB before, {psnr_output:.2f} dB after; SSIM {ssim_input:.3f} before, "
-            "{ssim_output:.3f} after (means; of each image: {path})".format(**means, path=output / "metrics.csv")
-        )
     done = [file for file in files if file.source not in failed]
     megapixels = sum(file.pixels for file in done) / 1e6
     count = f"{len(done)} of {len(files) + len(broken)} files"

@@ -9,13 +9,13 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dae.data import array_files, pictures
 from dae.data.image_folder import find_files
-from dae.data.images import as_batch, check_sides
+from dae.data.images import as_batch
 from dae.data.pictures import BrokenPicture, Header
 from dae.errors import UsageError, as_usage_error, listed
 from dae.files import atomic_path, reserve
@@ -37,7 +37,6 @@ class File(NamedTuple):
 
     source: Path
     target: Path
-    clean: Path | None
     parts: dict[str, Header]
     """The shapes and types of the images to denoise, by name as those of `Arrays`."""
     axes: str | None
@@ -56,17 +55,14 @@ def plan(
     inputs: Sequence[Path],
     output: Path,
     axes: str | None = None,
-    clean: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[list[File], list[str], dict[Path, UsageError]]:
     """Return the files to denoise, notes on how arrays and stacks are read, and the errors of broken files.
 
     Writes nothing. Raises UsageError if an input is missing; if the shape of an array leaves doubts about its `axes`;
-    if an output would be an input, that of two inputs, or, unless `overwrite`, a file that exists; if an image of
-    `clean` is missing or of another shape; and if all files are broken.
+    if an output would be an input, that of two inputs, or, unless `overwrite`, a file that exists; and if all files are
+    broken.
     """
-    if clean is not None and not clean.is_dir():
-        raise UsageError(f"--clean: {clean}: no such folder")
     sources, notes = _sources(inputs, output, axes)
     files, readings = [], collections.defaultdict(list)
     broken: dict[Path, UsageError] = {}
@@ -75,12 +71,10 @@ def plan(
             parts, copied = _parts(source, axes)
             if _is_picture(source):
                 pictures.check_writable(output / relative, parts[""])
-            if clean is not None:
-                _check_clean(parts, clean / relative, axes)
         except BrokenPicture as error:
             broken[source] = error
             continue
-        files.append(file := File(source, output / relative, clean and clean / relative, parts, axes))
+        files.append(file := File(source, output / relative, parts, axes))
         for name, header in parts.items():
             if header.count > 1 or not _is_picture(source):
                 readings[_describe(header)].append(file.label(name))
@@ -90,7 +84,7 @@ def plan(
     if not files:
         names = ", ".join(map(str, inputs))
         raise UsageError(f"{names}: nothing to denoise; expected files that end in {', '.join(SUFFIXES)}")
-    _check_targets(files, output, overwrite, output / "metrics.csv" if clean is not None else None)
+    _check_targets(files, output, overwrite)
     notes += [f"{listed(labels)}: {'each ' * (len(labels) > 1)}{reading}" for reading, labels in readings.items()]
     return files, notes, broken
 
@@ -108,7 +102,7 @@ def _describe(header: Header) -> str:
 def read_images(inputs: Sequence[Path], axes: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name for the user and the images [N, H, W, C] of each picture and array. Raises as `plan` does."""
     for source, _ in _sources(inputs, None, axes)[0]:
-        file = File(source, source, None, _parts(source, axes)[0], axes)
+        file = File(source, source, _parts(source, axes)[0], axes)
         for name, images in _batches(file, _arrays(source)).items():
             yield file.label(name), images
 
@@ -140,11 +134,11 @@ def _sources(
     return found, notes
 
 
-def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Path | None) -> None:
+def _check_targets(files: list[File], output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is not a folder")
-    inputs = {path.resolve() for file in files for path in (file.source, file.clean) if path is not None}
-    targets: dict[Path, object] = {} if metrics is None else {metrics: "--clean"}
+    inputs = {file.source.resolve() for file in files}
+    targets: dict[Path, Path] = {}
     for file in files:
         if file.target.resolve() in inputs:
             raise UsageError(f"--output: {file.target} is an input; choose another folder")
@@ -154,19 +148,6 @@ def _check_targets(files: list[File], output: Path, overwrite: bool, metrics: Pa
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
         raise UsageError(f"--output: would replace {listed(existing)}; choose another folder, or add --overwrite")
-
-
-def _check_clean(parts: dict[str, Header], clean: Path, axes: str | None) -> None:
-    with as_usage_error("--clean"):
-        if not clean.exists():
-            raise UsageError(f"{clean}: no such file; a clean image must have the name of the noisy one")
-        found, _ = _parts(clean, axes)
-        for name, header in parts.items():
-            with as_usage_error(clean):
-                check_sides(header.height, header.width)
-            if name not in found or found[name][:4] != header[:4]:
-                got = _describe(found[name]) if name in found else "none"
-                raise UsageError(f"{clean}: expected {_describe(header)}, got {got}")
 
 
 def _parts(path: Path, axes: str | None) -> tuple[dict[str, Header], list[str]]:
@@ -207,23 +188,20 @@ def process(
     files: Sequence[File],
     value_range: ValueRange = None,
     progress: Callable[[int], object] = lambda pixels: None,
-) -> tuple[list[dict[str, Any]], dict[Path, UsageError]]:
-    """Denoise the files; return the quality of each image that has a clean one, and the errors of files that failed.
+) -> dict[Path, UsageError]:
+    """Denoise the files; return the errors of those that failed.
 
     A file fails if its pixels are broken, or if its type, size or values do not fit; others are denoised nevertheless.
     `progress` is called with the number of pixels just done.
     """
-    rows: list[dict[str, Any]] = []
     failed: dict[Path, UsageError] = {}
     for file in files:
         try:
             _denoise(denoiser, file, value_range, progress)
-            if file.clean is not None:
-                rows.extend(_quality(denoiser, file, value_range))
         except UsageError as error:
             failed[file.source] = error
             progress(file.pixels)
-    return rows, failed
+    return failed
 
 
 def _denoise(denoiser: "Denoiser", file: File, value_range: ValueRange, progress: Callable[[int], object]) -> None:
@@ -279,26 +257,6 @@ def _batches(file: File, arrays: Arrays) -> Arrays:
     axes = "NYXC" if _is_picture(file.source) else file.axes
     with _as_broken(file.source):
         return {name: as_batch(arrays[name], axes) for name in file.parts}
-
-
-def _quality(denoiser: "Denoiser", file: File, value_range: ValueRange) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image of a denoised file that has a clean one: PSNR and SSIM before and after denoising."""
-    from dae.evaluation.metrics import psnr, ssim
-
-    clean, noisy, denoised = (
-        _batches(file, _arrays(path)) for path in (file.clean or file.source, file.source, file.target)
-    )
-    for name in file.parts:
-        parts = [arrays[name] for arrays in (clean, noisy, denoised)]
-        for index in range(len(parts[0])):
-            truth, before, after = (
-                denoiser.value_range(part.dtype, value_range).to_unit(part[index : index + 1]) for part in parts
-            )
-            label = file.label(name).encode(errors="backslashreplace").decode()
-            row: dict[str, Any] = {"file": label, "image": index}
-            for column, images in (("input", before), ("output", after)):
-                row |= {f"{metric.__name__}_{column}": float(metric(truth, images)[0]) for metric in (psnr, ssim)}
-            yield row
 
 
 def _arrays(path: Path) -> Arrays:
