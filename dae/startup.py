@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sys
+import traceback
+from pathlib import Path
 
 from dae.errors import UsageError, first_line, muted_stderr
 
@@ -27,5 +29,7 @@ def import_tensorflow() -> None:
             import keras  # noqa: F401
             import tensorflow as tf
         except (AssertionError, AttributeError, TypeError, ValueError) as error:  # whose messages do not name the file
+            if "keras" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+                raise
             raise UsageError(f"keras.json in KERAS_HOME or ~/.keras: cannot be used ({first_line(error)})") from None
         tf.config.list_physical_devices()  # looks for GPUs, and complains if there are none
