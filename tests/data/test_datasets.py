@@ -98,7 +98,7 @@ def test_few_images_are_split_and_a_single_one_is_rejected(count, sizes, tmp_pat
 def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
     np.save(tmp_path / "own.npy", mnist.test.pixels[:9])
     config = preset("good", data=str(tmp_path / "own.npy"))
-    assert len(datasets.load(preset("good")).train) == 32_000
+    assert len(datasets.load(preset("good")).train) == 24_000
     assert len(datasets.load(preset("good", train_examples=40_000)).train) == 40_000
     assert len(datasets.load(replace(config, train_examples=5)).train) == 5
     splits = datasets.load(config)
