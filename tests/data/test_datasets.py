@@ -103,7 +103,7 @@ def test_the_number_of_training_images_is_a_limit(tmp_path, mnist):
     assert len(datasets.load(replace(config, train_examples=5)).train) == 5
     splits = datasets.load(config)
     assert len(splits.train) == 8
-    assert splits.notes[0].endswith("uint8 from 0 to 255, fewer than --train-examples 32000")
+    assert splits.notes[0].endswith("uint8 from 0 to 255, fewer than --train-examples 24000")
 
 
 # Runs in a separate process, since Keras reads KERAS_HOME when it is imported.
