@@ -265,12 +265,12 @@ def _wait_for_others(worker: int, addresses: tuple[str, ...]) -> None:
     with as_usage_error(f"TF_CONFIG: {addresses[worker]}", "cannot listen there", OSError):
         listening = socket.create_server(("", _host_and_port(addresses[worker])[1]), **dual_stack)  # type: ignore[arg-type]
     with listening:
-        for other in (*addresses[:worker], *addresses[worker + 1 :]):
+        for address in (*addresses[:worker], *addresses[worker + 1 :]):
             while True:
-                with contextlib.suppress(OSError), socket.create_connection(_host_and_port(other), timeout=5):
+                with contextlib.suppress(OSError), socket.create_connection(_host_and_port(address), timeout=5):
                     break
                 if time.monotonic() > end:
-                    raise RunError(f"worker {worker} has waited {JOIN_TIMEOUT} s for {other}; start all workers")
+                    raise RunError(f"worker {worker} has waited {JOIN_TIMEOUT} s for {address}; start all workers")
                 time.sleep(0.1)
 
 

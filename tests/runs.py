@@ -54,7 +54,7 @@ def masked(clean, denoised, *, seed, progress, second_noisy):
 
 
 class Learned(keras.Layer):
-    '''A squared error with a weight of its own, which is trained with the network.'''
+    '''A squared error with a weight that is trained with the network.'''
 
     def __init__(self):
         super().__init__()

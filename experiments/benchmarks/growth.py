@@ -33,13 +33,13 @@ Cost = tuple[float, float, float, float]
 class GrowthArguments:
     """Measure the time per epoch and the peak memory of training on random images, for growing sizes of one kind.
 
-    Each size has a process of its own. Times are medians, in seconds of processor time, which other work on the machine
-    hardly changes; for `workers`, which divide the same images and cores, they are seconds that pass. A model of up to
+    Each size is measured in a separate process. Times are medians, in seconds of processor time, which other work on
+    the machine hardly changes; for `workers`, which divide the same images and cores, they are seconds that pass. A model of up to
     64 workers, each on a machine like this one, is printed too.
     """
 
     axes: tuple[str, ...] = tuple(SIZES)
-    """What grows: images, side, channels (of the images), width, batch_size, epochs and workers."""
+    """Axes to measure: images, side, channels (of the images), width, batch_size, epochs and workers."""
     points: int | None = None
     """Measure only the first N sizes of each; None: all."""
     model: str = "conv"

@@ -29,8 +29,8 @@ def tune(monkeypatch, tmp_path) -> Callable[..., tuple[dict[float, float], list[
             if (psnr := value(config.learning_rate)) is None:
                 raise Diverged("the loss of step 7 is not finite")
             folder.mkdir(parents=True)
-            for other in (-1.0, 0.0, 1.0):  # the run keeps the second of three epochs
-                append_metrics(folder, {"validation_psnr": psnr + other})
+            for difference in (-1.0, 0.0, 1.0):  # the run keeps the second of three epochs
+                append_metrics(folder, {"validation_psnr": psnr + difference})
             return {"epoch": 2}
 
         monkeypatch.setattr(tuning, "train", train)

@@ -50,8 +50,8 @@ def test_noise_has_the_mean_and_variance_of_its_formula(name, value, level, seed
 
 @EACH_NOISE
 def test_noise_of_another_seed_or_step_is_uncorrelated(name):
-    first, *others = (noisy(name, 0.5, 0.4, seed).ravel() for seed in ((3, 4), (3, 5), (4, 4)))
-    assert [abs(np.corrcoef(first, other)[0, 1]) < 6 / math.sqrt(PIXELS) for other in others] == [True, True]
+    first, *later = (noisy(name, 0.5, 0.4, seed).ravel() for seed in ((3, 4), (3, 5), (4, 4)))
+    assert [abs(np.corrcoef(first, image)[0, 1]) < 6 / math.sqrt(PIXELS) for image in later] == [True, True]
 
 
 @EACH_NOISE

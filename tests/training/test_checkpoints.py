@@ -167,7 +167,6 @@ def test_running_means_are_exact_in_float64():
     assert means.result()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-13)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to measure memory")
 def test_memory_does_not_grow_with_the_updates_of_the_stopwatch():
     def megabytes() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6

@@ -217,7 +217,7 @@ def test_a_run_builds_its_network_from_its_own_copy_of_the_file_once_the_digest_
 
 
 def test_names_that_two_files_register_with_keras_do_not_collide(files, tmp_path):
-    """The class that each of the files registers as `Gain` is that of its own network."""
+    """The class that each of the files registers as `Gain` is the one that its network uses."""
     other = tmp_path / "other.py"
     text = (files / "published.py").read_text()
     other.write_text(text.replace("class Gain(Scale):\n    pass", "class Gain(layers.ReLU):\n    pass"))
