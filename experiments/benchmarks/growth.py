@@ -34,8 +34,8 @@ class GrowthArguments:
     """Measure the time per epoch and the peak memory of training on random images, for growing sizes of one kind.
 
     Each size is measured in a separate process. Times are medians, in seconds of processor time, which other work on
-    the machine hardly changes; for `workers`, which divide the same images and cores, they are seconds that pass. A model of up to
-    64 workers, each on a machine like this one, is printed too.
+    the machine hardly changes; for `workers`, which divide the same images and cores, they are seconds that pass. A
+    model of up to 64 workers, each on a machine like this one, is printed too.
     """
 
     axes: tuple[str, ...] = tuple(SIZES)
