@@ -12,42 +12,42 @@ from dae.optimizers.adam import Adam, flatten
 
 # The eigenvectors are computed again after this many steps.
 PRECONDITION_FREQUENCY = 10
-# This is the decay rate of the running means of G G^T and G^T G.
+# This is the decay rate of the running means of the second moments.
 SHAMPOO_BETA = 0.95
-# Sides of a kernel that are longer are not preconditioned, because the time for eigenvectors grows with the third power
-# of the length. The 3 x 3 kernels of 32 channels, with 288 rows, are preconditioned on both sides.
+# Longer axes are not preconditioned, because the time for eigenvectors grows with the third power of the length.
 MAX_PRECONDITION_DIM = 300
 
 
 class Preconditioner(NamedTuple):
-    """The state of one side, rows or columns, of a kernel: two matrices [length, length]."""
+    """The state of one axis of a kernel: two matrices [length, length]."""
 
     GG: keras.Variable
-    """Running mean of G G^T for the rows, or of G^T G for the columns."""
+    """Running mean of the second moments of the gradient between the indices of this axis."""
     Q: keras.Variable
     """Eigenvectors of GG when they were last computed; the identity before the first time."""
 
 
 class Soap(Adam):
-    """Adam in the eigenbasis of the two second-moment matrices of each kernel's gradient; plain Adam for biases.
+    """Adam in the eigenbases of the second moments of each kernel's gradient; plain Adam for biases.
 
-    A kernel [height, width, in, out] is treated as a matrix [height * width * in, out] with the gradient G. Adam scales
+    The gradient of a kernel [height, width, in, out] is taken as G [height * width, in, out]. Each of these three axes
+    has a matrix of second moments, such as G G^T for the last axis of a matrix, summed over the other axes. Adam scales
     each entry of the gradient by the magnitude of that entry alone, which works best for entries that are uncorrelated;
-    in the eigenbasis of the running means of G G^T and G^T G, they nearly are.
+    in the eigenbases of the running means of these matrices, they nearly are.
 
-    Differences from the authors' code: eigenvectors are computed exactly instead of by power iteration, the steps
-    before they are first computed are those of Adam, and SHAMPOO_BETA is independent of beta_2. Unlike with Adam, a
-    weight whose gradient is 0 can change slightly, because of rounding. A training step of `conv` takes a tenth longer
-    than with Adam.
+    Differences from the authors' code: rows and columns of a kernel's window are one axis, eigenvectors are computed
+    exactly instead of by power iteration, the steps before they are first computed are those of Adam, and SHAMPOO_BETA
+    is independent of beta_2. Unlike with Adam, a weight whose gradient is 0 can change slightly, because of rounding.
     """
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Create Adam's moments and the preconditioners of both sides of each kernel."""
+        """Create Adam's moments and the preconditioners of the axes of each kernel."""
         if self.built:
             return
         super().build(variables)
         self.preconditioners = [
-            [self._preconditioner(variable, length) for length in _as_matrix(variable).shape] for variable in variables
+            [self._preconditioner(variable, length) for length in _with_three_axes(variable).shape]
+            for variable in variables
         ]
 
     def _preconditioner(self, variable: keras.Variable, length: int) -> Preconditioner | None:
@@ -64,37 +64,39 @@ class Soap(Adam):
 
         The variables must be those that the optimizer was built with, in the same order.
         """
-        matrices = [_as_matrix(gradient) for gradient in grads]
-        projected = [_project(matrix, sides) for matrix, sides in zip(matrices, self.preconditioners, strict=True)]
+        gradients = [_with_three_axes(gradient) for gradient in grads]
+        projected = [_project(gradient, axes) for gradient, axes in zip(gradients, self.preconditioners, strict=True)]
         # The momentum is kept in the original basis, the velocity in the eigenbasis.
-        rate = self.update_moments(flatten(matrices), tf.square(flatten(projected)))
+        rate = self.update_moments(flatten(gradients), tf.square(flatten(projected)))
         moments = zip(tf.split(self.momentum, self.sizes), tf.split(self.velocity, self.sizes), strict=True)
-        for variable, matrix, (momentum, velocity), sides in zip(
-            trainable_variables or [], matrices, moments, self.preconditioners, strict=True
+        for variable, gradient, (momentum, velocity), axes in zip(
+            trainable_variables or [], gradients, moments, self.preconditioners, strict=True
         ):
-            momentum, velocity = tf.reshape(momentum, matrix.shape), tf.reshape(velocity, matrix.shape)
-            step = _project(_project(momentum, sides) / (tf.sqrt(velocity) + self.epsilon), sides, back=True)
+            momentum, velocity = tf.reshape(momentum, gradient.shape), tf.reshape(velocity, gradient.shape)
+            step = _project(_project(momentum, axes) / (tf.sqrt(velocity) + self.epsilon), axes, back=True)
             variable.assign_sub(rate * tf.reshape(step, variable.shape))
-            for side, lines in zip(sides, (matrix, tf.transpose(matrix)), strict=True):
-                if side is not None:
-                    product = tf.matmul(lines, lines, transpose_b=True)
-                    side.GG.assign_add((1 - SHAMPOO_BETA) * (product - side.GG))
+            for preconditioner, equation in zip(axes, ("aio,bio->ab", "aio,ajo->ij", "aio,aip->op"), strict=True):
+                if preconditioner is not None:
+                    second_moments = tf.einsum(equation, gradient, gradient)
+                    preconditioner.GG.assign_add((1 - SHAMPOO_BETA) * (second_moments - preconditioner.GG))
         tf.cond(self.iterations % PRECONDITION_FREQUENCY == 0, self._update_eigenvectors, lambda: None)
 
     def _update_eigenvectors(self) -> None:
-        for sides in self.preconditioners:
-            for side in filter(None, sides):
-                side.Q.assign(tf.linalg.eigh(side.GG)[1])
+        for axes in self.preconditioners:
+            for preconditioner in filter(None, axes):
+                preconditioner.Q.assign(tf.linalg.eigh(preconditioner.GG)[1])
 
 
-def _as_matrix(kernel: tf.Tensor | tf.Variable | keras.Variable) -> tf.Tensor:
-    """Return a kernel [..., out] as [rows, out], a bias as one row, and a scalar as [1, 1]."""
-    return tf.reshape(kernel, [-1, kernel.shape[-1] if len(kernel.shape) else 1])
+def _with_three_axes(kernel: tf.Tensor | tf.Variable | keras.Variable) -> tf.Tensor:
+    """Return a kernel [..., in, out] as [window, in, out]; a matrix or a vector gets axes of length 1 in front."""
+    return tf.reshape(kernel, [-1, *(1, 1, *kernel.shape)[-2:]])
 
 
-def _project(matrix: tf.Tensor, sides: list[Preconditioner | None], back: bool = False) -> tf.Tensor:
-    """Return `matrix` in the eigenbasis of its sides; with `back`, from there in the original basis."""
-    rows, columns = sides
-    if rows is not None:
-        matrix = tf.matmul(rows.Q, matrix, transpose_a=not back)
-    return matrix if columns is None else tf.matmul(matrix, columns.Q, transpose_b=back)
+def _project(tensor: tf.Tensor, axes: list[Preconditioner | None], back: bool = False) -> tf.Tensor:
+    """Return `tensor` in the eigenbases of its axes; with `back`, from there in the original basis."""
+    window, inputs, outputs = axes
+    if window is not None:
+        tensor = tf.tensordot(window.Q, tensor, axes=[[1 if back else 0], [0]])
+    if inputs is not None:
+        tensor = tf.matmul(inputs.Q, tensor, transpose_a=not back)
+    return tensor if outputs is None else tf.matmul(tensor, outputs.Q, transpose_b=back)
