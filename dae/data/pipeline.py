@@ -160,12 +160,13 @@ def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
 
     If all images are smaller than a patch, the first of them is returned whole.
     """
-    side = config.patch_size
+    side, channels = config.patch_size, images.pixels.shape[-1]
     large = np.flatnonzero(images.shapes.min(axis=1) >= (side or 0))
     if side is None or not len(large):
-        return next(iter(evaluation_batches(images[: evaluation_batch_size(images, config)], config, purpose)))
-    values = side * side * images.pixels.shape[-1]
-    large = large[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // values)]
+        first = images[: evaluation_batch_size(images, config)]
+        pixels = tf.constant(first.rows.reshape(-1, *images.shapes[0], channels))
+        return batch_maker(images, config, f"{purpose} ")(pixels, tf.constant(0, tf.int64))
+    large = large[: max(MIN_EVALUATION_BATCH, EVALUATION_BATCH_VALUES // (side * side * channels))]
     corners = tf.constant((images.shapes[large] - side) // 2)
     pixels = _patch_cutter(images[: large[-1] + 1])(tf.constant(large), corners, (side, side))
     return batch_maker(images, config, f"{purpose} sample ")(pixels, tf.constant(0, tf.int64))
