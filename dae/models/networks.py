@@ -23,7 +23,6 @@ from dae.models.architectures import Shape, blog, conv, dncnn, patches, residual
 from dae.models.fused_layers import fused, outputs
 from dae.models.sizes import is_functional
 from dae.seeding import derive_seed, keras_seed
-from dae.workdir.model_files import WEIGHTS
 
 # Called with the shape (H, W, C) of an image and, unless it is 1, the setting `width`.
 NetworkFunction = Callable[..., keras.Layer]
@@ -124,7 +123,7 @@ def check(config: RunConfig, model: keras.Model, batch: Batch) -> None:
                 )
         _check_values(source, again, batch)  # which changes the weights of layers such as BatchNormalization
         with tempfile.TemporaryDirectory() as folder, as_usage_error(source, "cannot be saved", Exception):
-            again.save_weights(file := Path(folder, WEIGHTS))
+            again.save_weights(file := Path(folder, "model.weights.h5"))
             restored = build(config, batch.clean.shape[1:])
             restored.load_weights(file)
             if not np.allclose(outputs(again, batch.noisy[:4]), outputs(restored, batch.noisy[:4]), atol=1e-6):

@@ -27,7 +27,7 @@ from dae.training.interruption import Interruption
 from dae.training.task import Task, prepare
 from dae.training.train_state import Stopwatch, TrainState
 from dae.training.train_step import TrainLoop, make_train_loop, make_train_step
-from dae.training.workers import check_tasks
+from dae.training.workers import check_settings
 from dae.workdir import workdir
 from dae.workdir.workdir import Workdir
 
@@ -108,7 +108,7 @@ def train(
         if run.is_longer and "progress" in task.loss.inputs:
             raise UsageError("--epochs: cannot grow, because the loss depends on `progress`, the fraction of the run")
         try:
-            check_tasks(task)
+            check_settings(task.config, task.resolved, task.replicas)
             callback = on_epoch_end if replicas.is_chief else lambda epoch_end: None
             return train_task(task, run, console, callback, finish)
         except (OSError, tf.errors.OpError) as error:

@@ -7,25 +7,25 @@ import json
 import numpy as np
 
 from dae import plugins
-from dae.config import PATH_FIELDS, to_json
+from dae.config import PATH_FIELDS, RunConfig, to_json
 from dae.errors import RunError, UsageError, warn
 from dae.replicas import Replicas
-from dae.training.task import Task
+from dae.resolved import Resolved
 from dae.training.train_state import TrainState
 from dae.workdir.workdir import environment
 
 
-def check_tasks(task: Task) -> None:
+def check_settings(config: RunConfig, resolved: Resolved, replicas: Replicas) -> None:
     """Raise UsageError if a worker has other settings or images than the chief.
 
     Warns of other versions, processors and GPUs. Paths may differ.
     """
-    if task.replicas.workers == 1:
+    if replicas.workers == 1:
         return
-    settings = json.loads(to_json(task.config, lambda name, text: plugins.without_paths(text)))
-    settings |= dataclasses.asdict(task.resolved) | dict.fromkeys(PATH_FIELDS)
+    settings = json.loads(to_json(config, lambda name, text: plugins.without_paths(text)))
+    settings |= dataclasses.asdict(resolved) | dict.fromkeys(PATH_FIELDS)
     own = {"settings": settings, "machine": environment()}
-    chief, *others = map(json.loads, task.replicas.exchange(json.dumps(own).encode()))
+    chief, *others = map(json.loads, replicas.exchange(json.dumps(own).encode()))
     for number, worker in enumerate(others, start=1):
         for name, value in chief["settings"].items():
             if (got := worker["settings"][name]) != value:

@@ -22,6 +22,9 @@ from dae.data.values import NOTE, ValueRange
 from dae.errors import UsageError, as_usage_error, listed, shown, warn
 from dae.files import atomic_path
 from dae.machine import keras_defaults
+from dae.models import networks, sizes
+from dae.models.fused_layers import outputs
+from dae.training.checkpoints import restored_model
 from dae.workdir.workdir import CONFIG, REPORT, read_report
 
 MODEL_FILES = ("model.keras", "model.h5")
@@ -45,8 +48,6 @@ def load_model(path: str | Path) -> keras.Model:
     path, hint = Path(path), ""
     if path.is_dir():
         if (path / CONFIG).exists() and not (path / REPORT).exists():
-            from dae.training.checkpoints import restored_model
-
             return _of_run(path, restored_model(path))
         epochs = read_report(path).get("epochs")  # missing in reports of earlier versions
         if epochs is not None and epochs < (wanted := config_module.read(path / CONFIG).epochs):
@@ -80,8 +81,6 @@ def load_model(path: str | Path) -> keras.Model:
 
 def _of_run(run: Path, built: keras.Model) -> keras.Model:
     """Return the network of a run for images of any size, with the value range of the run's images."""
-    from dae.models import sizes
-
     model = sizes.any_size(built)
     model.dae_value_range = resolved.read(run).value_range
     return model
@@ -89,8 +88,6 @@ def _of_run(run: Path, built: keras.Model) -> keras.Model:
 
 def _built(run: Path) -> keras.Model:
     """Return the network of a run that the function of a user builds, with its weights."""
-    from dae.models import networks
-
     model = networks.build(config_module.read(run / CONFIG), resolved.read(run).image_shape)
     with as_usage_error(run / WEIGHTS, "not the weights of the run's network", Exception):
         model.load_weights(run / WEIGHTS)
@@ -114,19 +111,17 @@ def _read_value_range(path: Path) -> ValueRange | None:
 
 def _check_outputs(model: keras.Model, path: Path) -> None:
     """Raise UsageError if outputs for images in [0, 1] are far out of [0, 1]; warn if they hardly depend on these."""
-    from dae.models.sizes import fitting_size
-
-    size = fitting_size(model, *(side or 64 for side in model.input_shape[1:3]))
+    size = sizes.fitting_size(model, *(side or 64 for side in model.input_shape[1:3]))
     random = np.random.default_rng(0).random((1, *size, model.input_shape[-1] or 1), np.float32)
     images = np.concatenate([np.zeros_like(random), random, np.ones_like(random)])
-    outputs = np.concatenate([np.asarray(model(image[None], training=False)) for image in images])
-    least, most = outputs.min(), outputs.max()
+    returned = np.concatenate([np.asarray(model(image[None], training=False)) for image in images])
+    least, most = returned.min(), returned.max()
     if not OUTPUTS[0] <= least <= most <= OUTPUTS[1]:
         raise UsageError(
             f"{path}: outputs from {least:.3g} to {most:.3g} for images from 0 (black) to 1 (white); expected a model "
             "that takes and returns such images"
         )
-    if outputs[2].mean() - outputs[0].mean() < 0.1:
+    if returned[2].mean() - returned[0].mean() < 0.1:
         warn(f"{path}: white images come out hardly brighter than black ones; the model should take values from 0 to 1")
 
 
@@ -144,9 +139,6 @@ def save_all(model: keras.Model, folder: Path, value_range: ValueRange, is_own: 
     Those of a user's network (`is_own`) are kept only if Keras alone restores the same network from them; its weights
     are always written.
     """
-    from dae.models import sizes
-    from dae.models.fused_layers import outputs
-
     free, missing = sizes.any_size(model), []
     if is_own:
         with atomic_path(folder / WEIGHTS) as temporary:
