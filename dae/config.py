@@ -111,8 +111,8 @@ class OptimizationConfig:
     """The optimizer, and what happens to its gradients."""
 
     optimizer: FunctionName = "adam"
-    """Optimizer: adam; soap, which needs a fraction of the epochs at a learning rate of about 0.02; Keras's sgd, adamw,
-    lion, muon and others (docs/optimizers.md); or FILE.py:FUNCTION for your own."""
+    """Optimizer: adam; soap, which needs a fraction of the epochs at a learning rate of 0.003 (deep networks) to 0.03
+    (conv); Keras's sgd, adamw, lion, muon and others (docs/optimizers.md); or FILE.py:FUNCTION for your own."""
     learning_rate: float = 1e-3
     """Learning rate; its peak, if a schedule changes it."""
     adam_beta_2: float = 0.999

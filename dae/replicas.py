@@ -99,7 +99,7 @@ class Replicas:
 
         For a graph, with a batch of static shape. The shards are computed in parallel, on the devices of this worker,
         and the means are those over the shards of all workers. Neighbouring shards are added first, and then
-        neighboring sums, so that the order is the same for any number of workers.
+        neighbouring sums, so that the order is the same for any number of workers.
 
         Args:
             function: Returns float32 tensors in any structure, each a mean over the images of the batch it is given.
@@ -197,7 +197,7 @@ def _divides(workers: int, shards: int) -> bool:
 
 
 def _pairwise_sum(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Return the sum: of neighbours first, then of neighboring sums, and so on."""
+    """Return the sum: of neighbours first, then of neighbouring sums, and so on."""
     while len(tensors) > 1:
         pairs = [a + b for a, b in zip(tensors[::2], tensors[1::2], strict=False)]
         tensors = pairs + tensors[2 * len(pairs) :]

@@ -29,7 +29,8 @@ class EvaluateArguments:
     bm3d: bool = False
     """Also evaluate BM3D, given the level of the Gaussian noise (extra `baselines`)."""
     figure: str | None = None
-    """PNG file to write; None: evaluation.png or sweep.png in the run's folder, or beside the model file."""
+    """PNG file to write; None: evaluation.png or sweep.png in the run's folder or beside the model file, and for
+    several models sweep.png in the current folder."""
     data: str | None = None
     """Test on these images, read as by --data of run.py: on their split test, or on all if they are not split; None: on
     those of the run, or MNIST for a model file."""

@@ -158,7 +158,7 @@ def evaluation_batches(
 def sample_batch(images: Images, config: RunConfig, purpose: str) -> Batch:
     """Return a few images of one size: the first of `evaluation_batches`, or the patches in the centre of images.
 
-    If all images are smaller than a patch, the first of them is returned whole.
+    If all images are smaller than a patch, the first of them are returned whole: one, if they have several sizes.
     """
     side, channels = config.patch_size, images.pixels.shape[-1]
     large = np.flatnonzero(images.shapes.min(axis=1) >= (side or 0))

@@ -59,7 +59,7 @@ METRICS: dict[str, ImageFunction] = {
 
 
 def blind_spot_error(*, noisy: tf.Tensor, denoise: Denoise, seed: tf.Tensor) -> tf.Tensor:
-    """Squared error of masked pixels, which are predicted from others, against their noisy values: in [0, 1].
+    """Squared error of masked pixels, which are predicted from others, against their noisy values: >= 0.
 
     It is the error of the prediction plus the variance of the noise, if the noise is independent between pixels.
     Source: dae/losses/self_supervised.py, `noise2void`.

@@ -1,8 +1,9 @@
 """Losses: functions `(clean, denoised) -> loss [batch]`, one value per example.
 
-`clean` and `denoised` are float32 [batch, H, W, C] in [0, 1], with H and W at least 11; every gradient is finite. The
-train step takes the mean over the batch. A loss may declare further inputs as keyword-only parameters, listed in
-`composite.INPUTS`. Write your own in any file (docs/losses.md), or add one here and to `LOSSES`.
+`clean` and `denoised` are float32 [batch, H, W, C], with H and W at least 11, in [0, 1]; `denoised` can leave it if the
+network is not bounded. Every gradient is finite. The train step takes the mean over the batch. A loss may declare
+further inputs as keyword-only parameters, listed in `composite.INPUTS`. Write your own in any file (docs/losses.md), or
+add one here and to `SUPERVISED` or `REGULARIZERS`.
 """
 
 import math

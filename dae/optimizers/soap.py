@@ -31,9 +31,9 @@ class Soap(Adam):
     """Adam in the eigenbases of the second moments of each kernel's gradient; plain Adam for biases.
 
     The gradient of a kernel [height, width, in, out] is taken as G [height * width, in, out]. Each of these three axes
-    has a matrix of second moments, such as G G^T for the last axis of a matrix, summed over the other axes. Adam scales
-    each entry of the gradient by the magnitude of that entry alone, which works best for entries that are uncorrelated;
-    in the eigenbases of the running means of these matrices, they nearly are.
+    has a matrix of second moments, such as G^T G for the outputs of a matrix G [in, out], summed over the other axes.
+    Adam scales each entry of the gradient by the magnitude of that entry alone, which works best for entries that are
+    uncorrelated; in the eigenbases of the running means of these matrices, they nearly are.
 
     Differences from the authors' code: rows and columns of a kernel's window are one axis, eigenvectors are computed
     exactly instead of by power iteration, the steps before they are first computed are those of Adam, and SHAMPOO_BETA

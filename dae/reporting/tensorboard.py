@@ -42,7 +42,7 @@ TAGS = {
     "quality/ssim": "structural similarity, mean over images; 1 for equal images",
     "quality/accuracy": "Keras's `accuracy`, which the tutorial prints: fraction of pixels whose denoised value, "
     "rounded at 0.5, equals the clean value exactly",
-    "quality/NAME": "any metric that is added to METRICS",
+    "quality/NAME": "any metric of `--metrics`, or that is added to METRICS",
     "optimizer/learning_rate": "learning rate after the epoch",
     "optimizer/gradient_norm": "global norm of the gradient before clipping, mean over the epoch",
     "optimizer/update_to_weight_ratio": "global norm of a step's update divided by that of the weights, mean over the "

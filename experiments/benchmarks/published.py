@@ -1,7 +1,7 @@
 """Measure models on the standard photographs, beside published figures: `published.py FOLDER`.
 
 FOLDER contains Set12, BSD68 and CBSD68. The protocol is that of the field: white Gaussian noise, neither clipped nor
-rounded; the mean of the PSNR over the pictures, after clipping what is denoised.
+rounded; the mean of the PSNR over the denoised pictures, which are clipped.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ Denoise = Callable[[Any], np.ndarray]
 # Standard deviations of the noise, of 255. With 0, the denoiser gets the clean picture.
 SIGMAS = (0, 15, 25, 50)
 # PSNR in dB at SIGMAS, as published: (1) Zhang et al., Beyond a Gaussian Denoiser (2017), and the repository of its
-# authors; (2) Zhang, Zuo and Zhang, FFDNet (2018). "One level" is a network for each level.
+# authors; (2) Zhang, Zuo and Zhang, FFDNet (2018); (3) as quoted by later publications. "One level" is a network for
+# each level.
 PUBLISHED = {
     "Set12": {
         "BM3D, given the level (1)": ("", "32.37", "29.97", "26.72"),
@@ -42,8 +43,8 @@ PUBLISHED = {
         "FFDNet, given the level, 486 k weights (2)": ("", "31.63", "29.19", "26.29"),
     },
     "CBSD68": {
-        "CBM3D, given the level (1)": ("", "33.50", "30.68", "27.36"),
-        "DnCNN, blind, 673 k weights (1)": ("", "33.99", "31.31", "28.01"),
+        "CBM3D, given the level (3)": ("", "33.50", "30.68", "27.36"),
+        "DnCNN, 673 k weights (3)": ("", "33.99", "31.31", "28.01"),
     },
 }
 
