@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import EXPERIMENTS, run_in_process
+from PIL import Image
 
 from dae.config import RunConfig
 from dae.errors import RunError
@@ -109,6 +110,40 @@ def test_a_record_is_the_mean_psnr_after_the_last_epoch_of_several_seeds(tmp_pat
     assert dae[1:3] == ["dae", "default --train-examples 1280 --epochs 2"]
     assert [len(runs) for runs in results.values()] == [2, 2]
     assert fit[-1] == "1, not reached |"  # a black image has 9.4 dB
+
+
+@pytest.mark.slow
+def test_models_are_measured_beside_published_figures_and_clean_pictures_have_no_noise(tmp_path):
+    (tmp_path / "Set12").mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8).repeat(6, 0).repeat(6, 1)
+        Image.fromarray(pixels).save(tmp_path / "Set12" / f"{number}.png")
+    arguments = (tmp_path, "--sets", "Set12", "--self-ensemble", "--rounded")
+    done = run_in_process("benchmarks/published.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    titles = [row[0] for row in table]
+    assert titles[0] == "Set12"
+    assert titles[2] == "no denoising"
+    noisy, ours, averaged, rounded = ([float(cell.split(" / ")[0]) for cell in row[1:5]] for row in table[2:6])
+    assert noisy[0] == np.inf
+    assert noisy[2] == pytest.approx(20.5, abs=0.5)
+    assert ours[2] > noisy[2] + 4
+    assert ours[0] > 40
+    assert rounded[0] > 40
+    assert averaged[2] == pytest.approx(ours[2], abs=1)
+    assert "DnCNN, one level, 556 k weights (1)" in titles
+
+
+@pytest.mark.slow
+def test_the_operations_of_a_step_are_listed_with_their_fractions_of_the_time():
+    done = run_in_process("benchmarks/operations.py", "--steps", 5, "--train-examples", 640, "--batch-size", 32)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
+    fractions = [float(row[2].rstrip("%")) for row in rows]
+    assert fractions == sorted(fractions, reverse=True)
+    assert 80 < sum(fractions) <= 100
+    assert any("Conv2DBackpropFilter" in row[0] for row in rows)
 
 
 @pytest.mark.slow
