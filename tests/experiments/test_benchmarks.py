@@ -113,7 +113,7 @@ def test_a_record_is_the_mean_psnr_after_the_last_epoch_of_several_seeds(tmp_pat
 
 
 @pytest.mark.slow
-def test_models_are_measured_beside_published_figures_and_clean_pictures_have_no_noise(tmp_path):
+def test_models_are_measured_beside_published_figures(tmp_path):
     (tmp_path / "Set12").mkdir()
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8).repeat(6, 0).repeat(6, 1)
