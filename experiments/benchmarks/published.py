@@ -140,7 +140,7 @@ def main() -> None:
             functions = [None, *(bm3d_for(sigma / 255) for sigma in SIGMAS[1:])]
             rows.append(["BM3D, given the level", *measured(functions, images, config), ""])
         rows += [[title, *figures, ""] for title, figures in PUBLISHED[folder].items()]
-        print(table([folder, *map(str, SIGMAS), "s per megapixel"], rows), "\n")
+        print(table([folder, *map(str, SIGMAS), "s per megapixel"], rows), end="\n\n")
 
 
 if __name__ == "__main__":
