@@ -119,7 +119,7 @@ def test_models_are_measured_beside_published_figures(tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8).repeat(6, 0).repeat(6, 1)
         Image.fromarray(pixels).save(tmp_path / "Set12" / f"{number}.png")
     arguments = (tmp_path, "--sets", "Set12", "--self-ensemble", "--rounded")
-    done = run_in_process("benchmarks/published.py", *arguments)
+    done = run_in_process("benchmarks/standard_photographs.py", *arguments)
     assert done.returncode == 0, done.stderr
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     titles = [row[0] for row in table]

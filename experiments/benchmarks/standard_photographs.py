@@ -1,4 +1,4 @@
-"""Measure models on the standard photographs, beside published figures: `published.py FOLDER`.
+"""Measure models on the standard photographs, beside published figures: `standard_photographs.py FOLDER`.
 
 FOLDER contains Set12, BSD68 and CBSD68. The protocol is that of the field: white Gaussian noise, neither clipped nor
 rounded; the mean of the PSNR over the denoised pictures, which are clipped.
@@ -50,7 +50,7 @@ PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PublishedArguments:
+class PhotographsArguments:
     """Print a table of PSNR and SSIM for each set of pictures."""
 
     natural: tyro.conf.Positional[str]
@@ -81,7 +81,7 @@ def measured(functions: Sequence[Denoise | None], images: "Images", config: RunC
     return ["" if means is None else f"{means['psnr']:.2f} / {means['ssim']:.3f}" for means in cells]
 
 
-def denoisers(name: str, model: "keras.Model", arguments: PublishedArguments) -> Mapping[str, Denoise]:
+def denoisers(name: str, model: "keras.Model", arguments: PhotographsArguments) -> Mapping[str, Denoise]:
     """Return the functions to measure a model with, by the titles of their rows."""
     from dae.inference.denoise import Denoiser
 
@@ -111,7 +111,7 @@ def seconds_per_megapixel(denoise: Denoise, channels: int) -> str:
 
 
 def main() -> None:
-    arguments = cli.parse(PublishedArguments)
+    arguments = cli.parse(PhotographsArguments)
     for name in arguments.sets:
         lookup(PUBLISHED, name, "--sets")
         if not Path(arguments.natural, name).is_dir():
