@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from dae.config import PRESETS, RunConfig, preset
 from dae.errors import UsageError, lookup
 
 Denoise = Callable[[Any], np.ndarray]
+# The metrics of the table.
+COLUMNS = ("bce", "psnr", "ssim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,7 @@ def main() -> None:
     from dae.data.pipeline import evaluation_batches
     from dae.training.trainer import train
     from dae.workdir.model_files import load_model
+    from dae.workdir.workdir import read_metrics
 
     config, level = RunConfig(noise_level=0.5), 0.5
     try:
@@ -123,9 +127,12 @@ def main() -> None:
         from dae.analysis.statistics import interval
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; needed here: pip install '.[baselines]'") from None
-    runs = list(itertools.product(arguments.presets, range(arguments.seeds)))
-    for name, seed in runs:
-        train(preset(name, seed=seed), Path(arguments.output, name, f"seed-{seed}"), resume=True, quiet=True)
+    runs = {
+        (name, seed): Path(arguments.output, name, f"seed-{seed}")
+        for name, seed in itertools.product(arguments.presets, range(arguments.seeds))
+    }
+    for (name, seed), folder in runs.items():
+        train(preset(name, seed=seed), folder, resume=True, quiet=True)
     data = datasets.load(config)
     batches = list(evaluation_batches(data.validation[: arguments.tune_examples], config, "validation"))
     noisy, clean = (np.concatenate([getattr(batch, kind) for batch in batches])[..., 0] for kind in ("noisy", "clean"))
@@ -133,15 +140,21 @@ def main() -> None:
     trials = [Trial(NO_DENOISING, lambda noisy: noisy, data.test, config)]
     trials += [Trial(name, tuned(functions, noisy, clean), few, config) for name, functions in filters.items()]
     trials.append(Trial("posterior mean", posterior_mean(data.train.pixels / np.float32(255), level), few, config))
-    for name, seed in runs:
-        model = load_model(Path(arguments.output, name, f"seed-{seed}"))
-        trials.append(model_trial(f"`{name}`", model, dataclasses.replace(config, seed=seed), data.test))
+    durations: dict[str, list[float]] = {}
+    for (name, seed), folder in runs.items():
+        title = f"`--preset {name}`"
+        durations.setdefault(title, []).append(sum(line["seconds"] for line in read_metrics(folder)) / 60)
+        trials.append(model_trial(title, load_model(folder), dataclasses.replace(config, seed=seed), data.test))
     means: dict[tuple[str, int], list[dict[str, float]]] = {}
     for trial, metrics in zip(trials, tqdm(score(trials), total=len(trials), disable=None), strict=True):
         means.setdefault((trial.denoiser, len(trial.images)), []).append(metrics)
     rows = [
-        {"denoiser": name, "test images": f"{count:,}"}
-        | {metric: interval([seed[metric] for seed in seeds]) for metric in seeds[0]}
+        {
+            "denoiser": name,
+            "minutes of training": f"{statistics.mean(durations[name]):.1f}" if name in durations else "",
+            "test images": f"{count:,}",
+            **{metric: interval([seed[metric] for seed in seeds]) for metric in COLUMNS},
+        }
         for (name, count), seeds in sorted(means.items(), key=lambda item: item[1][0]["psnr"])
     ]
     print(table(rows))

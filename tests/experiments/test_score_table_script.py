@@ -61,9 +61,11 @@ def test_the_table_has_a_row_for_each_denoiser(tmp_path):
     done = run_subprocess("score_table.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
-    assert {row[0]: row[1] for row in rows[2:]} == {
+    assert {row[0]: row[2] for row in rows[2:]} == {
         "no denoising": "10,000",
         **dict.fromkeys(("median", "total variation", "non-local means", "BM3D", "posterior mean"), "10"),
-        "`good`": "10,000",
+        "`--preset good`": "10,000",
     }
-    assert rows[-1][0] == "`good`"
+    assert rows[-1][0] == "`--preset good`"
+    assert 0 < float(rows[-1][1]) < 10
+    assert float(rows[-1][4]) > 20
