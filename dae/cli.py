@@ -15,8 +15,8 @@ import tyro
 
 from dae import config as config_module
 from dae import startup
-from dae.config import PRESETS, REMOVED, RunConfig, flag, preset_fields, spelled
-from dae.errors import Interrupted, RunError, UsageError, warn
+from dae.config import PRESETS, RunConfig, preset_fields, spelled
+from dae.errors import Interrupted, RunError, UsageError
 
 if TYPE_CHECKING:
     from dae.resolved import Resolved
@@ -123,10 +123,6 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
     else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
-    given = {text.partition("=")[0].replace("_", "-") for text in (sys.argv[1:] if argv is None else argv)}
-    for name, replacement in REMOVED.items():
-        if {flag(name), flag(f"no_{name}")} & given:
-            raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
     if base.preset is not None and base.config_file is not None:
         raise UsageError("--preset and --config: give only one of them")
@@ -209,16 +205,6 @@ def import_tensorflow(onednn: bool | None = None) -> None:
     machine.set_keras()
 
 
-def _warn_of_other_package(script: Path) -> None:
-    """Warn if `script` is one of a checkout whose package is not the one that was imported."""
-    package = Path(__file__).parent
-    is_script = script.suffix == ".py" and script.is_file()  # unlike the command `dae` of an environment in a checkout
-    for checkout in script.resolve().parents[1:3] if is_script else ():  # of experiments/ or a folder in it
-        other = checkout / "dae"
-        if (other / "cli.py").exists() and not other.samefile(package):
-            warn(f"{script.name}: runs the package in {package}, not that in {other}; run: pip install -e {checkout}")
-
-
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main`, print a failure as one line on stderr, and exit.
 
@@ -229,7 +215,6 @@ def run(main: Callable[[], object]) -> NoReturn:
         # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     message, run_dir, status = "", None, 0
-    _warn_of_other_package(Path(sys.argv[0]))
     try:
         main()
     except UsageError as error:
