@@ -113,7 +113,6 @@ OTHERS = [
     ("benchmarks/startup", "--rounds 0", ["--rounds: ", "got 0"]),
     ("benchmarks/record", "--programs fitt", ["did you mean 'fit'"]),
     ("benchmarks/record", "--seeds 1", ["--seeds: expected an integer >= 2, got 1"]),
-    ("benchmarks/keras_fit", "--output model.png", ["--output: "]),
     ("benchmarks/screenshots", "--logdir .", ["--logdir: . holds no TensorBoard files"]),
     ("export", "text.h5 --format savedmodel --output out", ["text.h5: not a readable model"]),
     ("export", "none --format savedmodel --output out", ["none: no such run or model file"]),

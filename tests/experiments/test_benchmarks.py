@@ -16,7 +16,6 @@ from dae.config import RunConfig
 from dae.errors import RunError
 from dae.models import networks
 from dae.training.trainer import train
-from dae.workdir.model_files import load_model
 
 
 @pytest.fixture
@@ -189,14 +188,6 @@ def test_runs_that_were_killed_and_resumed_end_identical():
     done = run_in_process("benchmarks/kill_and_resume.py", "--kills", 1, "--workers", 2, "--seed", 5)
     assert done.returncode == 0, done.stderr
     assert "1 kills" in done.stdout
-
-
-@pytest.mark.slow
-def test_keras_fit_writes_a_model(tmp_path):
-    arguments = ("--epochs", 1, "--train-examples", 500, "--output", tmp_path / "fit.keras")
-    done = run_in_process("benchmarks/keras_fit.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert load_model(tmp_path / "fit.keras").count_params() == 4_385
 
 
 # The only test that needs a browser, which pip cannot install and neither the README nor CI asks for.
