@@ -57,10 +57,14 @@ settings.load_profile("dae")
 fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")))
 
 
-def run_subprocess(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a script of experiments/ as a user does, from `cwd`."""
+def run_subprocess(
+    script: str, *arguments: object, cwd: Path | None = None, status: int = 0
+) -> subprocess.CompletedProcess:
+    """Run a script of experiments/ as a user does, from `cwd`, and assert its exit status."""
     command = [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, f"exit status {done.returncode}: {done.stderr}"
+    return done
 
 
 def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[object] = ()) -> list[subprocess.Popen]:
@@ -95,8 +99,10 @@ def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tup
             worker.kill()
 
 
-def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a script of experiments/ in this process, which saves six seconds for importing TensorFlow."""
+def run_in_process(
+    script: str, *arguments: object, cwd: Path | None = None, status: int = 0
+) -> subprocess.CompletedProcess:
+    """Run a script in this process, which saves six seconds for importing TensorFlow, and assert its exit status."""
     command, before = [str(EXPERIMENTS / script), *map(str, arguments)], os.getcwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.chdir(cwd or before)
@@ -110,8 +116,8 @@ def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> 
             runpy.run_path(command[0], run_name="__main__")
     finally:
         os.chdir(before)
-    assert isinstance(exit.value.code, int)
-    return subprocess.CompletedProcess(command, exit.value.code, stdout.getvalue(), stderr.getvalue())
+    assert exit.value.code == status, f"exit status {exit.value.code}: {stderr.getvalue()}"
+    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager

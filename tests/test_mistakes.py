@@ -217,8 +217,8 @@ def test_a_mistake_is_one_line_with_exit_status_2_and_nothing_is_written(
     before = sorted(files.rglob("*")), sorted(tmp_path.rglob("*"))
     # One of them as a user sees it, since TensorFlow writes to the file descriptor of stderr.
     run_script = run_subprocess if "bcee" in given else run_in_process
-    done = run_script(f"{script}.py", *given, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run_script(f"{script}.py", *given, cwd=tmp_path, status=2)
+    assert done.stdout == ""
     check_line(script, done.stderr, list(map(filled, words)))
     assert (sorted(files.rglob("*")), sorted(tmp_path.rglob("*"))) == before
 
@@ -236,8 +236,7 @@ def test_a_mistake_is_reported_before_tensorflow_is_imported(script, flags, tmp_
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     write_inputs(tmp_path)
-    done = run_subprocess(f"{script}.py", *flags.split(), cwd=tmp_path)
-    assert done.returncode == 2
+    done = run_subprocess(f"{script}.py", *flags.split(), cwd=tmp_path, status=2)
     check_line(script, done.stderr, [])
 
 
@@ -261,8 +260,7 @@ def test_without_its_extra_a_script_names_what_to_install(
     monkeypatch.delattr(analysis, "comparison", raising=False)  # so that the script imports it anew
     monkeypatch.setitem(sys.modules, package, None)
     given = flags.replace("{run}", str(finished_run("pairs"))).split()
-    done = run_in_process(f"{script}.py", *given, cwd=tmp_path)
-    assert done.returncode == 2
+    done = run_in_process(f"{script}.py", *given, cwd=tmp_path, status=2)
     check_line(script, done.stderr, [package, f"pip install '.[{extra}]'"])
 
 
@@ -284,8 +282,8 @@ def test_a_resume_that_is_rejected_leaves_the_run_as_it_is(flags, words, finishe
     run = Path(shutil.copytree(finished_run("network"), tmp_path / "run"))
     shutil.copy(files / "networks.py", tmp_path / "other.py")
     before = times(run)
-    done = run_in_process("run.py", "--run-dir", run, *flags.replace("{}", str(files)).split(), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run_in_process("run.py", "--run-dir", run, *flags.replace("{}", str(files)).split(), cwd=tmp_path, status=2)
+    assert done.stdout == ""
     check_line("run", done.stderr, [word.replace("{}", str(files)) for word in words])
     assert times(run) == before
 
@@ -307,8 +305,8 @@ def test_a_run_without_one_of_its_files_is_not_resumed(name, content, finished_r
     if content is not None:
         (run / name).write_text(content)
     before = times(run)
-    done = run_in_process("run.py", "--run-dir", run, "--resume", "--epochs", 3, "--quiet")
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run_in_process("run.py", "--run-dir", run, "--resume", "--epochs", 3, "--quiet", status=2)
+    assert done.stdout == ""
     # Without its configuration, the folder is not a run's, and an empty one is that of another run.
     check_line("run", done.stderr, [] if name == "config.json" else [Path(name).name])
     assert times(run) == before

@@ -51,8 +51,7 @@ def test_benchmark_compares_each_program_with_the_first_and_fails_if_dae_is_slow
     programs = ["fit", "dae", "limit", "train step", "denoise"]
     programs += ["PyTorch"] if importlib.util.find_spec("torch") else []
     arguments = ("--rounds", 1, "--train-examples", 640, "--output", "out", "--require", 1000, "--only", *programs)
-    done = run_in_process("benchmarks/benchmark.py", *arguments, "--checkouts", checkout, cwd=tmp_path)
-    assert done.returncode == 1
+    done = run_in_process("benchmarks/benchmark.py", *arguments, "--checkouts", checkout, cwd=tmp_path, status=1)
     assert f"--require: expected 1000.0 times the speed of dae of {checkout}" in done.stderr
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     speeds = saved["images_per_second"]
@@ -100,7 +99,6 @@ def test_operations_of_strided_and_transposed_convolutions_are_counted(scripts):
 def test_a_record_is_the_mean_psnr_after_the_last_epoch_of_several_seeds(tmp_path):
     settings = ("--seeds", 2, "--train-examples", 1280, "--epochs", 2, "--programs", "dae", "fit")
     done = run_in_process("benchmarks/record.py", *settings, "--target", 9, "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "record.json").read_text())["results"]
     for seed, run in enumerate(results["dae"]):
         report = train(RunConfig(train_examples=1280, epochs=2, seed=seed), tmp_path / f"seed-{seed}", quiet=True)
@@ -119,7 +117,6 @@ def test_models_are_measured_beside_published_figures(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "Set12" / f"{number}.png")
     arguments = (tmp_path, "--sets", "Set12", "--self-ensemble", "--rounded")
     done = run_in_process("benchmarks/standard_photographs.py", *arguments)
-    assert done.returncode == 0, done.stderr
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     titles = [row[0] for row in table]
     assert titles[0] == "Set12"
@@ -137,7 +134,6 @@ def test_models_are_measured_beside_published_figures(tmp_path):
 @pytest.mark.slow
 def test_the_operations_of_a_step_are_listed_with_their_fractions_of_the_time():
     done = run_in_process("benchmarks/operations.py", "--steps", 5, "--train-examples", 640, "--batch-size", 32)
-    assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
     fractions = [float(row[2].rstrip("%")) for row in rows]
     assert fractions == sorted(fractions, reverse=True)
@@ -148,7 +144,6 @@ def test_the_operations_of_a_step_are_listed_with_their_fractions_of_the_time():
 @pytest.mark.slow
 def test_startup_times_each_command():
     done = run_in_process("benchmarks/startup.py", "--rounds", 1)
-    assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("| run.py")]) == 3
 
 
@@ -171,7 +166,6 @@ def test_the_exponent_of_a_constant_cost_is_about_zero(scripts):
 def test_growth_measures_each_axis_and_prints_the_model_of_several_workers(tmp_path):
     arguments = ("--axes", "batch_size", "workers", "--points", 2, "--output", "out")
     done = run_in_process("benchmarks/growth.py", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     costs = json.loads((tmp_path / "out" / "growth.json").read_text())["costs"]
     assert {axis: [size for size, *_ in points] for axis, points in costs.items()} == {
         "batch_size": [16, 64],
@@ -186,7 +180,6 @@ def test_growth_measures_each_axis_and_prints_the_model_of_several_workers(tmp_p
 @pytest.mark.slow
 def test_runs_that_were_killed_and_resumed_end_identical():
     done = run_in_process("benchmarks/kill_and_resume.py", "--kills", 1, "--workers", 2, "--seed", 5)
-    assert done.returncode == 0, done.stderr
     assert "1 kills" in done.stdout
 
 
@@ -197,7 +190,6 @@ def test_runs_that_were_killed_and_resumed_end_identical():
     reason="needs the extra `browser`, Chromium and its driver",
 )
 def test_screenshots_of_every_tab_are_saved(tiny_run, tmp_path):
-    done = run_in_process("benchmarks/screenshots.py", "--logdir", tiny_run, "--output", tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_in_process("benchmarks/screenshots.py", "--logdir", tiny_run, "--output", tmp_path)
     for name in ("scalars", "images", "train_step", "network", "hparams"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
