@@ -1,7 +1,6 @@
 """Each script in experiments/benchmarks/, on few images."""
 
 import functools
-import importlib
 import importlib.util
 import json
 import shutil
@@ -9,8 +8,11 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from growth import exponent
 from helpers import EXPERIMENTS, run_in_process
+from measure import Program, in_turn
 from PIL import Image
+from programs import operations_per_image
 
 from dae.config import RunConfig
 from dae.errors import RunError
@@ -18,15 +20,7 @@ from dae.models import networks
 from dae.training.trainer import train
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """The folder of the scripts, from which they import each other."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS / "benchmarks"))
-
-
-def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count(scripts):
-    from measure import in_turn
-
+def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count():
     calls = []
 
     def call(name):
@@ -38,9 +32,7 @@ def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count(script
     assert calls == ["a", "b"] * 3
 
 
-def test_a_program_that_fails_is_reported_in_one_line_with_the_end_of_its_log(scripts):
-    from measure import Program
-
+def test_a_program_that_fails_is_reported_in_one_line_with_the_end_of_its_log():
     with Program("nothing", RunConfig()) as program, pytest.raises(RunError, match=r"^nothing: .*KeyError: 'nothing'$"):
         program.epoch()
 
@@ -68,9 +60,10 @@ def test_benchmark_compares_each_program_with_the_first_and_fails_if_dae_is_slow
 
 
 @pytest.mark.parametrize("name", ["conv", "patches", "unet"])
-def test_the_pytorch_network_computes_the_same_as_the_keras_network(name, scripts):
+def test_the_pytorch_network_computes_the_same_as_the_keras_network(name):
     torch = pytest.importorskip("torch", reason="needs the extra `peers`")
-    torch_networks = importlib.import_module("torch_networks")
+    import torch_networks
+
     model, copy = networks.build(RunConfig(model=name, width=2), (28, 28, 1)), torch_networks.NETWORKS[name](2)
     random = np.random.default_rng(1)
     for weight in model.weights:  # so that biases matter
@@ -85,9 +78,7 @@ def test_the_pytorch_network_computes_the_same_as_the_keras_network(name, script
     np.testing.assert_allclose(denoised.transpose(0, 2, 3, 1), model(images, training=False), atol=1e-4)
 
 
-def test_operations_of_strided_and_transposed_convolutions_are_counted(scripts):
-    from programs import operations_per_image
-
+def test_operations_of_strided_and_transposed_convolutions_are_counted():
     noisy = keras.Input((8, 8, 1))
     x = keras.layers.Conv2D(3, 4, strides=2, padding="same")(noisy)
     model = keras.Model(noisy, keras.layers.Conv2DTranspose(1, 6, strides=2, padding="same")(x))
@@ -148,16 +139,12 @@ def test_startup_times_each_command():
 
 
 @pytest.mark.parametrize("cost", [lambda size: 600 + 3 * size, lambda size: 0.1 + 1e-4 * (size - 10) ** 2])
-def test_the_exponent_of_growth_is_that_above_the_fixed_cost(cost, scripts):
-    from growth import exponent
-
+def test_the_exponent_of_growth_is_that_above_the_fixed_cost(cost):
     sizes = [10, 100, 1000, 10_000]
     assert exponent(sizes, [cost(size) for size in sizes]) == pytest.approx(1 if cost(10) > 600 else 2)
 
 
-def test_the_exponent_of_a_constant_cost_is_about_zero(scripts):
-    from growth import exponent
-
+def test_the_exponent_of_a_constant_cost_is_about_zero():
     assert abs(exponent([300, 600, 900], [0.05, 0.052, 0.051])) < 0.02
     assert exponent([1, 3], [2, 6]) == pytest.approx(1)
 
