@@ -19,8 +19,6 @@ import tensorflow as tf
 from hypothesis import settings
 from measure import local_tf_configs
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from dae.config import RunConfig
 from dae.data import noise
@@ -34,11 +32,9 @@ from dae.models import networks
 from dae.models.fused_layers import for_training
 from dae.optimizers import optimizers
 from dae.replicas import Replicas
-from dae.reporting import tensorboard
 from dae.resolved import Resolved
 from dae.training.train_state import TrainState
 from dae.training.train_step import TrainLoop, TrainStep, make_train_loop, make_train_step
-from dae.workdir.workdir import read_metrics
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -167,30 +163,6 @@ def psnr(clean: np.ndarray, image: np.ndarray) -> float:
 def idx_bytes(images: np.ndarray) -> bytes:
     """Return uint8 images as the content of an IDX file."""
     return struct.pack(f">HBB{images.ndim}I", 0, 8, images.ndim, *images.shape) + images.tobytes()
-
-
-def events(folder: Path) -> EventAccumulator:
-    """Return all events of a folder, as TensorBoard reads them."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def scalar_values(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    """Return the steps and values of a scalar."""
-    return [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
-
-
-def check_curves(folder: Path) -> None:
-    """Assert that TensorBoard's curves of a run are the lines of metrics.jsonl, one value per epoch."""
-    lines = read_metrics(folder)
-    for name in ("train", "validation"):
-        shown = events(folder / "tensorboard" / name)
-        for tag in tensorboard.scalars(lines[0], name):
-            expected = [
-                (line["epoch"], pytest.approx(tensorboard.scalars(line, name)[tag], rel=1e-6)) for line in lines
-            ]
-            assert scalar_values(shown, tag) == expected, (name, tag)
 
 
 def random_values(seed: int, *shape: int) -> np.ndarray:
