@@ -14,6 +14,7 @@ from dae import analysis, resolved
 
 # Flags, in which {} stands for the folder of the files of runs.py, and words of the message.
 SMALL = "--data {}/digits.npz --model {}/networks.py:plain --validation-examples 40"
+NOISY = "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16"
 MISTAKES = [
     # Names and values
     ("--losss bce", ["--losss", "did you mean --loss "]),
@@ -46,18 +47,9 @@ MISTAKES = [
     ("--resume", ["--resume: the run to resume is not given; add --run-dir"]),
     # Data
     ("--data nowhere --image-size 32", ["--data: ", "nowhere: no such file or folder"]),
-    (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16",
-        ["--loss: bce needs clean images; with noisy ones alone, use noise2void"],
-    ),
-    (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss sure --noise-level 0",
-        ["--loss: sure needs the level of the noise", "--noise-level"],
-    ),
-    (
-        "--noisy {}/pairs/train/noisy --value-range 0 4095 --image-size 16 --loss noise2noise",
-        ["--loss: noise2noise takes `second_noisy`"],
-    ),
+    (NOISY, ["--loss: bce needs clean images; with noisy ones alone, use noise2void"]),
+    (f"{NOISY} --loss sure --noise-level 0", ["--loss: sure needs the level of the noise", "--noise-level"]),
+    (f"{NOISY} --loss noise2noise", ["--loss: noise2noise takes `second_noisy`"]),
     ("--noisy {}/pairs/train/noisy --noise-level 0.1 0.2", ["--noisy: without --clean no noise is added"]),
     ("--data {}/pairs --clean {}/pairs/clean", ["--clean: '{}/pairs/clean' replaces --data"]),
     ("--noisy {}/pairs --clean {}/pairs", ["--noisy: {}/pairs, --clean: {}/pairs: expected two folders"]),
