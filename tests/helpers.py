@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import settings
-from measure import local_tf_configs
 from PIL import Image
 
 from dae.config import RunConfig
@@ -61,28 +60,6 @@ def run_subprocess(
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, f"exit status {done.returncode}: {done.stderr}"
     return done
-
-
-def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[object] = ()) -> list[subprocess.Popen]:
-    """Start run.py as this many workers on this machine, the chief first. The test must end them.
-
-    `last` are further arguments of the last worker.
-    """
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(EXPERIMENTS / "run.py"),
-                *map(str, (*arguments, *(last if number == count - 1 else ()))),
-            ],
-            cwd=cwd,
-            env={**os.environ, "TF_CONFIG": tf_config},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, tf_config in enumerate(local_tf_configs(count))
-    ]
 
 
 def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
