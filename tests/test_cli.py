@@ -69,9 +69,11 @@ def test_a_resume_starts_from_the_config_of_the_run(tmp_path):
 
 @pytest.mark.parametrize("preset_name", ["photo", "fast"])
 def test_noisy_pictures_alone_have_no_noise_level_of_a_preset(preset_name):
+    alone, pairs = preset(preset_name, noisy="in"), preset(preset_name, noisy="in", clean="c")
+    assert (alone.noise_level, pairs.noise_level) == (None, PRESETS[preset_name].get("noise_level"))
     for flags in ("--noisy in", "--noisy in --clean None", "--noisy=in"):
-        assert parse(f"--preset {preset_name} {flags}").config == preset(preset_name, noisy="in")
-    assert parse(f"--preset {preset_name} --noisy in --clean c").config == preset(preset_name, noisy="in", clean="c")
+        assert parse(f"--preset {preset_name} {flags}").config == alone
+    assert parse(f"--preset {preset_name} --noisy in --clean c").config == pairs
 
 
 def test_one_or_two_values_are_accepted_where_a_field_allows_both():
