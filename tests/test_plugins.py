@@ -141,11 +141,6 @@ def started(loss: str) -> RunConfig:
     return config_module.read(Path("run/config.json"))
 
 
-def test_a_run_is_named_after_the_function(folder):
-    config = replace(TINY, loss="bce + 0.1*my_losses.py:fourth_power")
-    assert workdir.new_path(config) == Path("runs/mnist-conv-bce+0.1xfourth_power")
-
-
 def save_scaled(folder: Path, factor: float, source: str = SCALED) -> str:
     """Write a loss with an array beside it, and return the loss's name."""
     folder.mkdir(exist_ok=True)
