@@ -123,7 +123,7 @@ def test_help_shows_every_field_in_one_of_six_groups_the_defaults_of_the_preset_
         assert part in line
 
 
-def test_messages_at_the_import_of_tensorflow_are_dropped_and_later_ones_are_not():
+def test_what_is_written_to_a_muted_stderr_is_dropped_and_later_messages_are_not():
     code = """
 import os
 from dae import errors

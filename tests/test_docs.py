@@ -1,4 +1,4 @@
-"""README.md and docs/: generated tables, links, the notebook, and examples of a user's losses, network and noise."""
+"""README.md and docs/: generated tables, links, the notebook, and examples of losses, a network, noise and loggers."""
 
 import copy
 import os

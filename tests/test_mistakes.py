@@ -291,7 +291,7 @@ def test_a_resume_that_is_rejected_leaves_the_run_as_it_is(flags, words, finishe
         ("code/networks.py", "[]"),
     ],
 )
-def test_a_run_without_one_of_its_files_is_not_resumed(name, content, finished_run, tmp_path):
+def test_a_run_with_a_missing_or_damaged_file_is_not_resumed(name, content, finished_run, tmp_path):
     run = Path(shutil.copytree(finished_run("network"), tmp_path / "run"))
     (run / name).unlink()
     if content is not None:

@@ -1,4 +1,4 @@
-"""The public names of `dae`, and the start of TensorFlow."""
+"""The public names of `dae`, its use from Python, and the figure of denoised images."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""experiments/evaluate.py on images of the user."""
+"""experiments/evaluate.py on images of the user, and on those of the run."""
 
 import json
 
