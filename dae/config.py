@@ -88,8 +88,8 @@ class ModelConfig:
     """The network and the loss it minimizes."""
 
     model: FunctionName = "conv"
-    """Network: conv (that of the tutorial), blog, patches, unet, residual_unet or deep_residual_unet (for photographs),
-    dncnn, or FILE.py:FUNCTION for your own."""
+    """Network: conv (that of the tutorial), blog, patches, unet, residual_unet (for photographs), dncnn, or
+    FILE.py:FUNCTION for your own."""
     width: int = 1
     """Multiply the number of channels in each layer by this."""
     start_from: str | None = None
@@ -97,8 +97,8 @@ class ModelConfig:
     initial_brightness: float | None = None
     """Mean brightness of the network's outputs before training, set by its last bias; None: that of the images."""
     loss: FunctionName = "bce"
-    """Loss: bce, mse, rmse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised
-    loss (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
+    """Loss: bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency, a regularizer or self-supervised loss
+    (docs/losses.md), a function in your file, FILE.py:FUNCTION, or a sum such as "bce + 0.1*ssim"."""
     bce_steps: int = 200
     """BCE warm-up: steps in which BCE, with a weight that falls linearly from 1 to 0, is mixed into the loss, because
     many losses do not learn from random weights; 0: none."""

@@ -35,17 +35,6 @@ def mse(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(keras.losses.mean_squared_error(clean, denoised), axis=[1, 2])
 
 
-RMSE_EPSILON = 1e-4  # without it, the gradient of the root would be infinite for equal images
-
-
-def rmse(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
-    """sqrt(MSE + 0.0001^2), the root of the mean squared error of each image: in [0.0001, 1.00000001].
-
-    Images with large errors determine the mean over a batch less than with `mse`, as in a mean of PSNR.
-    """
-    return tf.sqrt(mse(clean, denoised) + RMSE_EPSILON**2)
-
-
 def mae(clean: tf.Tensor, denoised: tf.Tensor) -> tf.Tensor:
     """Absolute error |x - y|, mean over pixels: in [0, 1]. Source: Keras."""
     return tf.reduce_mean(keras.losses.mean_absolute_error(clean, denoised), axis=[1, 2])
@@ -143,8 +132,7 @@ def contractive(*, noisy: tf.Tensor, encode: Callable[[tf.Tensor], tf.Tensor], s
 
 
 SUPERVISED: dict[str, Loss] = {
-    function.__name__: function
-    for function in (bce, mse, rmse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency)
+    function.__name__: function for function in (bce, mse, mae, huber, charbonnier, ssim, ms_ssim, edges, frequency)
 }
 REGULARIZERS: dict[str, Loss] = {
     function.__name__: function for function in (total_variation, sparse_latents, contractive)

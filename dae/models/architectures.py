@@ -113,12 +113,10 @@ def residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
 
     Source: Zhang et al., Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising (2017).
     """
-    return _residual_unet(image_shape, width, blocks=(3, 3, 3), name="residual_unet")
-
-
-def deep_residual_unet(image_shape: Shape, width: int = 1) -> keras.Model:
-    """`residual_unet` with 13 residual blocks instead of 9; 545,665 parameters for digits."""
-    return _residual_unet(image_shape, width, blocks=(4, 5, 4), name="deep_residual_unet")
+    noisy, x, crop = _padded_input(image_shape, 4)
+    x = _two_levels(x, width, blocks=(3, 3, 3), relu=False)
+    x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
+    return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name="residual_unet")
 
 
 def dncnn(image_shape: Shape, width: int = 1) -> keras.Model:
@@ -150,14 +148,6 @@ def _padded_input(
     if padding == ((0, 0), (0, 0)):
         return noisy, noisy, lambda x: x
     return noisy, layers.ZeroPadding2D(padding)(noisy), lambda x: layers.Cropping2D(padding)(x)
-
-
-def _residual_unet(image_shape: Shape, width: int, blocks: tuple[int, int, int], name: str) -> keras.Model:
-    """Return a model whose output is the noisy image plus that of two levels with these numbers of blocks."""
-    noisy, x, crop = _padded_input(image_shape, 4)
-    x = _two_levels(x, width, blocks, relu=False)
-    x = layers.Conv2DTranspose(image_shape[-1], 6, strides=2, padding="same", kernel_initializer="zeros")(x)
-    return keras.Model(noisy, layers.Add()([noisy, crop(x)]), name=name)
 
 
 def _two_levels(x: keras.KerasTensor, width: int, blocks: tuple[int, int, int], relu: bool) -> keras.KerasTensor:

@@ -19,7 +19,7 @@ from dae import plugins
 from dae.config import RunConfig
 from dae.data.pipeline import Batch
 from dae.errors import UsageError, as_usage_error, shown
-from dae.models.architectures import Shape, blog, conv, deep_residual_unet, dncnn, patches, residual_unet, unet
+from dae.models.architectures import Shape, blog, conv, dncnn, patches, residual_unet, unet
 from dae.models.fused_layers import fused, outputs
 from dae.models.sizes import is_functional
 from dae.seeding import derive_seed, keras_seed
@@ -28,7 +28,7 @@ from dae.seeding import derive_seed, keras_seed
 NetworkFunction = Callable[..., keras.Layer]
 
 MODELS: dict[str, NetworkFunction] = {
-    function.__name__: function for function in (conv, blog, patches, unet, residual_unet, deep_residual_unet, dncnn)
+    function.__name__: function for function in (conv, blog, patches, unet, residual_unet, dncnn)
 }
 
 
