@@ -16,7 +16,7 @@ import tyro
 from dae import config as config_module
 from dae import startup
 from dae.config import PRESETS, RunConfig, preset_fields, spelled
-from dae.errors import Interrupted, RunError, UsageError
+from dae.errors import Interrupted, RunError, UsageError, warn
 
 if TYPE_CHECKING:
     from dae.resolved import Resolved
@@ -205,6 +205,16 @@ def import_tensorflow(onednn: bool | None = None) -> None:
     machine.set_keras()
 
 
+def _warn_of_other_package(script: Path) -> None:
+    """Warn if `script` is one of a checkout whose package is not the one that was imported."""
+    package = Path(__file__).parent
+    is_script = script.suffix == ".py" and script.is_file()  # unlike the command `dae` of an environment in a checkout
+    for checkout in script.resolve().parents[1:3] if is_script else ():  # of experiments/ or a folder in it
+        other = checkout / "dae"
+        if (other / "cli.py").exists() and not other.samefile(package):
+            warn(f"{script.name}: runs the package in {package}, not that in {other}; run: pip install -e {checkout}")
+
+
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main`, print a failure as one line on stderr, and exit.
 
@@ -215,6 +225,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         # So that a log file shows each epoch at once; and, as on stderr, any name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     message, run_dir, status = "", None, 0
+    _warn_of_other_package(Path(sys.argv[0]))
     try:
         main()
     except UsageError as error:

@@ -36,9 +36,6 @@ MISTAKES = [
     ("--preset fsat", ["--preset: unknown name 'fsat'; did you mean 'fast'?"]),
     ("--preset fast --config x.json", ["--preset and --config: give only one of them"]),
     ("--config none.json", ["none.json: cannot be read (", "No such file"]),
-    # What was removed
-    ("--reduction fast", ["--reduction was removed: gradients of several workers are always added exactly"]),
-    ("--reduction=exact", ["--reduction was removed"]),
     ("--precision float16", ["--precision: expected float32 or bfloat16", "unlike float16"]),
     # The folder
     ("--run-dir /proc/1/none", ["--run-dir: /proc/1/none cannot be written"]),
@@ -92,8 +89,6 @@ MISTAKES = [
     (f"{SMALL} --model {{}}/networks.py:normalized --start-from {{}}/start.keras", ["weights of another network"]),
     # The machine
     ("--devices gpu:7", ["--devices: expected some of ", "cpu:0", ", got gpu:7"]),
-    (f"{SMALL} --compile", ["--compile was removed: XLA slowed", "leave it out"]),
-    (f"{SMALL} --no-compile", ["--compile was removed"]),
     (f"{SMALL} --intra-op-threads 1000", ["--intra-op-threads: 1000 cannot be set, because TensorFlow was started"]),
 ]
 
