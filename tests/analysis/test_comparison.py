@@ -239,7 +239,7 @@ def test_tuning_starts_from_a_preset_and_has_a_seed_of_its_own(folder, trained, 
     done = run_in_process("compare_losses.py", *arguments, "--rates", "5", "--metric", "ssim", cwd=folder)
     assert done.stderr == ""
     out = Path("out")
-    assert tuned == [(name, 5, 0.03, "soap", "ssim", 5, out / name / "tuning") for name in ("bce", "mse")]
+    assert tuned == [(name, 5, 0.02, "soap", "ssim", 5, out / name / "tuning") for name in ("bce", "mse")]
     assert [(config.loss, config.seed, config.learning_rate, run) for config, run in trained] == [
         (name, seed, rate, out / name / "tuned" / f"seed-{seed}")
         for seed in (6, 7)
