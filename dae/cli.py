@@ -15,7 +15,7 @@ import tyro
 
 from dae import config as config_module
 from dae import startup
-from dae.config import PRESETS, REMOVED, RunConfig, flag, preset_fields, spelled
+from dae.config import PRESETS, RunConfig, preset_fields, spelled
 from dae.errors import Interrupted, RunError, UsageError, warn
 
 if TYPE_CHECKING:
@@ -123,10 +123,6 @@ def parse_config(arguments_class: type, argv: list[str] | None = None) -> Any:
     Flags override --preset or --config; without these, --resume starts from the run's own configuration, and anything
     else from the default. Prints the help and exits with 0 for --help. Raises UsageError for a mistake.
     """
-    given = {text.partition("=")[0].replace("_", "-") for text in (sys.argv[1:] if argv is None else argv)}
-    for name, replacement in REMOVED.items():
-        if {flag(name), flag(f"no_{name}")} & given:
-            raise UsageError(f"{flag(name)} was removed: {replacement}")
     base, _ = parse(_BaseArguments, argv, add_help=False, return_unknown_args=True)
     if base.preset is not None and base.config_file is not None:
         raise UsageError("--preset and --config: give only one of them")

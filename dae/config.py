@@ -168,14 +168,6 @@ class RuntimeConfig:
 # Settings that can name functions in users' files, or be Python functions.
 PLUGIN_FIELDS = ("noise", "model", "loss", "metrics", "optimizer", "schedule")
 
-# Fields and flags of earlier versions, with what replaces them.
-REMOVED = {
-    "reduction": "gradients of several workers are always added exactly; leave it out",
-    "compile": "XLA slowed every training that was tried; leave it out",
-    "profile": "TensorFlow profiles any program that runs (docs/tensorboard.md)",
-    "verbose": "set TF_CPP_MIN_LOG_LEVEL=0 to see TensorFlow's messages at its start",
-}
-
 
 # A dataclass orders fields from its last base to its first.
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +185,6 @@ class RunConfig(RuntimeConfig, ScheduleConfig, OptimizationConfig, ModelConfig, 
     def __new__(cls, /, *values: Any, **fields: Any) -> "RunConfig":
         """Reject unknown fields; `__init__` would raise a TypeError."""
         for name in fields:
-            if name in REMOVED:
-                raise UsageError(f"RunConfig: {name} was removed: {REMOVED[name]}")
             if name not in _field_types():
                 raise UsageError(f"RunConfig: unknown field {name!r}{suggestion(name, _field_types())}")
         return super().__new__(cls)

@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from dae import cli
-from dae.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class ShowNoiseArguments:
-    """Plot an image with each noise model at each level."""
+class ShowNoiseArguments(cli.ConfigArguments, cli.PresetArguments):
+    """Plot the first test image that the flags of run.py name, with each noise model at each level.
+
+    Of these flags, only those of the data, --clip-noise and --seed matter. Values outside [0, 1] are drawn as black or
+    white.
+    """
 
     noises: tuple[str, ...] | None = None
     """Noise models, one per row; None: all."""
@@ -17,22 +20,11 @@ class ShowNoiseArguments:
     """Levels, one per column."""
     output: str = "noise.png"
     """PNG file to write."""
-    dataset: str = "mnist"
-    """As --dataset of run.py."""
-    data: str | None = None
-    """As --data of run.py."""
-    image_size: int | tuple[int, int] | None = None
-    """As --image-size of run.py."""
-    clip_noise: bool = True
-    """Clip noisy images to [0, 1]; values outside are drawn as black or white in any case."""
-    seed: int = 0
-    """Seed of the noise."""
 
 
 def main() -> None:
-    arguments = cli.parse(ShowNoiseArguments)
-    names = ("dataset", "data", "image_size", "clip_noise", "seed")
-    config = RunConfig(validation_examples=0, **{name: getattr(arguments, name) for name in names})
+    arguments = cli.parse_config(ShowNoiseArguments)
+    config = dataclasses.replace(arguments.config, validation_examples=0)
     cli.import_tensorflow()
     from dae import plugins
     from dae.data import datasets, noise, pipeline

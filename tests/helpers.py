@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import settings
-from measure import local_tf_configs
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from dae.config import RunConfig
 from dae.data import noise
@@ -34,11 +31,9 @@ from dae.models import networks
 from dae.models.fused_layers import for_training
 from dae.optimizers import optimizers
 from dae.replicas import Replicas
-from dae.reporting import tensorboard
 from dae.resolved import Resolved
 from dae.training.train_state import TrainState
 from dae.training.train_step import TrainLoop, TrainStep, make_train_loop, make_train_step
-from dae.workdir.workdir import read_metrics
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -57,32 +52,14 @@ settings.load_profile("dae")
 fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")))
 
 
-def run_subprocess(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a script of experiments/ as a user does, from `cwd`."""
+def run_subprocess(
+    script: str, *arguments: object, cwd: Path | None = None, status: int = 0
+) -> subprocess.CompletedProcess:
+    """Run a script of experiments/ as a user does, from `cwd`, and assert its exit status."""
     command = [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-def start_workers(count: int, *arguments: object, cwd: Path, last: Sequence[object] = ()) -> list[subprocess.Popen]:
-    """Start run.py as this many workers on this machine, the chief first. The test must end them.
-
-    `last` are further arguments of the last worker.
-    """
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(EXPERIMENTS / "run.py"),
-                *map(str, (*arguments, *(last if number == count - 1 else ()))),
-            ],
-            cwd=cwd,
-            env={**os.environ, "TF_CONFIG": tf_config},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, tf_config in enumerate(local_tf_configs(count))
-    ]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, f"exit status {done.returncode}: {done.stderr}"
+    return done
 
 
 def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
@@ -95,8 +72,10 @@ def ended(workers: Sequence[subprocess.Popen], timeout: float = 120) -> list[tup
             worker.kill()
 
 
-def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a script of experiments/ in this process, which saves six seconds for importing TensorFlow."""
+def run_in_process(
+    script: str, *arguments: object, cwd: Path | None = None, status: int = 0
+) -> subprocess.CompletedProcess:
+    """Run a script in this process, which saves six seconds for importing TensorFlow, and assert its exit status."""
     command, before = [str(EXPERIMENTS / script), *map(str, arguments)], os.getcwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.chdir(cwd or before)
@@ -110,8 +89,8 @@ def run_in_process(script: str, *arguments: object, cwd: Path | None = None) -> 
             runpy.run_path(command[0], run_name="__main__")
     finally:
         os.chdir(before)
-    assert isinstance(exit.value.code, int)
-    return subprocess.CompletedProcess(command, exit.value.code, stdout.getvalue(), stderr.getvalue())
+    assert exit.value.code == status, f"exit status {exit.value.code}: {stderr.getvalue()}"
+    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager
@@ -161,30 +140,6 @@ def psnr(clean: np.ndarray, image: np.ndarray) -> float:
 def idx_bytes(images: np.ndarray) -> bytes:
     """Return uint8 images as the content of an IDX file."""
     return struct.pack(f">HBB{images.ndim}I", 0, 8, images.ndim, *images.shape) + images.tobytes()
-
-
-def events(folder: Path) -> EventAccumulator:
-    """Return all events of a folder, as TensorBoard reads them."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def scalar_values(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    """Return the steps and values of a scalar."""
-    return [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
-
-
-def check_curves(folder: Path) -> None:
-    """Assert that TensorBoard's curves of a run are the lines of metrics.jsonl, one value per epoch."""
-    lines = read_metrics(folder)
-    for name in ("train", "validation"):
-        shown = events(folder / "tensorboard" / name)
-        for tag in tensorboard.scalars(lines[0], name):
-            expected = [
-                (line["epoch"], pytest.approx(tensorboard.scalars(line, name)[tag], rel=1e-6)) for line in lines
-            ]
-            assert scalar_values(shown, tag) == expected, (name, tag)
 
 
 def random_values(seed: int, *shape: int) -> np.ndarray:

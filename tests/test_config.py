@@ -137,15 +137,6 @@ def test_an_unknown_field_is_rejected_with_a_suggestion():
             RunConfig(**values)
 
 
-def test_a_field_that_was_removed_says_what_replaces_it():
-    values: dict[str, Any] = {"reduction": "exact"}
-    for make in (RunConfig, lambda **values: dataclasses.replace(RunConfig(), **values)):
-        with pytest.raises(UsageError, match=r"^RunConfig: reduction was removed: gradients .* always added exactly"):
-            make(**values)
-    with pytest.raises(UsageError, match=r"^a\.json: RunConfig: reduction was removed"):
-        config_module.from_json('{"reduction": "fast"}', "a.json")
-
-
 def test_a_configuration_is_canonical_once_it_is_made(tmp_path, monkeypatch):
     """One spelling of a loss, absolute paths, and digests of users' files, at that time."""
     monkeypatch.chdir(tmp_path)

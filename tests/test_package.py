@@ -1,4 +1,4 @@
-"""The public names of `dae`, and the start of TensorFlow."""
+"""The public names of `dae`, its use from Python, and the figure of denoised images."""
 
 import subprocess
 import sys
@@ -11,7 +11,6 @@ from PIL import Image
 
 import dae
 from dae import config
-from dae.data import datasets
 from dae.data.images import Images
 from dae.reporting import plots
 
@@ -55,13 +54,6 @@ dae.train(config, "{tmp_path}/run", quiet=True)
 """
     done = run_python(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_presets_take_few_pictures(tmp_path, mnist):
-    for number in range(10):
-        Image.fromarray(mnist.test.pixels[number, ..., 0]).save(tmp_path / f"{number}.png")
-    splits = datasets.load(dae.preset("good", data=str(tmp_path)))
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [9, 0, 1]
 
 
 @pytest.mark.parametrize(("shape", "columns"), [((28, 28), 10), ((1100, 40), 4)])

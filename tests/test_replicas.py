@@ -152,7 +152,7 @@ def test_changes_of_variables_are_averaged_over_the_images_and_other_variables_k
     assert frozen.numpy().tobytes() == before
 
 
-def test_mean_adds_neighbors_first():
+def test_mean_adds_neighbours_first():
     """TensorFlow's optimizer of graphs would add a chain of tensors in another order."""
     batch = batch_with(5)
     mean, _ = tf.function(lambda batch: Replicas(shards=5).mean(lambda shard: shard.clean[0], batch))(batch)
@@ -193,7 +193,7 @@ def test_devices_that_do_not_exist_or_are_repeated_are_rejected(names, message):
     ("workers", "batch_size", "whole_batches", "expected"),
     [(2, 128, False, 2 * 2), (3, 128, False, 3 * 2), (2, 128, True, 2), (4, 16, False, 4), (1, 128, True, 1)],
 )
-def test_shards_are_divided_among_the_workers(workers, batch_size, whole_batches, expected, monkeypatch):
+def test_by_default_each_worker_has_a_power_of_two_of_shards(workers, batch_size, whole_batches, expected, monkeypatch):
     monkeypatch.setattr(runtime, "cores", lambda: 3)
     (first, *_) = group(workers)
     threads = tf.config.threading.get_intra_op_parallelism_threads()

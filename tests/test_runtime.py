@@ -179,8 +179,7 @@ def test_scripts_run_whatever_keras_json_and_the_variable_for_its_legacy_version
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     np.savez(tmp_path / "images.npz", x_train=IMAGES["x_train"], x_test=IMAGES["x_test"])
     (tmp_path / "config.json").write_text(to_json(replace(QUICK, data=str(tmp_path / "images.npz"))))
-    done = run_subprocess("run.py", "--config", tmp_path / "config.json", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_subprocess("run.py", "--config", tmp_path / "config.json", "--run-dir", "run", cwd=tmp_path)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["test_bce"] == pytest.approx(expected[0]["test_bce"], rel=1e-5)
 
@@ -189,8 +188,8 @@ def test_scripts_run_whatever_keras_json_and_the_variable_for_its_legacy_version
 def test_a_keras_json_that_keras_rejects_is_named_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "keras.json").write_text(json.dumps({"floatx": "float7"}))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    done = run_subprocess("run.py", "--run-dir", "run", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = run_subprocess("run.py", "--run-dir", "run", cwd=tmp_path, status=2)
+    assert done.stderr.count("\n") == 1
     assert "keras.json" in done.stderr
     assert not (tmp_path / "run").exists()
 

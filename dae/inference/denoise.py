@@ -95,15 +95,6 @@ class Denoiser:
     def _colour(self) -> "Denoiser":
         return Denoiser(load_model(PRETRAINED / "colour"), self._tile_pixels, self._self_ensemble)
 
-    def value_range(self, dtype: np.dtype, ends: tuple[float, float] | None = None) -> ValueRange:
-        """Return the value range of images of this type, of which `ends` are black and white if they are given.
-
-        Raises UsageError for a type without a usual range on which the model was not trained.
-        """
-        if ends is not None or self._trained_on is None:
-            return ValueRange.requested(ends, dtype)
-        return self._trained_on.of(dtype)
-
     def check(self, height: int, width: int, channels: int) -> None:
         """Raise UsageError if the network cannot denoise images of this size."""
         if self.channels != channels and 1 not in (self.channels, channels):
@@ -141,7 +132,10 @@ class Denoiser:
         source: str = "images",
     ) -> None:
         """Denoise images [N, H, W, C], which messages call `source`, into an array of the same shape and type."""
-        scale = self.value_range(images.dtype, value_range)
+        if value_range is None and self._trained_on is not None:
+            scale = self._trained_on.of(images.dtype)
+        else:
+            scale = ValueRange.requested(value_range, images.dtype)
         count, height, width, channels = images.shape
         self.check(height, width, channels)
         values.check(images, scale)

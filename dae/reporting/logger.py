@@ -32,11 +32,6 @@ class Console:
             for line in lines:
                 tqdm.write(line)
 
-    def print_layers(self, model: keras.Model) -> None:
-        """Print the table of a model's layers, as wide as the terminal."""
-        if not self.quiet:
-            model.summary()
-
 
 class Logger:
     """Reports the progress of a run and the results of its epochs; a context manager that closes what it opens."""

@@ -1,18 +1,17 @@
-"""Stopping a run: by a signal, to this process or to another worker, or because a callback failed on the chief."""
+"""Stopping a run by a signal, to this process or to another worker."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dae.errors import Interrupted, RunError
+from dae.errors import Interrupted
 from dae.replicas import ALONE, Replicas
 
 # Schedulers such as SLURM can send SIGUSR1 before they end a job; a terminal that is closed sends SIGHUP.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-_FAILED = b"failed"
 
 
 class Interruption(contextlib.AbstractContextManager):
@@ -48,23 +47,11 @@ class Interruption(contextlib.AbstractContextManager):
     def raise_if_pending(self, when: str, save: Callable[[], object] = lambda: None) -> None:
         """Call `save` and raise Interrupted, on all workers, if any of them has received a signal.
 
-        All workers must call this at the same point. `when` completes the message "stopped and saved after ...". Raises
-        RunError if the block of `announced` has raised an exception on another worker.
+        All workers must call this at the same point. `when` completes the message "stopped and saved after ...".
         """
         statuses = self._replicas.exchange(b"".join(str(number).encode() for number in self._received[:1]))
-        if _FAILED in statuses:
-            raise RunError(f"another worker has failed after {when}")
         if any(statuses):
             save()
             self._replicas.exchange(b"")  # wait until the chief has saved, because workers fail with one that ends
             number = int(next(filter(None, statuses)))
             raise Interrupted(number, f"stopped and saved after {when}", self._run_dir)
-
-    @contextlib.contextmanager
-    def announced(self) -> Iterator[None]:
-        """Tell the other workers, which wait in `raise_if_pending`, if the block raises an exception."""
-        try:
-            yield
-        except BaseException:
-            self._replicas.exchange(_FAILED)
-            raise

@@ -28,7 +28,6 @@ from dae.models.fused_layers import SeededNetwork, for_training
 from dae.optimizers import optimizers
 from dae.replicas import ALONE, Replicas
 from dae.resolved import Resolved
-from dae.training import memory
 from dae.training.train_state import TrainState
 from dae.workdir.model_files import load_model, weights_digest
 
@@ -161,7 +160,6 @@ def prepare(
         networks.check(config, model, batch)
         model(batch.noisy[:1], training=False)  # the model has losses of activities only after a call
     is_bounded = networks.is_bounded(config, model, batch.noisy)
-    memory.warn_if_scarce(model, len(batch.clean) / replicas.workers)
     brightness = config.initial_brightness
     if brightness is None:
         brightness = round(min(max(mean_brightness(splits.train), 0.01), 0.99), 4)

@@ -130,7 +130,8 @@ def train_task(task: Task, run: Workdir, console: Console, on_epoch_end: OnEpoch
     checkpoints.share()
     objective = task.objective(state.step)
     console.print(runtime.describe(task.resolved, task.replicas), f"loss: {objective.describe()}")
-    console.print_layers(task.model)
+    if not console.quiet:
+        task.model.summary()
     evaluate = make_evaluator(task.evaluated_model, task.evaluated_objective(state.step), task.metrics, task.replicas)
     train_step = make_train_step(state, objective, task.network, task.replicas)
     train_loop = make_train_loop(train_step, state)
@@ -191,6 +192,5 @@ def train_epochs(
         logger.write_epoch(results)
         state.start_epoch()
         checkpoints.save_epoch(epoch, results.get(task.criterion))
-        with interruption.announced():
-            on_epoch_end(EpochEnd(results, task.evaluated_model, int(state.step)))
+        on_epoch_end(EpochEnd(results, task.evaluated_model, int(state.step)))
         interruption.raise_if_pending(f"epoch {epoch}")

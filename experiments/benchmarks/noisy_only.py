@@ -25,6 +25,7 @@ VALIDATION = 8
 SETS = ("Set12", "BSD68")
 NEED_LEVEL = ("sure", "recorrupted")
 NEED_CLEAN = ("mse",)
+LEVEL = 25 / 255  # of the Gaussian noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,6 @@ class NoisyOnlyArguments:
     """Folder with the folders Train400, Set12 and BSD68."""
     losses: tuple[str, ...] = ("mse", "neighbor2neighbor", "noise2void", "recorrupted", "sure")
     """Losses; mse is trained on the clean pictures."""
-    noise: str = "gaussian"
-    """Noise model."""
-    level: float = 25 / 255
-    """Its noise level."""
     epochs: int = 30
     """Epochs of each run."""
     precision: str = "float32"
@@ -90,8 +87,7 @@ def main() -> None:
     clean = preset(
         "photo",
         data=str(natural / "Train400"),
-        noise=arguments.noise,
-        noise_level=arguments.level,
+        noise_level=LEVEL,
         epochs=arguments.epochs,
         validation_examples=VALIDATION,
         precision=arguments.precision,
@@ -110,8 +106,8 @@ def main() -> None:
     for loss in arguments.losses:
         config = dataclasses.replace(clean, loss=loss)
         if loss not in NEED_CLEAN:
-            level = arguments.level if loss in NEED_LEVEL else None
-            config = dataclasses.replace(config, data=None, noisy=str(noisy), noise="gaussian", noise_level=level)
+            level = LEVEL if loss in NEED_LEVEL else None
+            config = dataclasses.replace(config, data=None, noisy=str(noisy), noise_level=level)
         folder = output / loss
 
         def save_weights(end: EpochEnd, folder: Path = folder) -> None:

@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol
 
-import keras_fit
 import numpy as np
 
 from dae import cli
 from dae.config import RunConfig
 from dae.data import datasets
 from dae.errors import lookup
+
+NOISE_LEVEL = 0.5  # that of the tutorial
 
 
 class Lap(Protocol):
@@ -65,14 +66,20 @@ def dae_train(config: RunConfig, start: Start) -> None:
 
 
 def fit(config: RunConfig, start: Start) -> None:
-    """Train with Keras's `fit` as in keras_fit.py, but with the validation images of `config`."""
+    """Train with Keras's `fit` as the tutorial does, on noise made once, with the validation images of `config`."""
     os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)  # set by dae; the tutorial leaves it to TensorFlow
     cli.import_tensorflow()
+    import keras
+
     from dae.data import pipeline
+    from dae.models import networks
 
     lap = start()
-    model, splits = keras_fit.compiled(config), datasets.load(config)
-    noisy, clean = keras_fit.with_noise(splits.train.pixels)
+    splits = datasets.load(config)
+    keras.utils.set_random_seed(config.seed)
+    model = networks.build(config, splits.train.image_shape)
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    noisy, clean = with_noise(splits.train.pixels)
     batches = list(pipeline.evaluation_batches(splits.validation, config, "validation"))
     validation = [np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean")]
     for epoch in itertools.count(1):
@@ -102,16 +109,23 @@ def pytorch(config: RunConfig, start: Start, compiled: bool = False) -> None:
     for epoch in itertools.count(1):
         for indices in torch.randperm(len(images)).split(config.batch_size):
             clean = (images[indices].float() / 255).contiguous(**layout)
-            noisy = (clean + keras_fit.NOISE_LEVEL * torch.randn_like(clean)).clamp(0, 1)
+            noisy = (clean + NOISE_LEVEL * torch.randn_like(clean)).clamp(0, 1)
             optimizer.zero_grad()
             compute(noisy, clean).backward()
             optimizer.step()
         lap({}, functools.partial(test_psnr, denoise, config) if epoch == config.epochs else dict)
 
 
+def with_noise(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (noisy, clean), float32 in [0, 1], for uint8 images, with NumPy's global random numbers."""
+    clean = images.astype(np.float32) / 255
+    noisy = np.clip(clean + np.random.normal(0, NOISE_LEVEL, clean.shape), 0, 1)
+    return noisy.astype(np.float32), clean
+
+
 def test_psnr(denoise: Callable[[np.ndarray], np.ndarray], config: RunConfig) -> dict[str, float]:
     """Return the mean PSNR of the denoised test images, without TensorFlow, beside which PyTorch may crash."""
-    noisy, clean = keras_fit.with_noise(datasets.load(config).test.pixels)
+    noisy, clean = with_noise(datasets.load(config).test.pixels)
     errors = [
         ((denoise(noisy[i : i + 500]) - clean[i : i + 500]) ** 2).mean((1, 2, 3)) for i in range(0, len(clean), 500)
     ]

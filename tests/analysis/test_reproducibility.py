@@ -186,8 +186,7 @@ def test_durations_are_ignored(state, tiny_run, copy):
 def test_verify_reports_the_first_difference_from_a_rerun(finished_run, tmp_path):
     run = shutil.copytree(finished_run("plain"), tmp_path / "run")
     change_lines(run, lambda lines: lines[1].update(validation_mse=0.5))
-    completed = run_in_process("verify.py", run)
-    assert completed.returncode == 1
+    completed = run_in_process("verify.py", run, status=1)
     assert "metrics.jsonl, epoch 2: validation_mse" in completed.stderr
     assert "identical" not in completed.stdout
 

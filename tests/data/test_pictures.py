@@ -211,15 +211,6 @@ def test_a_stack_that_was_cut_off_is_rejected(compression, tmp_path):
             pictures.read(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_16_bit_png_is_read_exactly(channels, tmp_path):
-    stored = random_pixels("uint16", 21, 30, channels)
-    (tmp_path / "a.png").write_bytes(png_bytes(stored))
-    picture = pictures.read_picture(tmp_path / "a.png")
-    assert pictures.read_header(tmp_path / "a.png") == (1, 21, 30, channels, np.uint16)
-    np.testing.assert_array_equal(picture.pixels[0], stored)
-
-
 def test_the_transparent_colour_of_a_16_bit_png_becomes_white(tmp_path):
     for channels in (1, 3):
         stored = random_pixels("uint16", 21, 30, channels)

@@ -1,7 +1,6 @@
-"""Each script in experiments/benchmarks/, on few images."""
+"""Scripts in experiments/benchmarks/, on few images; noise_levels.py, noisy_only.py and zero_shot.py have no test."""
 
 import functools
-import importlib
 import importlib.util
 import json
 import shutil
@@ -9,25 +8,19 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from growth import exponent
 from helpers import EXPERIMENTS, run_in_process
+from measure import Program, in_turn
 from PIL import Image
+from programs import operations_per_image
 
 from dae.config import RunConfig
 from dae.errors import RunError
 from dae.models import networks
 from dae.training.trainer import train
-from dae.workdir.model_files import load_model
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """The folder of the scripts, from which they import each other."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS / "benchmarks"))
-
-
-def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count(scripts):
-    from measure import in_turn
-
+def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count():
     calls = []
 
     def call(name):
@@ -39,9 +32,7 @@ def test_functions_are_called_in_turn_after_a_warm_up_that_does_not_count(script
     assert calls == ["a", "b"] * 3
 
 
-def test_a_program_that_fails_is_reported_in_one_line_with_the_end_of_its_log(scripts):
-    from measure import Program
-
+def test_a_program_that_fails_is_reported_in_one_line_with_the_end_of_its_log():
     with Program("nothing", RunConfig()) as program, pytest.raises(RunError, match=r"^nothing: .*KeyError: 'nothing'$"):
         program.epoch()
 
@@ -52,8 +43,7 @@ def test_benchmark_compares_each_program_with_the_first_and_fails_if_dae_is_slow
     programs = ["fit", "dae", "limit", "train step", "denoise"]
     programs += ["PyTorch"] if importlib.util.find_spec("torch") else []
     arguments = ("--rounds", 1, "--train-examples", 640, "--output", "out", "--require", 1000, "--only", *programs)
-    done = run_in_process("benchmarks/benchmark.py", *arguments, "--checkouts", checkout, cwd=tmp_path)
-    assert done.returncode == 1
+    done = run_in_process("benchmarks/benchmark.py", *arguments, "--checkouts", checkout, cwd=tmp_path, status=1)
     assert f"--require: expected 1000.0 times the speed of dae of {checkout}" in done.stderr
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     speeds = saved["images_per_second"]
@@ -70,9 +60,10 @@ def test_benchmark_compares_each_program_with_the_first_and_fails_if_dae_is_slow
 
 
 @pytest.mark.parametrize("name", ["conv", "patches", "unet"])
-def test_the_pytorch_network_computes_the_same_as_the_keras_network(name, scripts):
+def test_the_pytorch_network_computes_the_same_as_the_keras_network(name):
     torch = pytest.importorskip("torch", reason="needs the extra `peers`")
-    torch_networks = importlib.import_module("torch_networks")
+    import torch_networks
+
     model, copy = networks.build(RunConfig(model=name, width=2), (28, 28, 1)), torch_networks.NETWORKS[name](2)
     random = np.random.default_rng(1)
     for weight in model.weights:  # so that biases matter
@@ -87,9 +78,7 @@ def test_the_pytorch_network_computes_the_same_as_the_keras_network(name, script
     np.testing.assert_allclose(denoised.transpose(0, 2, 3, 1), model(images, training=False), atol=1e-4)
 
 
-def test_operations_of_strided_and_transposed_convolutions_are_counted(scripts):
-    from programs import operations_per_image
-
+def test_operations_of_strided_and_transposed_convolutions_are_counted():
     noisy = keras.Input((8, 8, 1))
     x = keras.layers.Conv2D(3, 4, strides=2, padding="same")(noisy)
     model = keras.Model(noisy, keras.layers.Conv2DTranspose(1, 6, strides=2, padding="same")(x))
@@ -98,10 +87,9 @@ def test_operations_of_strided_and_transposed_convolutions_are_counted(scripts):
 
 
 @pytest.mark.slow
-def test_a_record_is_the_mean_psnr_after_the_last_epoch_of_several_seeds(tmp_path):
+def test_a_record_has_the_psnr_of_the_model_that_is_kept_for_each_of_several_seeds(tmp_path):
     settings = ("--seeds", 2, "--train-examples", 1280, "--epochs", 2, "--programs", "dae", "fit")
     done = run_in_process("benchmarks/record.py", *settings, "--target", 9, "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "record.json").read_text())["results"]
     for seed, run in enumerate(results["dae"]):
         report = train(RunConfig(train_examples=1280, epochs=2, seed=seed), tmp_path / f"seed-{seed}", quiet=True)
@@ -120,7 +108,6 @@ def test_models_are_measured_beside_published_figures(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "Set12" / f"{number}.png")
     arguments = (tmp_path, "--sets", "Set12", "--self-ensemble", "--rounded")
     done = run_in_process("benchmarks/standard_photographs.py", *arguments)
-    assert done.returncode == 0, done.stderr
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     titles = [row[0] for row in table]
     assert titles[0] == "Set12"
@@ -138,7 +125,6 @@ def test_models_are_measured_beside_published_figures(tmp_path):
 @pytest.mark.slow
 def test_the_operations_of_a_step_are_listed_with_their_fractions_of_the_time():
     done = run_in_process("benchmarks/operations.py", "--steps", 5, "--train-examples", 640, "--batch-size", 32)
-    assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
     fractions = [float(row[2].rstrip("%")) for row in rows]
     assert fractions == sorted(fractions, reverse=True)
@@ -149,21 +135,16 @@ def test_the_operations_of_a_step_are_listed_with_their_fractions_of_the_time():
 @pytest.mark.slow
 def test_startup_times_each_command():
     done = run_in_process("benchmarks/startup.py", "--rounds", 1)
-    assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("| run.py")]) == 3
 
 
 @pytest.mark.parametrize("cost", [lambda size: 600 + 3 * size, lambda size: 0.1 + 1e-4 * (size - 10) ** 2])
-def test_the_exponent_of_growth_is_that_above_the_fixed_cost(cost, scripts):
-    from growth import exponent
-
+def test_the_exponent_of_growth_is_that_above_the_fixed_cost(cost):
     sizes = [10, 100, 1000, 10_000]
     assert exponent(sizes, [cost(size) for size in sizes]) == pytest.approx(1 if cost(10) > 600 else 2)
 
 
-def test_the_exponent_of_a_constant_cost_is_about_zero(scripts):
-    from growth import exponent
-
+def test_the_exponent_of_a_constant_cost_is_about_zero():
     assert abs(exponent([300, 600, 900], [0.05, 0.052, 0.051])) < 0.02
     assert exponent([1, 3], [2, 6]) == pytest.approx(1)
 
@@ -172,7 +153,6 @@ def test_the_exponent_of_a_constant_cost_is_about_zero(scripts):
 def test_growth_measures_each_axis_and_prints_the_model_of_several_workers(tmp_path):
     arguments = ("--axes", "batch_size", "workers", "--points", 2, "--output", "out")
     done = run_in_process("benchmarks/growth.py", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     costs = json.loads((tmp_path / "out" / "growth.json").read_text())["costs"]
     assert {axis: [size for size, *_ in points] for axis, points in costs.items()} == {
         "batch_size": [16, 64],
@@ -187,16 +167,7 @@ def test_growth_measures_each_axis_and_prints_the_model_of_several_workers(tmp_p
 @pytest.mark.slow
 def test_runs_that_were_killed_and_resumed_end_identical():
     done = run_in_process("benchmarks/kill_and_resume.py", "--kills", 1, "--workers", 2, "--seed", 5)
-    assert done.returncode == 0, done.stderr
     assert "1 kills" in done.stdout
-
-
-@pytest.mark.slow
-def test_keras_fit_writes_a_model(tmp_path):
-    arguments = ("--epochs", 1, "--train-examples", 500, "--output", tmp_path / "fit.keras")
-    done = run_in_process("benchmarks/keras_fit.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert load_model(tmp_path / "fit.keras").count_params() == 4_385
 
 
 # The only test that needs a browser, which pip cannot install and neither the README nor CI asks for.
@@ -206,7 +177,6 @@ def test_keras_fit_writes_a_model(tmp_path):
     reason="needs the extra `browser`, Chromium and its driver",
 )
 def test_screenshots_of_every_tab_are_saved(tiny_run, tmp_path):
-    done = run_in_process("benchmarks/screenshots.py", "--logdir", tiny_run, "--output", tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_in_process("benchmarks/screenshots.py", "--logdir", tiny_run, "--output", tmp_path)
     for name in ("scalars", "images", "train_step", "network", "hparams"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000

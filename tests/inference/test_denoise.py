@@ -203,7 +203,7 @@ def test_progress_counts_every_pixel_once(patches):
     ("ends", "dtype", "name"),
     [((0, 4095), np.uint16, "a.keras"), ((-1, 1), np.float32, "a.h5"), ((-1000, 2000), np.int16, "a.keras")],
 )
-def test_a_run_denoises_its_type_of_images_in_its_value_range_and_others_in_theirs(ends, dtype, name, mnist, tmp_path):
+def test_a_model_denoises_its_type_of_images_in_its_range_and_others_in_theirs(ends, dtype, name, mnist, tmp_path):
     trained_on, model = ValueRange.requested(ends, dtype), small_network((28, 28, 1))
     save_model(model, tmp_path / name, trained_on)
     noisy = mnist.test.pixels[:3] / np.float32(255)

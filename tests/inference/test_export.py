@@ -189,7 +189,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch,
         export.check_request("onnx", tmp_path / "model.onnx")
 
 
-def test_an_exported_file_holds_the_value_range_of_the_runs_images(format_name, tmp_path):
+def test_an_exported_model_holds_its_value_range_and_computes_the_same(format_name, tmp_path):
     model, output = sizes.any_size(small_network((28, 28, 1))), tmp_path / OUTPUTS[format_name]
     model.dae_value_range = ValueRange(0, 4095, "uint16")
     export.export(model, format_name, output)

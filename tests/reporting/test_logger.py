@@ -11,7 +11,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -21,8 +20,6 @@ from dae.data import pipeline
 from dae.reporting import logger
 from dae.reporting.logger import Console, Logger
 from dae.workdir.workdir import Workdir
-
-SMALL = ["--train-examples", "3000", "--validation-examples", "64", "--epochs", "2", "--batch-size", "32"]
 
 
 @contextlib.contextmanager
@@ -53,15 +50,6 @@ def check_bar(shown: str, columns: int) -> None:
     assert sum("loss 0." in piece for piece in pieces) > 3
     assert max(map(len, pieces)) < columns  # a full line would put the next one below it
     assert len(shown.splitlines()) - shown.count("\r") <= 2, "the bar moves down the screen"
-
-
-def run_on_terminal(columns: int, *arguments: str, cwd: Path) -> tuple[str, str]:
-    """Run run.py, and return its stdout, which is a file, and its stderr, which is a terminal."""
-    command = [sys.executable, str(EXPERIMENTS / "run.py"), *SMALL, *arguments]
-    with open_terminal(columns) as (terminal, shown), (cwd / "stdout").open("w") as stdout:
-        status = subprocess.run(command, cwd=cwd, stdout=stdout, stderr=terminal, timeout=300).returncode
-    assert status == 0, b"".join(shown).decode()
-    return (cwd / "stdout").read_text(), b"".join(shown).decode()
 
 
 @pytest.fixture
@@ -121,15 +109,14 @@ def test_epochs_are_formatted_with_and_without_validation():
 @pytest.mark.slow
 def test_run_shows_a_bar_on_stderr_and_a_line_for_each_epoch_on_stdout_and_has_a_readable_new_name(tmp_path):
     (tmp_path / "runs" / "mnist-conv-bce").mkdir(parents=True)
-    stdout, shown = run_on_terminal(40, cwd=tmp_path)
+    flags = ["--train-examples", "3000", "--validation-examples", "64", "--epochs", "2", "--batch-size", "32"]
+    command = [sys.executable, str(EXPERIMENTS / "run.py"), *flags]
+    with open_terminal(40) as (terminal, pieces), (tmp_path / "stdout").open("w") as file:
+        status = subprocess.run(command, cwd=tmp_path, stdout=file, stderr=terminal, timeout=300).returncode
+    stdout, shown = (tmp_path / "stdout").read_text(), b"".join(pieces).decode()
+    assert status == 0, shown
     check_bar(shown, 40)
     lines = [line for line in stdout.splitlines() if line.startswith("epoch ")]
     assert [line.partition(": train loss 0")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
     assert "encoder (MaxPooling2D)" in stdout
     assert (tmp_path / "runs" / "mnist-conv-bce-2" / "report.json").exists()
-
-
-@pytest.mark.slow
-def test_quiet_run_prints_nothing_even_on_a_terminal(tmp_path):
-    assert run_on_terminal(80, "--quiet", "--run-dir", "run", cwd=tmp_path) == ("", "")
-    assert (tmp_path / "run" / "report.json").exists()

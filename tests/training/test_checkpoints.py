@@ -1,4 +1,4 @@
-"""The state of training and its checkpoints: damaged, missing and outdated ones, and those within an epoch."""
+"""The state of training and its checkpoints: damaged ones, missing ones, those of another model, remains of a kill."""
 
 import math
 import os

@@ -1,15 +1,18 @@
 """Runs on several devices and workers have the bits of one; and their noise does not even depend on the shards."""
 
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ended, start_workers
+from helpers import ended
+from measure import RUN_SCRIPT, local_tf_configs, start_workers
 from runs import config_of
 
 from dae import config as config_module
@@ -86,9 +89,15 @@ def one_process(folder: Path, name: str, run_dir: str, devices: Sequence[str] = 
     trainer.train(saved, folder / run_dir, devices=devices, resume=resume, quiet=True)
 
 
+def start_run(workers: int, *arguments: object, cwd: Path) -> list[subprocess.Popen]:
+    """Start run.py as this many workers on this machine, the chief first. The test must end them."""
+    command = [sys.executable, RUN_SCRIPT, *map(str, arguments)]
+    return start_workers(command, workers, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def several_workers(folder: Path, count: int, name: str, run_dir: str, *arguments: str) -> None:
     """Train the run with `count` workers, of which only the chief may print."""
-    workers = ended(start_workers(count, "--config", f"{name}.json", "--run-dir", run_dir, *arguments, cwd=folder))
+    workers = ended(start_run(count, "--config", f"{name}.json", "--run-dir", run_dir, *arguments, cwd=folder))
     assert [status for status, *_ in workers] == [0] * count, workers
     assert f"with {count} workers" in workers[0][1]
     assert [output for _, output, _ in workers[1:]] == [""] * (count - 1)
@@ -161,7 +170,7 @@ def test_workers_of_which_one_is_killed_or_has_a_signal_all_end_and_any_number_r
     one_process(folder, "long", "one")
     run, epochs = folder / "two", 0
     for stopped, number in ((1, signal.SIGUSR1), (0, signal.SIGKILL)):
-        workers = start_workers(2, "--config", "long.json", "--run-dir", "two", "--resume", cwd=folder)
+        workers = start_run(2, "--config", "long.json", "--run-dir", "two", "--resume", cwd=folder)
         wait_for_an_epoch(run, workers, epochs)
         workers[stopped].send_signal(number)
         start = time.monotonic()
@@ -210,7 +219,7 @@ class Different(keras.Layer):
 def test_workers_whose_weights_differ_fail(folder):
     (folder / "different.py").write_text(DIFFERENT)
     loss = ("--loss", "different.py:Different", "--bce-steps", 0)
-    for status, _, errors in ended(start_workers(2, "--config", "losses.json", *loss, "--run-dir", "run", cwd=folder)):
+    for status, _, errors in ended(start_run(2, "--config", "losses.json", *loss, "--run-dir", "run", cwd=folder)):
         assert status == 1
         assert "the weights of worker 1 differ from those of worker 0 after step 7" in errors
     assert not list((folder / "run" / "checkpoints" / "latest").glob("ckpt-7*"))
@@ -218,7 +227,12 @@ def test_workers_whose_weights_differ_fail(folder):
 
 @pytest.mark.slow
 def test_workers_with_other_settings_are_rejected(folder):
-    workers = start_workers(2, "--config", "soap.json", "--run-dir", "run", cwd=folder, last=["--seed", 1])
+    command = [sys.executable, RUN_SCRIPT, "--config", "soap.json", "--run-dir", "run", "--seed"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [
+        subprocess.Popen([*command, str(seed)], cwd=folder, env={**os.environ, "TF_CONFIG": tf_config}, **pipes)
+        for seed, tf_config in enumerate(local_tf_configs(2))
+    ]
     for status, _, errors in ended(workers):
         assert status == 2
         assert "worker 1 has another configuration than worker 0: seed 1, not 0" in errors

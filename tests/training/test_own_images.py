@@ -240,15 +240,6 @@ def test_correlated_noise_is_warned_of(files, tmp_path, capsys):
     assert warning.startswith(f"warning: --noisy: {tmp_path}: ")
 
 
-def test_preset_photo_works_for_noisy_pictures_without_a_noise_level(folder, tmp_path):
-    argv = ["--preset", "photo", "--noisy", str(folder), "--loss", "neighbor2neighbor"]
-    config = cli.parse_config(cli.RunArguments, argv).config
-    assert config == config_module.preset("photo", noisy=str(folder), loss="neighbor2neighbor")
-    assert config.noise_level is None
-    pairs = cli.parse_config(cli.RunArguments, [*argv[:4], "--clean", str(tmp_path)]).config
-    assert pairs.noise_level == config_module.PRESETS["photo"]["noise_level"]
-
-
 @pytest.mark.parametrize(("loss", "is_warned"), [("sure", True), ("recorrupted", False)])
 def test_sure_for_a_network_that_is_not_bounded_gives_a_warning(loss, is_warned, folder, files, capsys):
     def linear(image_shape):

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,7 +21,7 @@ from dae.data.pipeline import equal_batches, steps_per_epoch
 from dae.errors import RunError, UsageError
 from dae.models import networks
 from dae.reporting.logger import warn_if_collapsed
-from dae.training import memory, trainer
+from dae.training import trainer
 from dae.training.calls import VALUES_PER_LOOP, loop_calls
 from dae.training.checkpoints import saved_in
 from dae.workdir.workdir import read_metrics
@@ -177,7 +176,7 @@ def test_a_run_whose_loss_depends_on_progress_cannot_grow(finished_run, files, t
     assert (copy / "report.json").exists()
 
 
-# Failures
+# Failures, and warnings of scarce memory
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(files, tmp_path, monkeypatch, capsys):
@@ -207,23 +206,3 @@ def test_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tiny_run, tm
     assert saved_in(tmp_path / "run" / "checkpoints" / "latest") == []
     trainer.train(TINY, tmp_path / "run", resume=True, quiet=True)
     assert first_difference(tmp_path / "run", tiny_run) is None
-
-
-def test_a_layer_with_several_outputs_counts_with_all_of_them(capsys):
-    noisy = keras.Input((28, 28, 1))
-    encoder = keras.Model(noisy, [keras.layers.Conv2D(4, 1)(noisy), keras.layers.Conv2D(8, 1)(noisy)])
-    model = keras.Model(noisy, keras.layers.Conv2D(1, 1)(keras.layers.Concatenate()(encoder(noisy))))
-    memory.warn_if_scarce(model, 1e9)
-    values = 28 * 28 * ((4 + 8 + 1) + 2 * 8 + 4)  # outputs, two gradients, batches ahead
-    assert f" needs about {4 * values:.1f} GB" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("width", "batch_size", "warns"), [(1, 128, False), (256, 50_000, True)])
-def test_a_batch_that_is_too_large_has_a_warning_of_one_line(width, batch_size, warns, capsys):
-    model = networks.sketch(RunConfig(model="dncnn", width=width), (28, 28, 1))  # without values, which need memory
-    assert model is not None
-    memory.warn_if_scarce(model, batch_size)
-    captured = capsys.readouterr()
-    start = "warning: --batch-size, --patch-size: a step with 50000 images of 28 x 28 needs about "
-    assert (captured.out, captured.err.count("\n")) == ("", int(warns))
-    assert captured.err.startswith(start if warns else "")

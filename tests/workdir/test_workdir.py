@@ -44,6 +44,7 @@ def content(folder: Path) -> dict[str, bytes]:
     [
         ({}, "mnist-conv-bce"),
         ({"loss": "bce + 0.10* ssim"}, "mnist-conv-bce+0.1xssim"),
+        ({"loss": "bce + 0.1*mine.py:my_loss"}, "mnist-conv-bce+0.1xmy_loss"),
         ({"dataset": "cifar10"}, "cifar10-conv-bce"),
         ({"data": "/images/my faces.npz"}, "myfaces-conv-bce"),
         ({"data": "/images/été/"}, "été-conv-bce"),
@@ -51,6 +52,7 @@ def content(folder: Path) -> dict[str, bytes]:
 )
 def test_default_folder_is_named_after_data_model_and_loss(changes, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("mine.py").touch()
     config = RunConfig(**changes)
     assert workdir.new_path(config) == Path("runs", name)
     Path("runs", name).mkdir(parents=True)
