@@ -176,7 +176,7 @@ def test_a_run_whose_loss_depends_on_progress_cannot_grow(finished_run, files, t
     assert (copy / "report.json").exists()
 
 
-# Failures, and warnings of scarce memory
+# Failures
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_earlier_checkpoints(files, tmp_path, monkeypatch, capsys):
